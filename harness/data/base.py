@@ -1,0 +1,120 @@
+"""The interface of a data set: official files in, uint8 arrays in one label encoding out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from harness.errors import UserError, nearest
+from harness.schema import schema
+
+Supervision = Literal["full", "scribble", "point", "block", "box", "image"]
+SUPERVISIONS: tuple[Supervision, ...] = ("full", "scribble", "point", "block", "box", "image")
+
+
+@schema
+class LabelSpec:
+    """Which weak labels a recipe trains on. Everything here enters the training digest."""
+
+    source: Literal["simulated", "official"] = "simulated"
+    """Drawn from the dense masks by `harness.data.weak_labels`, or read from annotators' files."""
+    format: Literal["", "png", "xml", "polyline", "clicks"] = ""
+    """Official files only: palette or grey PNG, ScribbleSup XML, polyline text, What's-the-Point JSON."""
+    folder: str = ""
+    """Official files only: their folder (or JSON file), relative to the data set's own folder or absolute."""
+    background: str = ""
+    """Clicks only: a second JSON file holding background clicks, which What's the Point lacks."""
+    stroke: int = 3
+    """Width in pixels of drawn strokes and diameter of drawn clicks (1 in BLPSeg, 3 in rloss and TEL)."""
+    unlabelled: int | None = None
+    """PNG only: the value that means 'not annotated': 255 (TEL, rloss, BLPSeg) or K (AGMM)."""
+    seed: int = 0
+    """Simulated labels only: seed of the simulator, beside the image id."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before a file is opened.
+
+    Attributes:
+        name: registry name.
+        title: name in tables.
+        classes: class names in label order.
+        palette: ``(K, 3)`` colours, 0..255.
+        splits: official number of images by split name.
+        background: label of the background class, None where there is none.
+        folder: the official folder below the data root.
+        homepage: where to obtain it.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    splits: Mapping[str, int]
+    background: int | None
+    folder: str
+    homepage: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+
+class Dataset(ABC):
+    """One data set in its official on-disk layout, read-only.
+
+    Args:
+        root: a parent folder holding the official folder, or the official folder itself.
+    """
+
+    info: ClassVar[DatasetInfo]
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    @abstractmethod
+    def ids(self, split: str) -> Sequence[str]:
+        """Image ids of a split, in list order. Raises UserError for an unknown split or missing list."""
+
+    @abstractmethod
+    def image_path(self, image_id: str) -> Path:
+        """The picture's file."""
+
+    @abstractmethod
+    def mask_path(self, image_id: str, split: str) -> Path | None:
+        """The dense mask's file, None where the split has no public masks (VOC test)."""
+
+    @abstractmethod
+    def read_image(self, image_id: str) -> np.ndarray:
+        """``(H, W, 3)`` uint8 RGB, decoded whole; UserError names a missing or corrupt file."""
+
+    @abstractmethod
+    def read_mask(self, image_id: str, split: str) -> np.ndarray:
+        """``(H, W)`` uint8: ``0..K-1`` class, 255 void. UserError on an illegal value."""
+
+    @abstractmethod
+    def read_official_label(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> np.ndarray:
+        """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files."""
+
+    @abstractmethod
+    def tags(self, image_ids: Sequence[str]) -> np.ndarray:
+        """``(N, K)`` uint8 multi-hot official image tags (foreground only; background column 0)."""
+
+    def coverage(self, split: str) -> tuple[int, int]:
+        """Images present in this copy's list, and the official number."""
+        return len(self.ids(split)), self.info.splits[split]
+
+    def check_split(self, split: str) -> None:
+        """Raises UserError when the data set has no such split."""
+        if split not in self.info.splits:
+            raise UserError(
+                f"{self.info.name} has no split {split!r}", remedy=nearest(split, self.info.splits)
+            )

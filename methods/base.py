@@ -1,0 +1,150 @@
+"""The one interface of all methods, and what the harness hands them to build their networks from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.batch import Batch, Progress
+from harness.data.base import DatasetInfo, Supervision
+from harness.schema import schema
+
+if TYPE_CHECKING:
+    from harness.nn.encoders import Encoder
+    from optuna.distributions import BaseDistribution
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from. ``arxiv`` and ``doi`` as printed, ``code`` a repository and commit."""
+
+    title: str
+    authors: str
+    year: int
+    venue: str
+    doi: str = ""
+    arxiv: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """A further view of each training picture that a method asks for.
+
+    Attributes:
+        scale: side relative to the crop (0.5 gives half-size views).
+        flip: mirror the main view left to right.
+        colour: strength of an additional colour jitter, 0 for none.
+    """
+
+    scale: float = 1.0
+    flip: bool = False
+    colour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a method may know when it builds its networks.
+
+    Attributes:
+        dataset: class names, number of classes, background index.
+        supervision: kind of weak label of this run.
+        crop: training crop ``(H, W)`` in pixels.
+        backbone: name for :func:`harness.nn.encoders.create_encoder` (a timm name or one of ours).
+        weights: ``none``, ``packaged`` (ships with this project), a file, or a timm tag.
+    """
+
+    dataset: DatasetInfo
+    supervision: Supervision
+    crop: tuple[int, int]
+    backbone: str
+    weights: str = "none"
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.dataset.num_classes
+
+    def encoder(self, **options: Any) -> Encoder:
+        """The recipe's backbone with its weights; ``options`` as in ``create_encoder``."""
+        from harness.nn.encoders import create_encoder
+
+        return create_encoder(self.backbone, self.weights, **options)
+
+
+@schema
+class NoConfig:
+    """A method without hyper-parameters of its own."""
+
+
+class Method(nn.Module, ABC):
+    """A method: networks, the loss that trains them, and prediction. Everything else is the harness's.
+
+    ``__init__`` takes the configuration and a :class:`Build`. The engine calls the module itself
+    (``forward`` is ``loss``), so that hooks of distributed wrappers fire.
+    """
+
+    #: Registry name.
+    name: ClassVar[str]
+    #: Name in tables and plots.
+    title: ClassVar[str]
+    #: The paper, None for a baseline.
+    paper: ClassVar[Paper | None] = None
+    #: Kinds of weak label it accepts, checked before a run starts.
+    supervision: ClassVar[frozenset[Supervision]]
+    #: Hyper-parameters: a :func:`harness.schema.schema` class.
+    Config: ClassVar[type] = NoConfig
+    #: The recipe whose ``[config]`` equals the defaults of ``Config``.
+    reference_recipe: ClassVar[str] = ""
+    #: Names that ``predict(network=...)`` accepts.
+    networks: ClassVar[tuple[str, ...]] = ("default",)
+    #: Fractions of training at which the contract tests probe the loss (one for each phase).
+    probe_steps: ClassVar[tuple[float, ...]] = (0.0,)
+
+    def __init__(self, config: Any, build: Build) -> None:
+        super().__init__()
+        self.config = config
+        self.build = build
+
+    @abstractmethod
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Named, already weighted scalar terms of one group's batch; the engine sums and logs them."""
+
+    @abstractmethod
+    def predict(self, images: Tensor, network: str = "default") -> Tensor:
+        """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Same as :meth:`loss`."""
+        return self.loss(batch, progress)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: ``params``, and optionally ``lr_scale`` (1.0) and ``weight_decay``."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after every optimiser step: EMA teachers, prototype banks."""
+
+    def views(self) -> Mapping[str, ViewSpec]:
+        """Further views that a batch must carry, by name."""
+        return {}
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """Pseudo labels ``(B, H, W)`` int64 (255 uncertain) by name, from unaugmented images and tags."""
+        return {}
+
+    @classmethod
+    def search_space(cls) -> dict[str, BaseDistribution]:
+        """Static search space over fields of ``Config`` and of the optimiser (``optimiser.lr``)."""
+        return {}
+
+    @classmethod
+    def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
+        """Readers of checkpoints that other code saved, by name of that code (see harness/nn/checkpoints.py)."""
+        return {}

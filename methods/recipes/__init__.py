@@ -1,0 +1,1 @@
+"""Recipes as data: one TOML file per method, one table per training run."""
