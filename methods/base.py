@@ -146,5 +146,5 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
-        """Readers of checkpoints that other code saved, by name of that code (see harness/nn/checkpoints.py)."""
+        """Key tables of checkpoints that other code saved, by name of that code."""
         return {}

@@ -1,0 +1,62 @@
+"""Files that exist only when they are whole: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """Where generated data and prepared labels live: ``$WSSS_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("WSSS_CACHE") or platformdirs.user_cache_dir("wsss-bench"))
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under ``path`` only if the block succeeds, with everything on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole; NaN is refused (an absent class is ``null``)."""
+    with whole_file(path) as stream:
+        json.dump(value, stream, indent=1, allow_nan=False)
+        stream.write("\n")
+
+
+def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
+    """Let ``save(stream)`` write a binary file whole (``torch.save``, ``numpy.savez``)."""
+    with whole_file(path, "wb") as stream:
+        save(stream)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """Content hash of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

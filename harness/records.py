@@ -1,0 +1,206 @@
+"""The record store: what a trial leaves behind. Leaderboards are computed from it alone.
+
+Layout of a trial's folder, ``<root>/<method>/<recipe>/<digest>/seed-<n>/``::
+
+    history.csv                                 loss terms, learning rate, rate of every logged step
+    checkpoint/last.pt                          resumable until the run is finished, then weights only
+    evaluations/<name>-<digest>/per_image.npz   ids; per image and class: intersection, predicted, labelled
+    evaluations/<name>-<digest>/evaluation.json the number with everything that defines it
+    record.json                                 written last: the record exists when this file does
+
+Every JSON is written last and by rename: what exists is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import UserError
+from harness.files import read_json, write_json, write_with
+
+#: Version of both JSON files. Readers accept every version ever written.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Confusion statistics of one evaluation, image by image.
+
+    Attributes:
+        ids: image ids, length N.
+        intersection: ``(N, K)`` int64 pixels predicted and labelled as the class.
+        predicted: ``(N, K)`` int64 predicted pixels among those counted.
+        labelled: ``(N, K)`` int64 labelled pixels.
+    """
+
+    ids: tuple[str, ...]
+    intersection: np.ndarray
+    predicted: np.ndarray
+    labelled: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write an npz file."""
+        arrays = {k: getattr(self, k) for k in ("intersection", "predicted", "labelled")}
+        write_with(path, lambda f: np.savez_compressed(f, ids=np.array(self.ids, dtype=np.str_), **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> PerImage:
+        """Read an npz file."""
+        with np.load(path, allow_pickle=False) as data:
+            return cls(
+                tuple(str(i) for i in data["ids"]),
+                data["intersection"].astype(np.int64),
+                data["predicted"].astype(np.int64),
+                data["labelled"].astype(np.int64),
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation on disk.
+
+    Keys of ``data``: ``schema, name, digest, spec`` (split, protocol, network, output, checkpoint, cells,
+    tolerance), ``protocol`` (every value), ``images, official_images, classes, miou`` (percent),
+    ``iou`` (percent per class, None where absent), ``absent`` (class names), ``pixel_accuracy``,
+    ``coverage`` (share of pixels with a decision), ``data_fingerprint, checkpoint_sha256, seconds``.
+    """
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What was scored, such as ``val-single``."""
+        return self.data["name"]
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU in percent; NaN when no class occurs."""
+        value = self.data["miou"]
+        return math.nan if value is None else float(value)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """``(K,)`` IoU in percent, NaN for classes that occur neither in prediction nor label."""
+        return np.array([math.nan if v is None else v for v in self.data["iou"]], dtype=np.float64)
+
+    @cached_property
+    def per_image(self) -> PerImage:
+        """Per-image statistics."""
+        return PerImage.load(self.path / "per_image.npz")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial on disk.
+
+    Keys of ``data``: ``schema, name, method, title, recipe`` (after overrides, config included),
+    ``overrides, seed, digest, status`` (``finished`` or ``failed``), ``reason``, ``code`` (version,
+    commit, dirty), ``environment`` (python, packages), ``hardware``, ``data`` (dataset, per-split
+    ``images``, ``official``, ``fingerprint``; ``labels`` fingerprint and statistics), ``weights``
+    (name, sha256), ``parameters``, ``started, ended`` (ISO 8601, UTC), ``seconds, steps,
+    steps_per_second, peak_memory_mib, resumed, checkpoint`` (file, sha256).
+    """
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Recipe name, ``<method>/<table>``."""
+        return self.data["name"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the trial."""
+        return self.data["seed"]
+
+    @property
+    def digest(self) -> str:
+        """Training digest."""
+        return self.data["digest"]
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe's values after overrides."""
+        return self.data["recipe"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.data["status"] == "finished"
+
+    @cached_property
+    def evaluations(self) -> dict[str, EvaluationRecord]:
+        """Evaluations by name; where a protocol changed, the one written last."""
+        found = [
+            EvaluationRecord(file.parent, read_json(file))
+            for file in self.path.glob("evaluations/*/evaluation.json")
+        ]
+        found.sort(key=lambda e: (e.data.get("written", ""), e.path.name))
+        return {e.name: e for e in found}
+
+    def history(self) -> pd.DataFrame:
+        """Training curve: ``step, lr, steps_per_second`` and one column for each loss term."""
+        file = self.path / "history.csv"
+        return pd.read_csv(file) if file.exists() else pd.DataFrame()
+
+
+class Store:
+    """A folder of records.
+
+    Args:
+        root: the ``results`` folder; it may not exist yet.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def folder(self, name: str, digest: str, seed: int) -> Path:
+        """Where a trial keeps its files."""
+        return self.root / name / digest / f"seed-{seed}"
+
+    def get(self, folder: Path) -> Record | None:
+        """The record in a trial's folder, None when it does not exist (yet)."""
+        file = folder / "record.json"
+        return Record(folder, _checked(read_json(file), file)) if file.exists() else None
+
+    def records(self, pattern: str = "*") -> Iterator[Record]:
+        """All records whose recipe name matches a glob, in a fixed order."""
+        for file in sorted(self.root.glob("*/*/*/seed-*/record.json")):
+            name = "/".join(file.parts[-5:-3])
+            if fnmatch(name, pattern):
+                yield Record(file.parent, _checked(read_json(file), file))
+
+    @staticmethod
+    def write_record(folder: Path, data: Mapping[str, Any]) -> Record:
+        """Write ``record.json``, last of all files of a trial."""
+        write_json(folder / "record.json", {"schema": SCHEMA, **data})
+        return Record(folder, {"schema": SCHEMA, **data})
+
+    @staticmethod
+    def write_evaluation(folder: Path, per_image: PerImage, data: Mapping[str, Any]) -> EvaluationRecord:
+        """Write an evaluation below a trial's folder: counts first, the JSON last."""
+        place = folder / "evaluations" / f"{data['name']}-{data['digest']}"
+        per_image.save(place / "per_image.npz")
+        write_json(place / "evaluation.json", {"schema": SCHEMA, **data})
+        return EvaluationRecord(place, {"schema": SCHEMA, **data})
+
+
+def _checked(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    if data.get("schema", 0) > SCHEMA:
+        raise UserError(
+            f"record of schema {data.get('schema')}, newer than this version reads ({SCHEMA})",
+            where=file,
+            remedy="update wsss-bench",
+        )
+    return data
