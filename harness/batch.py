@@ -78,6 +78,11 @@ class Batch:
             self, **{f.name: _moved(getattr(self, f.name), lambda t: t.pin_memory()) for f in fields(self)}
         )
 
+    def rows(self, rows: slice) -> Batch:
+        """Some of the samples."""
+        values = {f.name: _moved(getattr(self, f.name), lambda t: t[rows]) for f in fields(self)}
+        return replace(self, **{**values, "ids": self.ids[rows]})
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -7,15 +7,20 @@ nearest valid one; every effective value knows where it comes from (:class:`Reso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from harness.data.base import LabelSpec, Supervision
-from harness.errors import UserError
-from harness.schema import digest, dump, schema
+from harness.errors import UserError, nearest
+from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
+from harness.schema import digest, documentation, dump, fields, load, schema
 
 
 @schema
@@ -106,6 +111,24 @@ class AugmentSpec:
 
 
 @schema
+class SelectionSpec:
+    """Keep the network that is best on a split during training (``checkpoint/best.pt``)."""
+
+    split: str = "val"
+    """Split that it is selected on; a number reported on the same split is stamped so."""
+    protocol: str = "single"
+    """How it is scored."""
+    network: str = "default"
+    """Which of the method's networks is scored."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two validations (at the next logged step); once per epoch by default."""
+
+    def every(self, steps_per_epoch: int) -> int:
+        """Steps between two validations."""
+        return self.every_steps or steps_per_epoch
+
+
+@schema
 class EvaluationSpec:
     """One number to report: which network, on which split, by which protocol."""
 
@@ -168,6 +191,8 @@ class Recipe:
     """Automatic mixed precision; loss terms compute in float32 whatever this says."""
     accumulate: int = Field(default=1, ge=1)
     """Pieces into which each group's batch is cut to save memory (changes batch statistics)."""
+    selection: SelectionSpec | None = None
+    """Validation during training, for evaluations of the best checkpoint."""
     evaluation: tuple[EvaluationSpec, ...] = (EvaluationSpec(),)
     """What is reported."""
     suites: tuple[str, ...] = ()
@@ -213,3 +238,229 @@ class Resolved:
     def digest(self, *fingerprints: str) -> str:
         """Training digest over the values and the given fingerprints (data, labels, weights)."""
         return digest([self.training_values(), *fingerprints])
+
+
+# --- reading tables ----------------------------------------------------------------------------------
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """TOML files by stem, from all packages registered under ``wsss.recipes``."""
+    found: dict[str, Path] = {}
+    for entry in RECIPE_PACKAGES.names():
+        package = RECIPE_PACKAGES.get(entry)
+        for folder in map(Path, package.__path__):
+            found.update({file.stem: file for file in sorted(folder.glob("*.toml"))})
+    return found
+
+
+@cache
+def _tables(stem: str) -> dict[str, Any]:
+    file = _files()[stem]
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
+
+
+def recipe_names() -> list[str]:
+    """All recipe names, ``<method>/<table>``; tables that start with ``_`` are for inheritance only."""
+    return [
+        f"{stem}/{table}"
+        for stem in sorted(_files())
+        if not stem.startswith("_")
+        for table in _tables(stem)
+        if not table.startswith("_")
+    ]
+
+
+def _table(name: str, child: str) -> dict[str, Any]:
+    stem, _, table = name.partition("/")
+    if stem not in _files() or table not in _tables(stem):
+        options = [f"{s}/{t}" for s in _files() for t in _tables(s)]
+        raise UserError(f"recipe table {name!r} does not exist", where=child, remedy=nearest(name, options))
+    return _tables(stem)[table]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value and key != "sources":
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; anything else is replaced."""
+    merged = dict(base)
+    for key, value in extra.items():
+        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(dict(merged[key]), value) if both else value
+    if "schedule" in extra:  # a child's length replaces its parent's, whichever unit it is in
+        for key, other in (("steps", "epochs"), ("epochs", "steps")):
+            if key in extra["schedule"] and other not in extra["schedule"]:
+                merged["schedule"].pop(other, None)
+    return merged
+
+
+def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of a table after inheritance, and the table each comes from."""
+    if name in seen:
+        raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, name))}")
+    own = dict(_table(name, child=seen[-1] if seen else "recipe name"))
+    parents = own.pop("extends", [])
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        full = parent if "/" in parent else f"{name.partition('/')[0]}/{parent}"
+        inherited, from_where = _inherited(full, (*seen, name))
+        values = _merge(values, inherited)
+        origins |= from_where
+    file = f"{name.partition('/')[0]}.toml [{name.partition('/')[2]}]"
+    origins |= dict.fromkeys(_flatten(own), file)
+    return _merge(values, own), origins
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string."""
+    overrides: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"cannot read {text!r}", where="--set", remedy="write KEY=VALUE, as in optimiser.lr=0.005"
+            )
+        try:
+            overrides[key.strip()] = tomllib.loads(f"v = {value.strip()}")["v"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
+    """Read, inherit, override and validate one recipe.
+
+    Args:
+        name: ``<method>/<table>``.
+        overrides: dotted key to value, as from :func:`parse_overrides`.
+
+    Raises:
+        UserError: unknown recipe, key, method, data set or protocol, a value of the wrong type, or a
+            supervision that the method does not accept.
+    """
+    if name not in recipe_names():
+        raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=nearest(name, recipe_names()))
+    values, origins = _inherited(name)
+    for key, value in (overrides or {}).items():
+        *parents, last = key.split(".")
+        nested: dict[str, Any] = {last: value}
+        for parent in reversed(parents):
+            nested = {parent: nested}
+        values = _merge(values, nested)
+        origins[key] = "command line"
+    return _validated(name, values, origins)
+
+
+def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Resolved:
+    from harness.evaluation import protocol  # imports torch.nn; listing recipes does not need it
+
+    method_name = name.partition("/")[0]
+    where = f"{_files()[method_name]} [{name.partition('/')[2]}]" if method_name in _files() else name
+    if values.setdefault("method", method_name) != method_name:
+        raise UserError(f"method {values['method']!r} in a file of {method_name!r}", where=where)
+    recipe = load(Recipe, values, where)
+    method = METHODS.get(recipe.method)
+    if recipe.dataset not in DATASETS:
+        raise UserError(
+            f"unknown data set {recipe.dataset!r}",
+            where=where,
+            remedy=nearest(recipe.dataset, DATASETS.names()),
+        )
+    if recipe.supervision not in method.supervision:
+        accepted = ", ".join(sorted(method.supervision))
+        raise UserError(
+            f"{recipe.method} does not accept {recipe.supervision!r} supervision",
+            where=where,
+            remedy=f"it accepts {accepted}; set supervision to one of them or choose another method",
+        )
+    config = load(method.Config, recipe.config, f"{where} config")
+    recipe.schedule.total_steps(1)
+    scored: list[EvaluationSpec | SelectionSpec] = [*recipe.evaluation]
+    if recipe.selection is not None:
+        scored.append(recipe.selection)
+    elif any(e.checkpoint == "best" for e in recipe.evaluation):
+        raise UserError("an evaluation of the best checkpoint needs a [selection]", where=where)
+    for evaluation in scored:
+        protocol(evaluation.protocol)
+        if evaluation.network not in method.networks:
+            raise UserError(
+                f"{recipe.method} has no network {evaluation.network!r}",
+                where=where,
+                remedy=nearest(evaluation.network, method.networks),
+            )
+    return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where)
+
+
+def all_recipes() -> dict[str, Resolved]:
+    """Every recipe, resolved."""
+    return {name: resolve(name) for name in recipe_names()}
+
+
+def suites() -> dict[str, list[str]]:
+    """Suite name to recipe names."""
+    found: dict[str, list[str]] = {}
+    for name in recipe_names():
+        for suite in _inherited(name)[0].get("suites", []):
+            found.setdefault(suite, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def expand(targets: Sequence[str]) -> list[str]:
+    """Recipe names of targets: a recipe, a glob such as ``*/mini-*``, or a suite; in order, each once.
+
+    Raises:
+        UserError: a target that names nothing.
+    """
+    names: dict[str, None] = {}
+    for target in targets:
+        if target in suites():
+            names |= dict.fromkeys(suites()[target])
+            continue
+        matches = [n for n in recipe_names() if n == target or fnmatch.fnmatchcase(n, target)]
+        if not matches:
+            options = [*recipe_names(), *suites()]
+            raise UserError(
+                f"no recipe or suite {target!r}", where="recipe name", remedy=nearest(target, options)
+            )
+        names |= dict.fromkeys(matches)
+    return list(names)
+
+
+def explain(resolved: Resolved) -> list[tuple[str, Any, str, str]]:
+    """Every effective value of a recipe: (dotted key, value, origin, where it is printed)."""
+    rows = []
+    flat = _flatten({**dump(resolved.recipe), "config": dump(resolved.config)})
+    for key, value in flat.items():
+        if key in ("sources", "remarks"):
+            continue
+        origin = resolved.origins.get(key) or _parent_origin(key, resolved.origins) or "default"
+        rows.append((key, value, origin, resolved.recipe.sources.get(key, "")))
+    return rows
+
+
+def _parent_origin(key: str, origins: Mapping[str, str]) -> str | None:
+    parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
+    return next((origins[p] for p in parents if p in origins), None)
+
+
+def documented(resolved: Resolved) -> dict[str, str]:
+    """The documentation of every key of a recipe, dotted."""
+    docs = dict(documentation(Recipe))
+    for name, info in fields(Recipe).items():
+        nested = info.default
+        if hasattr(type(nested), "__pydantic_fields__"):
+            docs |= {f"{name}.{k}": v for k, v in documentation(type(nested)).items()}
+    docs |= {f"config.{k}": v for k, v in documentation(type(resolved.config)).items()}
+    return docs

@@ -1,0 +1,127 @@
+"""Random augmentation of one sample: picture, label and raw colours move together.
+
+Every random number comes from the sample's own generator, so a sample is the same whatever worker
+draws it and whatever was drawn before it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import harness.compat  # noqa: F401  # isort: skip  (its cure must come before torchvision)
+
+import numpy as np
+import torchvision.transforms.functional as vision
+from PIL import Image, ImageFilter, ImageOps
+
+from harness.batch import IGNORE
+from harness.recipes import AugmentSpec
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One augmented sample.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB, black where padded.
+        label: ``(H, W)`` uint8, 255 where padded.
+        valid: ``(H, W)`` bool, False where padded.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    valid: np.ndarray
+
+
+def resize(
+    image: Image.Image, label: Image.Image, scale: tuple[float, float], rng: random.Random
+) -> tuple[Image.Image, Image.Image]:
+    """Random long side, an integer uniform in ``scale`` times the present one; proportions are kept.
+
+    Bilinear for the picture, nearest neighbour for the label (AGMM-SASS dataset/transform.py).
+    """
+    width, height = image.size
+    longest = max(width, height)
+    side = rng.randint(int(longest * scale[0]), int(longest * scale[1]))
+    if height > width:
+        size = (int(width * side / height + 0.5), side)
+    else:
+        size = (side, int(height * side / width + 0.5))
+    size = (max(size[0], 1), max(size[1], 1))
+    return image.resize(size, Image.Resampling.BILINEAR), label.resize(size, Image.Resampling.NEAREST)
+
+
+def crop(
+    image: Image.Image, label: Image.Image, size: tuple[int, int], pad: str, rng: random.Random
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Pad to at least ``size`` = (height, width), then cut a random window; also returns validity."""
+    height, width = size
+    short = (max(width - image.width, 0), max(height - image.height, 0))
+    before = (short[0] // 2, short[1] // 2) if pad == "centre" else (0, 0)
+    border = (*before, short[0] - before[0], short[1] - before[1])
+    valid = ImageOps.expand(Image.new("L", image.size, 1), border, fill=0)
+    image = ImageOps.expand(image, border, fill=(0, 0, 0))
+    label = ImageOps.expand(label, border, fill=IGNORE)
+    left = rng.randint(0, image.width - width)
+    top = rng.randint(0, image.height - height)
+    box = (left, top, left + width, top + height)
+    return image.crop(box), label.crop(box), valid.crop(box)
+
+
+def jitter(
+    image: Image.Image, strength: tuple[float, float, float, float], rng: random.Random
+) -> Image.Image:
+    """Brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter."""
+    brightness, contrast, saturation, hue = strength
+    changes = [
+        (vision.adjust_brightness, rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
+        (vision.adjust_contrast, rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
+        (vision.adjust_saturation, rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
+        (vision.adjust_hue, rng.uniform(-hue, hue)),
+    ]
+    rng.shuffle(changes)
+    for change, amount in changes:
+        image = change(image, amount)
+    return image
+
+
+def recolour(image: Image.Image, spec: AugmentSpec, rng: random.Random) -> Image.Image:
+    """Colour jitter, grey, blur and brightness shift, each with its own probability."""
+    if spec.jitter and rng.random() < spec.jitter:
+        image = jitter(image, spec.jitter_strength, rng)
+    if spec.grey and rng.random() < spec.grey:
+        image = image.convert("L").convert("RGB")
+    if spec.blur and rng.random() < spec.blur:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*spec.blur_sigma)))
+    if spec.shift and rng.random() < spec.shift:
+        shifted = np.asarray(image, dtype=np.float32) + rng.uniform(*spec.shift_range)
+        image = Image.fromarray(shifted.clip(0, 255).astype(np.uint8))
+    return image
+
+
+def augment(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], spec: AugmentSpec, rng: random.Random
+) -> Sample:
+    """Resize, pad, crop, mirror, recolour: in this order.
+
+    Args:
+        image: ``(h, w, 3)`` uint8.
+        label: ``(h, w)`` uint8.
+        size: crop (height, width).
+        spec: what may happen, and how often.
+        rng: the sample's generator.
+    """
+    picture, mask = Image.fromarray(image), Image.fromarray(label)
+    if spec.scale != (1.0, 1.0):
+        picture, mask = resize(picture, mask, spec.scale, rng)
+    picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
+    if rng.random() < spec.flip:
+        mirror = Image.Transpose.FLIP_LEFT_RIGHT
+        picture, mask, valid = picture.transpose(mirror), mask.transpose(mirror), valid.transpose(mirror)
+    inside = np.array(valid, dtype=bool)
+    coloured = recolour(picture, spec, rng)
+    array = np.array(coloured)
+    if coloured is not picture:
+        array[~inside] = 0  # padding stays black whatever the colours do
+    return Sample(array, np.array(mask), inside)

@@ -1,0 +1,360 @@
+"""The one evaluator: protocols as data, confusion statistics at mask resolution, IoU from summed counts.
+
+Pictures are scored one at a time, so no number depends on a batch size, and counts are int64, so
+none depends on the order or the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from harness.batch import IGNORE
+from harness.data.base import Dataset
+from harness.errors import UserError, nearest
+from harness.records import PerImage
+from harness.schema import load, schema
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+#: ImageNet statistics of RGB in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@schema
+class Protocol:
+    """How a picture becomes a prediction. Equal protocols give comparable numbers."""
+
+    about: str = ""
+    """One line for listings; not part of the digest."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of both sides; a scaled side is `int(side * scale)`."""
+    flip: bool = False
+    """Add the mirrored picture at every scale."""
+    merge: Literal["mean-softmax", "mean-logits", "max-logits"] = "mean-logits"
+    """Over scales: mean of probabilities (AGMM), mean of logits (BLPSeg), maximum of logits (FSR)."""
+    flip_merge: Literal["same", "mean", "max"] = "same"
+    """Over a picture and its mirror, before scales are merged; `same`: as `merge`."""
+    squash: tuple[int, int] | None = None
+    """Resize the picture to this (height, width) first, whatever its proportions (ToCo on COCO)."""
+    window: tuple[int, int] | None = None
+    """Sliding window (height, width); whole picture by default."""
+    overlap: float = Field(default=0.0, ge=0, lt=1)
+    """Overlap of neighbouring windows: the stride is ceil(window * (1 - overlap))."""
+    window_softmax: Literal["once", "twice"] = "once"
+    """Only with windows and mean-softmax: `twice` is what AGMM's code does to each window."""
+    align_corners: bool = False
+    """Of every resize of pictures and scores."""
+    absent: Literal["keep", "suppress"] = "keep"
+    """`suppress` removes foreground classes without an image tag: for pseudo labels of training pictures."""
+    classes: Literal["occurring", "labelled"] = "occurring"
+    """mIoU over classes that occur in prediction or label (the field's), or in the label only."""
+
+
+@cache
+def protocols() -> dict[str, Protocol]:
+    """All named protocols."""
+    file = Path(__file__).with_name("protocols.toml")
+    tables: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
+
+    def inherited(name: str) -> dict[str, Any]:
+        own = dict(tables[name])
+        parent = own.pop("extends", None)
+        return {**(inherited(parent) if parent else {}), **own}
+
+    return {name: load(Protocol, inherited(name), f"{file} [{name}]") for name in tables}
+
+
+def protocol(name: str) -> Protocol:
+    """A protocol by name. Raises UserError for an unknown one."""
+    if name not in protocols():
+        raise UserError(
+            f"unknown protocol {name!r}", where="[[evaluation]]", remedy=nearest(name, protocols())
+        )
+    return protocols()[name]
+
+
+# --- prediction --------------------------------------------------------------------------------------
+
+
+def normalise(raw: Tensor) -> Tensor:
+    """``(..., 3, H, W)`` uint8 RGB to float32 with ImageNet mean 0 and deviation 1."""
+    mean = torch.tensor(MEAN, device=raw.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=raw.device).view(3, 1, 1)
+    return (raw.float() / 255 - mean) / std
+
+
+def _resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def _windows(length: int, window: int, overlap: float) -> list[int]:
+    """Start of each window along one side; the last one ends at the border."""
+    stride = math.ceil(window * (1 - overlap))
+    number = max(math.ceil((length - window) / stride), 0) + 1
+    return [max(min(i * stride, length - window), 0) for i in range(number)]
+
+
+def _view_scores(predict: Callable[[Tensor], Tensor], images: Tensor, p: Protocol) -> Tensor:
+    """Scores of one view: logits or probabilities ``(1, K, h, w)`` at the size of ``images``."""
+    soft = p.merge == "mean-softmax"
+
+    def whole(x: Tensor) -> Tensor:
+        logits = predict(x)
+        return logits.softmax(1) if soft else logits
+
+    if p.window is None:
+        return whole(images)
+    height, width = images.shape[-2:]
+    total: Tensor | None = None
+    count = images.new_zeros(1, 1, height, width)
+    for top in _windows(height, p.window[0], p.overlap):
+        for left in _windows(width, p.window[1], p.overlap):
+            rows, columns = slice(top, top + p.window[0]), slice(left, left + p.window[1])
+            scores = whole(images[..., rows, columns])
+            if soft and p.window_softmax == "twice":
+                scores = scores.softmax(1)
+            if total is None:
+                total = scores.new_zeros(1, scores.shape[1], height, width)
+            total[..., rows, columns] += scores
+            count[..., rows, columns] += 1
+    assert total is not None
+    return total / count
+
+
+@torch.inference_mode()
+def predict_scores(
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    p: Protocol,
+    size: tuple[int, int] | None = None,
+    tags: Tensor | None = None,
+    background: int | None = 0,
+) -> Tensor:
+    """Scores of one picture under a protocol.
+
+    Args:
+        predict: images ``(1, 3, h, w)`` to logits ``(1, K, h, w)``.
+        images: ``(1, 3, H, W)`` normalised.
+        p: the protocol.
+        size: size of the result, that of ``images`` by default.
+        tags: ``(K,)`` image tags; used when absent classes are suppressed.
+        background: never suppressed.
+
+    Returns:
+        ``(1, K, *size)`` probabilities (``mean-softmax``) or logits.
+    """
+    size = size or (images.shape[-2], images.shape[-1])
+    if p.squash is not None:
+        images = _resize(images, p.squash, p.align_corners)
+    height, width = images.shape[-2:]
+    merged: Tensor | None = None
+    for scale in p.scales:
+        scaled = _resize(images, (int(height * scale), int(width * scale)), p.align_corners)
+        scores = _resize(_view_scores(predict, scaled, p), size, p.align_corners)
+        if p.flip:
+            mirrored = _view_scores(predict, scaled.flip(-1), p).flip(-1)
+            mirrored = _resize(mirrored, size, p.align_corners)
+            by_max = p.flip_merge == "max" or (p.flip_merge == "same" and p.merge == "max-logits")
+            scores = torch.maximum(scores, mirrored) if by_max else (scores + mirrored) / 2
+        if merged is None:
+            merged = scores
+        else:
+            merged = torch.maximum(merged, scores) if p.merge == "max-logits" else merged + scores
+    assert merged is not None
+    if p.merge != "max-logits":
+        merged = merged / len(p.scales)
+    if p.absent == "suppress":
+        if tags is None:
+            raise UserError("absent classes can be suppressed only where image tags exist", where="protocol")
+        keep = tags.to(merged.device) > 0
+        if background is not None:
+            keep[background] = True
+        merged = merged.masked_fill(~keep.view(1, -1, 1, 1), -math.inf)
+    return merged
+
+
+# --- counting ----------------------------------------------------------------------------------------
+
+
+def count(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> tuple[np.ndarray, ...]:
+    """Confusion statistics of one picture.
+
+    Args:
+        prediction: ``(H, W)`` integers, ``0..K-1``; any other value is 'no decision'.
+        mask: ``(H, W)`` integers, ``0..K-1``; pixels with 255 are not counted.
+        num_classes: K.
+
+    Returns:
+        Intersection, predicted and labelled pixels by class, each ``(K,)`` int64.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction.shape != mask.shape:
+        raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} differ in size")
+    counted = mask != IGNORE
+    truth = mask[counted].astype(np.int64)
+    predicted = prediction[counted].astype(np.int64)
+    decided = (predicted >= 0) & (predicted < num_classes)
+    agree = predicted == truth
+
+    def histogram(values: np.ndarray) -> np.ndarray:
+        return np.bincount(values, minlength=num_classes)[:num_classes].astype(np.int64)
+
+    return histogram(truth[agree]), histogram(predicted[decided]), histogram(truth)
+
+
+def iou_from_counts(
+    intersection: np.ndarray,
+    predicted: np.ndarray,
+    labelled: np.ndarray,
+    classes: Literal["occurring", "labelled"] = "occurring",
+) -> tuple[np.ndarray, np.ndarray]:
+    """IoU by class and its mean, in percent, from counts summed over pictures.
+
+    Args:
+        intersection, predicted, labelled: ``(..., K)`` pixels.
+        classes: over which classes the mean goes, see :class:`Protocol`.
+
+    Returns:
+        ``(..., K)`` IoU, NaN for classes left out, and its mean ``(...)`` over the others (NaN if none).
+    """
+    union = predicted + labelled - intersection
+    used = union > 0 if classes == "occurring" else labelled > 0
+    iou = np.where(used, 100.0 * intersection / np.maximum(union, 1), np.nan)
+    number = used.sum(-1)
+    mean = np.where(number > 0, np.where(used, iou, 0.0).sum(-1) / np.maximum(number, 1), np.nan)
+    return iou, mean
+
+
+def summarise(counts: PerImage, classes: Sequence[str], p: Protocol) -> dict[str, Any]:
+    """The figures of an evaluation record from its counts (keys as in ``EvaluationRecord``)."""
+    total = [getattr(counts, k).sum(0) for k in ("intersection", "predicted", "labelled")]
+    iou, miou = iou_from_counts(*total, classes=p.classes)
+    pixels = int(total[2].sum())
+    return {
+        "images": len(counts.ids),
+        "classes": list(classes),
+        "miou": None if math.isnan(miou) else float(miou),
+        "iou": [None if math.isnan(v) else float(v) for v in iou],
+        "absent": [name for name, value in zip(classes, iou, strict=True) if math.isnan(value)],
+        "pixel_accuracy": 100.0 * int(total[0].sum()) / pixels if pixels else None,
+        "coverage": int(total[1].sum()) / pixels if pixels else None,
+    }
+
+
+# --- whole splits ------------------------------------------------------------------------------------
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """Pictures and masks of a split, decoded by loader workers."""
+
+    def __init__(self, dataset: Dataset, split: str, ids: Sequence[str]) -> None:
+        self.dataset, self.split, self.ids = dataset, split, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:
+        name = self.ids[index]
+        has_mask = self.dataset.mask_path(name, self.split) is not None
+        mask = self.dataset.read_mask(name, self.split) if has_mask else None
+        return name, self.dataset.read_image(name), mask
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+@torch.inference_mode()
+def predictions(
+    method: Method,
+    dataset: Dataset,
+    split: str,
+    p: Protocol,
+    *,
+    network: str = "default",
+    output: str = "segmentation",
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    ids: Sequence[str] | None = None,
+) -> Iterable[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Yield (id, prediction ``(H, W)`` uint8, mask or None) over a split, in list order."""
+    ids = list(dataset.ids(split)) if ids is None else list(ids)
+    needs_tags = output != "segmentation" or p.absent == "suppress"
+    tags = torch.from_numpy(dataset.tags(ids)).float() if needs_tags else None
+    loader = torch.utils.data.DataLoader(
+        _Pictures(dataset, split, ids), batch_size=None, num_workers=workers, collate_fn=_as_is
+    )
+    method.eval()
+    for index, (name, image, mask) in enumerate(loader):
+        raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
+        images = normalise(raw)[None]
+        own_tags = None if tags is None else tags[index]
+        if output == "segmentation":
+            scores = predict_scores(
+                lambda x: method.predict(x, network).float(),
+                images,
+                p,
+                tags=own_tags,
+                background=dataset.info.background,
+            )
+            prediction = scores.argmax(1)[0]
+        else:
+            assert own_tags is not None
+            labels = method.pseudo_labels(images, own_tags[None].to(device))
+            if output not in labels:
+                raise UserError(
+                    f"the method gives no output {output!r}",
+                    remedy=nearest(output, ["segmentation", *labels]),
+                )
+            prediction = labels[output][0]
+        yield name, prediction.to(torch.uint8).cpu().numpy(), mask
+
+
+def gather(
+    pairs: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
+    num_classes: int,
+    seen: Callable[[str, np.ndarray], None] | None = None,
+) -> PerImage:
+    """Count every (id, prediction, mask); ``seen`` gets each prediction (to save it, to show progress)."""
+    ids: list[str] = []
+    rows: list[tuple[np.ndarray, ...]] = []
+    for name, prediction, mask in pairs:
+        if seen is not None:
+            seen(name, prediction)
+        if mask is None:
+            raise UserError(
+                f"picture {name} has no public mask",
+                where="split",
+                remedy="this split is scored by its server only; write predictions with `wsss predict`",
+            )
+        ids.append(name)
+        rows.append(count(prediction, mask, num_classes))
+    if not rows:
+        raise UserError("nothing to evaluate: the split lists no picture")
+    stacked = [np.stack(column) for column in zip(*rows, strict=True)]
+    return PerImage(tuple(ids), *stacked)
+
+
+def joined(parts: Sequence[PerImage]) -> PerImage:
+    """Counts of several parts of a split, in order."""
+    return PerImage(
+        tuple(i for part in parts for i in part.ids),
+        *(np.concatenate([getattr(p, k) for p in parts]) for k in ("intersection", "predicted", "labelled")),
+    )

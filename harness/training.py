@@ -1,0 +1,339 @@
+"""The training loop: optimiser groups, schedules, batch groups, AMP, checkpoints, exact resume.
+
+A run is a function of recipe, seed and data. Random numbers inside the networks (dropout, masking)
+are drawn from a generator that is seeded anew at every step, so a run resumed at any step goes on
+as the undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from harness.batch import Batch, Progress
+from harness.data.loader import StepSampler, TrainingSet, training_loader
+from harness.errors import NonFiniteLossError, UserError
+from harness.files import whole_file, write_with
+from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
+from harness.schema import digest
+from methods.base import Method
+
+#: Steps between two rows of the history; checkpoints fall on such rows.
+LOG_EVERY = 10
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def lr_factor(spec: ScheduleSpec, step: int, total: int) -> float:
+    """Share of the base learning rate at a 0-based optimiser step.
+
+    After a linear warm-up of ``warmup_steps``: poly ``(1 - i/T)^power``, cosine ``(1 + cos(pi i/T)) / 2``
+    or constant, with i and T counted from the end of the warm-up; never below ``floor``.
+    """
+    if step < spec.warmup_steps:
+        share = step / spec.warmup_steps
+        return spec.warmup_factor + (1 - spec.warmup_factor) * share
+    done = (step - spec.warmup_steps) / max(total - spec.warmup_steps, 1)
+    factor = {
+        "poly": (1 - done) ** spec.power,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "constant": 1.0,
+    }[spec.kind]
+    return max(factor, spec.floor)
+
+
+def create_optimiser(groups: Sequence[dict[str, Any]], spec: OptimiserSpec) -> Optimizer:
+    """The optimiser over a method's parameter groups; each group keeps its ``lr_scale``.
+
+    Raises:
+        ValueError: a parameter stands in two groups, or a group has an unknown key.
+    """
+    prepared = []
+    for group in groups:
+        unknown = set(group) - {"params", "lr_scale", "weight_decay"}
+        if unknown:
+            raise ValueError(f"unknown keys of a parameter group: {sorted(unknown)}")
+        prepared.append({"lr_scale": 1.0, "weight_decay": spec.weight_decay, **group, "lr": spec.lr})
+    if spec.name == "sgd":
+        return torch.optim.SGD(prepared, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
+    cls = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+    return cls(prepared, lr=spec.lr, betas=spec.betas)
+
+
+def step_seed(seed: int, step: int, group: int) -> int:
+    """Seed of the global generator for one group of one step."""
+    return int(digest([seed, step, group], 15), 16)
+
+
+class History:
+    """The training curve on disk, one row every :data:`LOG_EVERY` steps.
+
+    Args:
+        path: CSV file.
+        upto: rows of later steps are dropped (a resumed run writes them again).
+    """
+
+    def __init__(self, path: Path, upto: int) -> None:
+        self.path = path
+        self.columns: list[str] | None = None
+        rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+        whole = [row for row in rows if None not in row.values()]  # a kill may cut the last line
+        kept = [row for row in whole if int(row["step"]) <= upto]
+        if kept:
+            self.columns = list(kept[0])
+            with whole_file(path) as stream:
+                writer = csv.DictWriter(stream, self.columns)
+                writer.writeheader()
+                writer.writerows(kept)
+        else:
+            path.unlink(missing_ok=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row; the first one fixes the columns, later new terms get a column of their own."""
+        if self.columns is None or not set(row) <= set(self.columns):
+            self._widen(list(row))
+        assert self.columns is not None
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line.getvalue())
+
+    def _widen(self, names: list[str]) -> None:
+        old = list(csv.DictReader(self.path.open(encoding="utf-8"))) if self.columns else []
+        self.columns = [*(self.columns or []), *(n for n in names if n not in (self.columns or []))]
+        with whole_file(self.path) as stream:
+            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(old)
+
+
+@dataclass
+class Status:
+    """Where a run stands, for progress displays."""
+
+    step: int
+    total: int
+    steps_per_second: float
+    terms: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Best:
+    """The best validation result so far; selected on it, and reported so."""
+
+    miou: float = -math.inf
+    step: int = -1
+
+
+class Trainer:
+    """Trains one method once.
+
+    Args:
+        method: the method, on its device.
+        recipe: the validated recipe.
+        data: training samples.
+        seed: seed of the run.
+        folder: the trial's folder (``history.csv``, ``checkpoint/``).
+        workers: loader processes.
+        checkpoint_seconds: least time between two checkpoints.
+        validate: returns the selection mIoU of the present network, for recipes with ``[selection]``.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        recipe: Recipe,
+        data: TrainingSet,
+        *,
+        seed: int,
+        folder: Path,
+        workers: int = 0,
+        checkpoint_seconds: float = 60.0,
+        validate: Callable[[], float] | None = None,
+    ) -> None:
+        self.method, self.recipe, self.data, self.seed, self.folder = method, recipe, data, seed, folder
+        self.workers, self.checkpoint_seconds, self.validate = workers, checkpoint_seconds, validate
+        self.device = next(method.parameters()).device
+        self.optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
+        amp = _AMP.get(recipe.amp)
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
+        per_epoch = StepSampler(len(data), recipe.batch.size, 1, seed).steps_per_epoch
+        self.total = recipe.schedule.total_steps(per_epoch)
+        self.steps_per_epoch = per_epoch
+        self.step = 0
+        self.best = Best()
+        #: Steps that a resumed run did not repeat.
+        self.resumed_at = 0
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """The resumable checkpoint."""
+        return self.folder / "checkpoint" / "last.pt"
+
+    def save(self, *, final: bool = False) -> None:
+        """Write a checkpoint; the final one holds the weights alone."""
+        state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
+        if not final:
+            state["optimiser"] = self.optimiser.state_dict()
+            state["scaler"] = self.scaler.state_dict()
+            state["best"] = [self.best.miou, self.best.step]
+        write_with(self.checkpoint, lambda f: torch.save(state, f))
+
+    def resume(self) -> None:
+        """Go on from the checkpoint where there is one."""
+        if not self.checkpoint.exists():
+            return
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.method.load_state_dict(state["method"])
+            if not state["final"]:
+                self.optimiser.load_state_dict(state["optimiser"])
+                self.scaler.load_state_dict(state["scaler"])
+                self.best = Best(*state["best"])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise UserError(
+                f"the checkpoint cannot be resumed: {str(error).splitlines()[0]}",
+                where=self.checkpoint,
+                remedy="delete this trial's folder to start it afresh",
+            ) from error
+        self.step = self.resumed_at = state["step"]
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _set_lr(self) -> float:
+        factor = lr_factor(self.recipe.schedule, self.step, self.total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.optimiser.lr * group["lr_scale"] * factor
+        return self.recipe.optimiser.lr * factor
+
+    def _group_loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            return self.method(batch, progress)
+
+    def _optimise(self, groups: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+        """One optimiser step: gradients averaged over groups; returns the mean of every loss term."""
+        self.optimiser.zero_grad(set_to_none=True)
+        mean: dict[str, Tensor] = {}
+        for number, group in enumerate(groups):
+            torch.manual_seed(step_seed(self.seed, self.step, number))
+            batch = group.to(self.device)
+            for piece in _pieces(batch, self.recipe.accumulate):
+                share = len(piece) / len(batch) / len(groups)
+                terms = self._group_loss(piece, progress)
+                loss = torch.stack([t.float().sum() for t in terms.values()]).sum() * share
+                self.scaler.scale(loss).backward()
+                for name, term in terms.items():
+                    mean[name] = mean.get(name, 0.0) + term.detach().float().sum() * share
+        if self.recipe.optimiser.clip_norm is not None:
+            self.scaler.unscale_(self.optimiser)
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optimiser.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.method.after_step(progress)
+        return mean
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Status]:
+        """Train to the end, yielding at every logged step. Stop iterating to stop; call again to go on.
+
+        Raises:
+            NonFiniteLossError: a term is NaN or infinite; nothing is written after the step before it.
+        """
+        self.resume()
+        history = History(self.folder / "history.csv", self.step)
+        sampler = StepSampler(len(self.data), self.recipe.batch.size, self.total, self.seed, self.step)
+        loader = training_loader(
+            self.data,
+            sampler,
+            self.recipe.batch.groups,
+            workers=self.workers,
+            pin=self.device.type == "cuda",
+        )
+        pending: deque[tuple[int, list[str], dict[str, Tensor]]] = deque()
+        every = LOG_EVERY if self.device.type == "cuda" else 1  # reading a loss waits for the device
+        sums: dict[str, float] = {}
+        since = saved = time.monotonic()
+        logged = self.step
+        self.method.train()
+        for groups in loader:
+            progress = Progress(self.step, self.total, self.steps_per_epoch)
+            lr = self._set_lr()
+            terms = self._optimise(groups, progress)
+            pending.append((self.step, [i for g in groups for i in g.ids], terms))
+            self.step += 1
+            at_row = self.step % LOG_EVERY == 0 or self.step == self.total
+            if self.step % every == 0 or at_row:
+                for name, value in _checked(pending).items():
+                    sums[name] = sums.get(name, 0.0) + value
+            if at_row:
+                now = time.monotonic()
+                rate = (self.step - logged) / max(now - since, 1e-9)
+                row = {name: value / (self.step - logged) for name, value in sums.items()}
+                history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
+                selected = self._select()
+                if now - saved > self.checkpoint_seconds or selected:
+                    self.save()
+                    saved = time.monotonic()
+                since, logged, sums = time.monotonic(), self.step, {}
+                yield Status(self.step, self.total, rate, row)
+        self.save(final=True)
+
+    def _select(self) -> bool:
+        """Validate where the recipe asks for it, keep the best network; True if it validated."""
+        selection = self.recipe.selection
+        if selection is None or self.validate is None:
+            return False
+        every = selection.every(self.steps_per_epoch)
+        previous = (self.step - 1) // LOG_EVERY * LOG_EVERY  # the row before this one
+        if self.step // every == previous // every and self.step != self.total:
+            return False
+        miou = self.validate()
+        self.method.train()
+        if miou > self.best.miou:
+            self.best = Best(miou, self.step)
+            state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
+            write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
+        return True
+
+
+def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
+    """Cut a group into pieces for gradient accumulation."""
+    if number == 1:
+        yield batch
+        return
+    for index in torch.arange(len(batch)).chunk(number):
+        rows = slice(int(index[0]), int(index[-1]) + 1)
+        yield batch.rows(rows)
+
+
+def _checked(pending: deque[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
+    """Sum the pending terms after making sure that they are finite; empties ``pending``."""
+    sums: dict[str, float] = {}
+    while pending:
+        step, ids, terms = pending.popleft()
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"loss term {name!r} is {value} at step {step}",
+                    where="images " + ", ".join(ids[:16]) + (", ..." if len(ids) > 16 else ""),
+                    remedy="lower optimiser.lr, set optimiser.clip_norm, or switch amp off",
+                )
+            sums[name] = sums.get(name, 0.0) + value
+    return sums

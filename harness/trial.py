@@ -1,0 +1,450 @@
+"""One trial: a recipe with overrides and a seed, checked, trained, evaluated and recorded.
+
+``prepare`` finds every mistake that can be found before training; ``run`` does the work and may be
+stopped at any moment: calling it again goes on where it stopped and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from harness import evaluation, provenance
+from harness.batch import IGNORE
+from harness.data.base import Dataset
+from harness.data.label_store import LabelStore, prepare_labels
+from harness.data.loader import StepSampler, TrainingSet
+from harness.data.verify import preflight
+from harness.errors import UserError
+from harness.files import cache_folder, sha256_of, write_with
+from harness.nn.weights import weights_sha256
+from harness.recipes import EvaluationSpec, Resolved, resolve
+from harness.records import EvaluationRecord, Record, Store
+from harness.registry import DATASETS, METHODS
+from harness.schema import digest, dump
+from harness.training import Status, Trainer
+from methods.base import Build, Method
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe with overrides and a seed.
+
+    Attributes:
+        name: recipe name.
+        seed: seed of weights, data order, augmentation and everything random in the method.
+        overrides: dotted key to value, as from ``harness.recipes.parse_overrides``.
+    """
+
+    name: str
+    seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how trials run; nothing here changes a number.
+
+    Attributes:
+        results: folder of the record store.
+        data_roots: ``PATH`` (a parent of official folders) or ``NAME=PATH``, as on the command line.
+        cache: generated data and prepared labels.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``.
+        workers: loader processes of a trial.
+        threads: threads of a trial's arithmetic on the CPU (another number may change the last bit).
+        checkpoint_seconds: least time between two checkpoints.
+        save_predictions: keep palette PNGs of evaluated pictures in the record.
+    """
+
+    results: Path = Path("results")
+    data_roots: tuple[str, ...] = ()
+    cache: Path = field(default_factory=cache_folder)
+    device: str = "auto"
+    workers: int = 0
+    threads: int = 1
+    checkpoint_seconds: float = 60.0
+    save_predictions: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trial that has passed every check made before training."""
+
+    trial: Trial
+    options: Options
+    resolved: Resolved
+    dataset: Dataset
+    labels: LabelStore
+    facts: Mapping[str, Any]
+    digest: str
+    folder: Path
+    device: torch.device
+
+    @property
+    def store(self) -> Store:
+        """The record store."""
+        return Store(self.options.results)
+
+    def evaluation_digest(self, spec: EvaluationSpec) -> str:
+        """Over everything that defines a number of a given network."""
+        values = {k: v for k, v in dump(evaluation.protocol(spec.protocol)).items() if k != "about"}
+        split = self.facts["data"]["splits"][spec.split]["fingerprint"]
+        return digest([spec.split, values, spec.network, spec.output, spec.checkpoint, split])
+
+    def missing_evaluations(self) -> list[EvaluationSpec]:
+        """Evaluations of the recipe that are not on disk yet."""
+        return [
+            spec
+            for spec in self.resolved.recipe.evaluation
+            if not (self.evaluation_folder(spec) / "evaluation.json").exists()
+        ]
+
+    def evaluation_folder(self, spec: EvaluationSpec) -> Path:
+        """Where an evaluation stands."""
+        return self.folder / "evaluations" / f"{spec.name}-{self.evaluation_digest(spec)}"
+
+    @property
+    def record(self) -> Record | None:
+        """The record, None before the trial has ended."""
+        return self.store.get(self.folder)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        record = self.record
+        return record is not None and record.finished and not self.missing_evaluations()
+
+
+# --- before training ---------------------------------------------------------------------------------
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises UserError for a device this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}", where="--device", remedy="cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = (
+            f"torch is built for CUDA {built} but sees no GPU"
+            if built
+            else "this torch is built without CUDA"
+        )
+        raise UserError(
+            f"no CUDA device: {why}", where="--device", remedy="use --device cpu, or see `wsss doctor`"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no {name}: this machine has {torch.cuda.device_count()} GPU(s)", where="--device"
+        )
+    return device
+
+
+def open_dataset(name: str, options: Options) -> Dataset:
+    """The data set under the roots given, generated first where it is a generated one.
+
+    Raises:
+        UserError: no root was given, or it does not exist.
+    """
+    cls = DATASETS.get(name)
+    own = [r.partition("=")[2] for r in options.data_roots if r.partition("=")[0] == name and "=" in r]
+    common = [r for r in options.data_roots if "=" not in r or Path(r).exists()]
+    for text in options.data_roots:
+        known, equals, path = text.partition("=")
+        if equals and not Path(text).exists() and known not in DATASETS:
+            raise UserError(
+                f"--data-root {text!r} names no data set", remedy=f"valid: {', '.join(DATASETS.names())}"
+            )
+        if not Path(path if equals and not Path(text).exists() else text).is_dir():
+            raise UserError("the data root is no folder", where=path or text, remedy="check --data-root")
+    return cls.locate(Path((own or common)[0]) if own or common else None, options.cache)
+
+
+def prepare(trial: Trial, options: Options) -> Prepared:
+    """Check a trial as far as can be done without training.
+
+    Every picture and mask it will touch is decoded once (and remembered), weak labels are brought
+    into the canonical encoding, backbone weights are found, and the digest is computed.
+
+    Raises:
+        UserError: any of it fails.
+    """
+    resolved = resolve(trial.name, trial.overrides)
+    recipe = resolved.recipe
+    device = choose_device(options.device)
+    dataset = open_dataset(recipe.dataset, options)
+    scored = [e.split for e in recipe.evaluation]
+    if recipe.selection is not None:
+        scored.append(recipe.selection.split)
+    splits = list(dict.fromkeys([recipe.train_split, *scored]))
+    fingerprints = preflight(dataset, splits, cache=options.cache, workers=options.workers)
+    labels = prepare_labels(
+        dataset,
+        recipe.train_split,
+        recipe.supervision,
+        recipe.labels,
+        cache=options.cache,
+        workers=options.workers,
+        labels_from=recipe.labels_from,
+    )
+    StepSampler(len(labels.tags), recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
+    weights = weights_sha256(recipe.backbone, recipe.weights)
+    facts = {
+        "data": {
+            "dataset": recipe.dataset,
+            "splits": {
+                split: {
+                    "images": dataset.coverage(split)[0],
+                    "official": dataset.coverage(split)[1],
+                    "fingerprint": fingerprints[split],
+                }
+                for split in splits
+            },
+            "labels": {"fingerprint": labels.fingerprint, **labels.statistics},
+        },
+        "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": weights},
+    }
+    own = resolved.digest(fingerprints[recipe.train_split], labels.fingerprint, weights or "")
+    folder = Store(options.results).folder(trial.name, own, trial.seed)
+    return Prepared(trial, options, resolved, dataset, labels, facts, own, folder, device)
+
+
+def build_method(resolved: Resolved, dataset: Dataset, device: torch.device, seed: int) -> Method:
+    """The method of a recipe with freshly initialised networks, on a device."""
+    recipe = resolved.recipe
+    build = Build(dataset.info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights)
+    torch.manual_seed(seed)
+    return METHODS.get(recipe.method)(resolved.config, build).to(device)
+
+
+# --- the run -----------------------------------------------------------------------------------------
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run(prepared: Prepared) -> Iterator[Status]:
+    """Train, evaluate, record; yields wherever progress can be shown.
+
+    What is on disk already is not done again. A trial that cannot go on is recorded as failed with
+    the reason, and the error is raised.
+    """
+    if prepared.done:
+        return
+    trial, recipe = prepared.trial, prepared.resolved.recipe
+    if prepared.device.type == "cpu":
+        torch.set_num_threads(prepared.options.threads)
+    prepared.folder.mkdir(parents=True, exist_ok=True)
+    started, clock = _now(), time.monotonic()
+    record = prepared.record
+    method = build_method(prepared.resolved, prepared.dataset, prepared.device, trial.seed)
+    common = {
+        "name": trial.name,
+        "method": recipe.method,
+        "title": type(method).title,
+        "recipe": prepared.resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
+        "overrides": dump(dict(trial.overrides)),
+        "seed": trial.seed,
+        "digest": prepared.digest,
+        "code": provenance.code(),
+        "environment": provenance.environment(),
+        "hardware": provenance.hardware(prepared.device),
+        **prepared.facts,
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "started": started,
+    }
+    try:
+        if record is None or not record.finished:
+            yield from _train(prepared, method)
+        for spec in prepared.missing_evaluations():
+            yield from evaluate_into_record(prepared, method, spec)
+    except UserError as error:
+        if record is None or not record.finished:
+            reason = {"status": "failed", "reason": str(error), "ended": _now()}
+            Store.write_record(prepared.folder, common | reason)
+        raise
+    if record is not None and record.finished:
+        return  # evaluations were added to an old record, which stays as it is
+    training = _TRAINED.pop(prepared.folder, {})
+    checkpoint = prepared.folder / "checkpoint" / "last.pt"
+    Store.write_record(
+        prepared.folder,
+        common
+        | training
+        | {
+            "status": "finished",
+            "ended": _now(),
+            "seconds": time.monotonic() - clock,
+            "peak_memory_mib": provenance.peak_memory_mib(prepared.device),
+            "checkpoint": {"file": "checkpoint/last.pt", "sha256": sha256_of(checkpoint)},
+        },
+    )
+
+
+#: Facts about the training just done, by folder (a generator cannot return them to its own middle).
+_TRAINED: dict[Path, dict[str, Any]] = {}
+
+
+def _train(prepared: Prepared, method: Method) -> Iterator[Status]:
+    recipe, options = prepared.resolved.recipe, prepared.options
+    data = TrainingSet(
+        prepared.dataset,
+        prepared.dataset.ids(recipe.train_split),
+        prepared.labels,
+        recipe,
+        prepared.trial.seed,
+        method.views(),
+    )
+
+    def validate() -> float:
+        assert recipe.selection is not None
+        spec = EvaluationSpec(
+            split=recipe.selection.split,
+            protocol=recipe.selection.protocol,
+            network=recipe.selection.network,
+        )
+        counts = evaluation.gather(_pairs(prepared, method, spec), prepared.dataset.info.num_classes)
+        figures = evaluation.summarise(
+            counts, prepared.dataset.info.classes, evaluation.protocol(spec.protocol)
+        )
+        return figures["miou"] if figures["miou"] is not None else -np.inf
+
+    trainer = Trainer(
+        method,
+        recipe,
+        data,
+        seed=prepared.trial.seed,
+        folder=prepared.folder,
+        workers=options.workers,
+        checkpoint_seconds=options.checkpoint_seconds,
+        validate=validate,
+    )
+    clock = time.monotonic()
+    yield from trainer.run()
+    seconds = time.monotonic() - clock
+    fresh = trainer.total - trainer.resumed_at
+    _TRAINED[prepared.folder] = {
+        "steps": trainer.total,
+        "resumed": trainer.resumed_at,
+        "steps_per_second": fresh / seconds if fresh else None,
+        "best": None if trainer.best.step < 0 else {"miou": trainer.best.miou, "step": trainer.best.step},
+    }
+
+
+def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
+    return evaluation.predictions(
+        method,
+        prepared.dataset,
+        spec.split,
+        evaluation.protocol(spec.protocol),
+        network=spec.network,
+        output=spec.output,
+        device=prepared.device,
+        workers=prepared.options.workers,
+    )
+
+
+def load_weights(method: Method, checkpoint: Path) -> None:
+    """Load a checkpoint that this harness wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    if not checkpoint.exists():
+        raise UserError("no checkpoint", where=checkpoint, remedy="train the recipe again: `wsss run RECIPE`")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        method.load_state_dict(state["method"])
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint does not fit this recipe: {str(error).splitlines()[0]}",
+            where=checkpoint,
+            remedy="name the recipe that it was trained with, or --table for another code's file",
+        ) from error
+
+
+def evaluate_into_record(
+    prepared: Prepared, method: Method, spec: EvaluationSpec, seen: Callable[[], None] | None = None
+) -> Iterator[Status]:
+    """Score one evaluation of a trained network and add it to the trial's folder."""
+    checkpoint = prepared.folder / "checkpoint" / f"{spec.checkpoint}.pt"
+    load_weights(method, checkpoint)
+    info = prepared.dataset.info
+    place = prepared.evaluation_folder(spec)
+    total = prepared.dataset.coverage(spec.split)[0]
+    clock = time.monotonic()
+    kept = _Saver(place / "predictions", info.palette) if prepared.options.save_predictions else None
+    pairs: Iterator = iter(_pairs(prepared, method, spec))
+    done: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    parts: list[Any] = []
+    for pair in pairs:
+        if kept is not None:
+            kept(pair[0], pair[1])
+        done.append(pair)
+        if len(done) == 50:
+            parts.append(evaluation.gather(done, info.num_classes))
+            done = []
+            yield Status(sum(len(p.ids) for p in parts), total, 0.0, note=f"evaluating {spec.name}")
+    if done or not parts:
+        parts.append(evaluation.gather(done, info.num_classes))
+    counts = evaluation.joined(parts)
+    write_evaluation(prepared, spec, counts, sha256_of(checkpoint), time.monotonic() - clock)
+
+
+def write_evaluation(
+    prepared: Prepared, spec: EvaluationSpec, counts: Any, checkpoint_sha256: str, seconds: float
+) -> EvaluationRecord:
+    """Add an evaluation to the trial's folder."""
+    p = evaluation.protocol(spec.protocol)
+    split = prepared.facts["data"]["splits"][spec.split]
+    return Store.write_evaluation(
+        prepared.folder,
+        counts,
+        {
+            "name": spec.name,
+            "digest": prepared.evaluation_digest(spec),
+            "spec": dump(spec),
+            "protocol": dump(p),
+            "official_images": split["official"],
+            "data_fingerprint": split["fingerprint"],
+            "checkpoint_sha256": checkpoint_sha256,
+            "seconds": seconds,
+            "written": _now(),
+            **evaluation.summarise(counts, prepared.dataset.info.classes, p),
+        },
+    )
+
+
+class _Saver:
+    """Writes predictions as palette PNGs."""
+
+    def __init__(self, folder: Path, palette: Any) -> None:
+        self.folder, self.palette = folder, palette
+
+    def __call__(self, image_id: str, prediction: np.ndarray) -> None:
+        save_index(self.folder / f"{image_id}.png", prediction, self.palette)
+
+
+def save_index(path: Path, labels: np.ndarray, palette: Any) -> None:
+    """Write ``(H, W)`` uint8 labels as a palette PNG; 255 is drawn in VOC's cream."""
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    colours = np.full((256, 3), 0, dtype=np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORE] = (224, 224, 192)
+    image.putpalette(colours.flatten().tolist())
+    write_with(path, lambda f: image.save(f, format="PNG"))
