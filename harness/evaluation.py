@@ -330,14 +330,11 @@ def predictions(
 def gather(
     pairs: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
     num_classes: int,
-    seen: Callable[[str, np.ndarray], None] | None = None,
 ) -> PerImage:
-    """Count every (id, prediction, mask); ``seen`` gets each prediction (to save it, to show progress)."""
+    """Count every (id, prediction, mask)."""
     ids: list[str] = []
     rows: list[tuple[np.ndarray, ...]] = []
     for name, prediction, mask in pairs:
-        if seen is not None:
-            seen(name, prediction)
         if mask is None:
             raise UserError(
                 f"picture {name} has no public mask",

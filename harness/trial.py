@@ -6,10 +6,12 @@ stopped at any moment: calling it again goes on where it stopped and repeats not
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from PIL import Image
 
 from harness import evaluation, provenance
 from harness.batch import IGNORE
-from harness.data.base import Dataset
+from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.label_store import LabelStore, prepare_labels
 from harness.data.loader import StepSampler, TrainingSet
 from harness.data.verify import preflight
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 from harness.files import cache_folder, sha256_of, write_with
+from harness.nn.checkpoints import load_checkpoint
 from harness.nn.weights import weights_sha256
 from harness.recipes import EvaluationSpec, Resolved, resolve
 from harness.records import EvaluationRecord, Record, Store
@@ -154,52 +157,97 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def open_dataset(name: str, options: Options) -> Dataset:
+@cache
+def open_dataset(name: str, data_roots: tuple[str, ...], cache_root: Path) -> Dataset:
     """The data set under the roots given, generated first where it is a generated one.
+
+    Args:
+        name: registry name.
+        data_roots: as in :class:`Options`.
+        cache_root: where generated data sets live.
 
     Raises:
         UserError: no root was given, or it does not exist.
     """
     cls = DATASETS.get(name)
-    own = [r.partition("=")[2] for r in options.data_roots if r.partition("=")[0] == name and "=" in r]
-    common = [r for r in options.data_roots if "=" not in r or Path(r).exists()]
-    for text in options.data_roots:
+    common: list[Path] = []
+    own: list[Path] = []
+    for text in data_roots:
         known, equals, path = text.partition("=")
-        if equals and not Path(text).exists() and known not in DATASETS:
+        named = bool(equals) and not Path(text).exists()
+        if named and known not in DATASETS:
             raise UserError(
-                f"--data-root {text!r} names no data set", remedy=f"valid: {', '.join(DATASETS.names())}"
+                f"{known!r} is no data set",
+                where=f"--data-root {text}",
+                remedy=nearest(known, DATASETS.names()),
             )
-        if not Path(path if equals and not Path(text).exists() else text).is_dir():
-            raise UserError("the data root is no folder", where=path or text, remedy="check --data-root")
-    return cls.locate(Path((own or common)[0]) if own or common else None, options.cache)
+        root = Path(path if named else text).expanduser()
+        if not root.is_dir():
+            raise UserError(
+                f"the data root {root} is no folder", where="--data-root", remedy="check the path"
+            )
+        (own if named and known == name else common if not named else []).append(root)
+    roots = own or common
+    return cls.locate(roots[0] if roots else None, cache_root)
 
 
-def prepare(trial: Trial, options: Options) -> Prepared:
+@cache
+def _fingerprint(dataset: Dataset, split: str, cache_root: Path, workers: int) -> str:
+    """Preflight of one split, once per process."""
+    return preflight(dataset, [split], cache=cache_root, workers=workers)[split]
+
+
+@cache
+def _labels(
+    dataset: Dataset,
+    split: str,
+    supervision: Supervision,
+    spec: LabelSpec,
+    cache_root: Path,
+    workers: int,
+    labels_from: str | None,
+) -> LabelStore:
+    """Prepared labels, once per process."""
+    return prepare_labels(
+        dataset, split, supervision, spec, cache=cache_root, workers=workers, labels_from=labels_from
+    )
+
+
+def prepare(
+    trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None
+) -> Prepared:
     """Check a trial as far as can be done without training.
 
     Every picture and mask it will touch is decoded once (and remembered), weak labels are brought
     into the canonical encoding, backbone weights are found, and the digest is computed.
 
+    Args:
+        trial: what to run.
+        options: where and how.
+        evaluations: score these instead of the recipe's own.
+
     Raises:
         UserError: any of it fails.
     """
     resolved = resolve(trial.name, trial.overrides)
+    if evaluations is not None:
+        resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
     device = choose_device(options.device)
-    dataset = open_dataset(recipe.dataset, options)
+    dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]
     if recipe.selection is not None:
         scored.append(recipe.selection.split)
     splits = list(dict.fromkeys([recipe.train_split, *scored]))
-    fingerprints = preflight(dataset, splits, cache=options.cache, workers=options.workers)
-    labels = prepare_labels(
+    fingerprints = {s: _fingerprint(dataset, s, options.cache, options.workers) for s in splits}
+    labels = _labels(
         dataset,
         recipe.train_split,
         recipe.supervision,
         recipe.labels,
-        cache=options.cache,
-        workers=options.workers,
-        labels_from=recipe.labels_from,
+        options.cache,
+        options.workers,
+        recipe.labels_from,
     )
     StepSampler(len(labels.tags), recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
     weights = weights_sha256(recipe.backbone, recipe.weights)
@@ -223,10 +271,11 @@ def prepare(trial: Trial, options: Options) -> Prepared:
     return Prepared(trial, options, resolved, dataset, labels, facts, own, folder, device)
 
 
-def build_method(resolved: Resolved, dataset: Dataset, device: torch.device, seed: int) -> Method:
+def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:
     """The method of a recipe with freshly initialised networks, on a device."""
     recipe = resolved.recipe
-    build = Build(dataset.info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights)
+    info = DATASETS.get(recipe.dataset).info
+    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights)
     torch.manual_seed(seed)
     return METHODS.get(recipe.method)(resolved.config, build).to(device)
 
@@ -252,7 +301,7 @@ def run(prepared: Prepared) -> Iterator[Status]:
     prepared.folder.mkdir(parents=True, exist_ok=True)
     started, clock = _now(), time.monotonic()
     record = prepared.record
-    method = build_method(prepared.resolved, prepared.dataset, prepared.device, trial.seed)
+    method = build_method(prepared.resolved, prepared.device, trial.seed)
     common = {
         "name": trial.name,
         "method": recipe.method,
@@ -268,9 +317,10 @@ def run(prepared: Prepared) -> Iterator[Status]:
         "parameters": sum(p.numel() for p in method.parameters()),
         "started": started,
     }
+    training: dict[str, Any] = {}
     try:
         if record is None or not record.finished:
-            yield from _train(prepared, method)
+            training = yield from _train(prepared, method)
         for spec in prepared.missing_evaluations():
             yield from evaluate_into_record(prepared, method, spec)
     except UserError as error:
@@ -280,7 +330,6 @@ def run(prepared: Prepared) -> Iterator[Status]:
         raise
     if record is not None and record.finished:
         return  # evaluations were added to an old record, which stays as it is
-    training = _TRAINED.pop(prepared.folder, {})
     checkpoint = prepared.folder / "checkpoint" / "last.pt"
     Store.write_record(
         prepared.folder,
@@ -296,11 +345,8 @@ def run(prepared: Prepared) -> Iterator[Status]:
     )
 
 
-#: Facts about the training just done, by folder (a generator cannot return them to its own middle).
-_TRAINED: dict[Path, dict[str, Any]] = {}
-
-
-def _train(prepared: Prepared, method: Method) -> Iterator[Status]:
+def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[str, Any]]:
+    """Train to the end; returns what the record says of it."""
     recipe, options = prepared.resolved.recipe, prepared.options
     data = TrainingSet(
         prepared.dataset,
@@ -338,7 +384,7 @@ def _train(prepared: Prepared, method: Method) -> Iterator[Status]:
     yield from trainer.run()
     seconds = time.monotonic() - clock
     fresh = trainer.total - trainer.resumed_at
-    _TRAINED[prepared.folder] = {
+    return {
         "steps": trainer.total,
         "resumed": trainer.resumed_at,
         "steps_per_second": fresh / seconds if fresh else None,
@@ -378,30 +424,52 @@ def load_weights(method: Method, checkpoint: Path) -> None:
         ) from error
 
 
-def evaluate_into_record(
-    prepared: Prepared, method: Method, spec: EvaluationSpec, seen: Callable[[], None] | None = None
-) -> Iterator[Status]:
+def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, table: str | None) -> Method:
+    """A method in evaluation mode with the weights of a checkpoint.
+
+    Args:
+        resolved: the recipe that the network belongs to.
+        device: where to put it.
+        checkpoint: the file.
+        table: None for this project's own, else the name of a key table of the method.
+
+    Raises:
+        UserError: the file is missing, damaged or of another network, or the table is unknown.
+    """
+    untrained = replace(resolved, recipe=replace(resolved.recipe, weights="none"))
+    method = build_method(untrained, device, seed=0)
+    if table is None:
+        load_weights(method, checkpoint)
+    else:
+        tables = method.key_tables()
+        if table not in tables:
+            raise UserError(
+                f"{resolved.recipe.method} reads no checkpoints of {table!r}",
+                where="--table",
+                remedy=nearest(table, tables),
+            )
+        load_checkpoint(method, checkpoint, tables[table])
+    return method.eval()
+
+
+def evaluate_into_record(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Iterator[Status]:
     """Score one evaluation of a trained network and add it to the trial's folder."""
     checkpoint = prepared.folder / "checkpoint" / f"{spec.checkpoint}.pt"
     load_weights(method, checkpoint)
     info = prepared.dataset.info
-    place = prepared.evaluation_folder(spec)
     total = prepared.dataset.coverage(spec.split)[0]
+    place = prepared.evaluation_folder(spec) / "predictions"
+    save = prepared.options.save_predictions
     clock = time.monotonic()
-    kept = _Saver(place / "predictions", info.palette) if prepared.options.save_predictions else None
-    pairs: Iterator = iter(_pairs(prepared, method, spec))
-    done: list[tuple[str, np.ndarray, np.ndarray | None]] = []
-    parts: list[Any] = []
-    for pair in pairs:
-        if kept is not None:
-            kept(pair[0], pair[1])
-        done.append(pair)
-        if len(done) == 50:
-            parts.append(evaluation.gather(done, info.num_classes))
-            done = []
-            yield Status(sum(len(p.ids) for p in parts), total, 0.0, note=f"evaluating {spec.name}")
-    if done or not parts:
-        parts.append(evaluation.gather(done, info.num_classes))
+    parts = []
+    pairs = iter(_pairs(prepared, method, spec))
+    while chunk := list(itertools.islice(pairs, 50)):
+        if save:
+            for image_id, prediction, _ in chunk:
+                save_index(place / f"{image_id}.png", prediction, info.palette)
+        parts.append(evaluation.gather(chunk, info.num_classes))
+        done = sum(len(p.ids) for p in parts)
+        yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {spec.name}")
     counts = evaluation.joined(parts)
     write_evaluation(prepared, spec, counts, sha256_of(checkpoint), time.monotonic() - clock)
 
@@ -428,16 +496,6 @@ def write_evaluation(
             **evaluation.summarise(counts, prepared.dataset.info.classes, p),
         },
     )
-
-
-class _Saver:
-    """Writes predictions as palette PNGs."""
-
-    def __init__(self, folder: Path, palette: Any) -> None:
-        self.folder, self.palette = folder, palette
-
-    def __call__(self, image_id: str, prediction: np.ndarray) -> None:
-        save_index(self.folder / f"{image_id}.png", prediction, self.palette)
 
 
 def save_index(path: Path, labels: np.ndarray, palette: Any) -> None:

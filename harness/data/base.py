@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -79,6 +79,23 @@ class Dataset(ABC):
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+
+    @classmethod
+    def locate(cls, root: Path | None, cache: Path) -> Self:
+        """Open the data set under a root; generated data sets need none and live in ``cache``.
+
+        Raises:
+            UserError: a root is needed and none was given.
+        """
+        if root is None:
+            info = cls.info
+            raise UserError(
+                f"no data root for {info.name}",
+                where="--data-root",
+                remedy=f"pass --data-root DIR, where DIR holds {info.folder}"
+                + (f" (obtain it from {info.homepage})" if info.homepage else ""),
+            )
+        return cls(root)
 
     @abstractmethod
     def ids(self, split: str) -> Sequence[str]:

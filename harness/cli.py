@@ -1,0 +1,106 @@
+"""The command ``wsss``. Verbs are entry points (``wsss.commands``), so other packages bring their own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+import harness
+from harness.errors import UserError, nearest
+from harness.registry import COMMANDS
+
+#: Own verbs: (module, attribute, one-line help). The module is imported when the verb is used.
+_OWN: dict[str, tuple[str, str, str]] = {
+    "list": ("harness.commands.explore", "list_", "Methods, data sets, recipes, suites, protocols."),
+    "show": (
+        "harness.commands.explore",
+        "show",
+        "Every effective value of a recipe, and where it comes from.",
+    ),
+    "doctor": ("harness.commands.explore", "doctor", "What this machine can run, and what is missing."),
+    "data": ("harness.commands.data", "data", "Generated data and pretrained miniature encoders."),
+    "run": ("harness.commands.run", "run", "Train, evaluate and record recipes or suites."),
+    "search": ("harness.commands.search", "search", "Search hyper-parameters of a recipe."),
+    "predict": ("harness.commands.score", "predict", "Segment pictures with a trained network."),
+    "evaluate": (
+        "harness.commands.score",
+        "evaluate",
+        "Score records, checkpoints or folders of predictions.",
+    ),
+}
+
+
+class _Verbs(click.Group):
+    """A group that imports a verb when it is used, so that ``--help`` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_OWN, *(n for n in COMMANDS.names() if n not in _OWN)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OWN:
+            module, attribute, _ = _OWN[cmd_name]
+            return getattr(importlib.import_module(module), attribute)
+        return COMMANDS.get(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.list_commands(ctx):
+            raise UserError(f"unknown verb {args[0]!r}", remedy=nearest(args[0], self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [
+            (name, _OWN[name][2] if name in _OWN else COMMANDS.get(name).get_short_help_str(70))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Verbs"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(harness.__version__, prog_name="wsss")
+def cli() -> None:
+    """Reproduce weakly supervised semantic segmentation, and compare it with what was published.
+
+    \b
+    Start here:
+      wsss run mini             the miniature suite: offline, CPU, minutes
+      wsss leaderboard          its table
+      wsss list recipes         everything that can be run
+      wsss show agmm/voc-point-r101
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: 0 done, 1 some trials failed, 2 a mistake the user can mend, 130 interrupted."""
+    sys.exit(invoke(cli, arguments))
+
+
+def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
+    """Run a command; print what a user can mend on one screen, and return the exit code."""
+    return guarded(lambda: command.main(arguments, prog_name="wsss", standalone_mode=False))
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Exit code of a piece of work, errors printed without a traceback where a user can mend them."""
+    try:
+        result = work()
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: the same command goes on where this one stopped", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

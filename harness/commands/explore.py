@@ -1,0 +1,210 @@
+"""``wsss list``, ``wsss show`` and ``wsss doctor``."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import click
+from tabulate import tabulate
+
+_KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
+
+
+@click.command(
+    name="list",
+    epilog="""\b
+Examples:
+  wsss list                     everything
+  wsss list recipes             all recipes
+  wsss list recipes 'agmm/*'    those of one method
+  wsss list suites""",
+)
+@click.argument("kind", type=click.Choice(_KINDS), required=False)
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_(kind: str | None, pattern: str, as_json: bool) -> None:
+    """Methods, data sets, recipes, suites and protocols."""
+    from fnmatch import fnmatch
+
+    makers = {
+        "methods": _methods,
+        "datasets": _datasets,
+        "recipes": _recipes,
+        "suites": _suites,
+        "protocols": _protocols,
+    }
+    tables = {k: [r for r in makers[k]() if fnmatch(r["name"], pattern)] for k in _KINDS if kind in (None, k)}
+    if as_json:
+        click.echo(json.dumps(tables if kind is None else tables[kind], indent=1))
+        return
+    for name, rows in tables.items():
+        click.secho(f"{name} ({len(rows)})", bold=True)
+        click.echo(
+            tabulate(rows, headers="keys", tablefmt="plain", disable_numparse=True) if rows else "none"
+        )
+        click.echo()
+
+
+def _methods() -> list[dict[str, str]]:
+    from harness.registry import METHODS
+
+    rows = []
+    for name in METHODS.names():
+        cls = METHODS.get(name)
+        paper = (
+            f"{cls.paper.authors.split(',')[0]} et al., {cls.paper.venue} {cls.paper.year}"
+            if cls.paper
+            else "baseline"
+        )
+        rows.append(
+            {
+                "name": name,
+                "title": cls.title,
+                "paper": paper,
+                "supervision": ", ".join(sorted(cls.supervision)),
+            }
+        )
+    return rows
+
+
+def _datasets() -> list[dict[str, str]]:
+    from harness.registry import DATASETS
+
+    rows = []
+    for name in DATASETS.names():
+        info = DATASETS.get(name).info
+        splits = ", ".join(f"{k} {v:,}" for k, v in info.splits.items())
+        rows.append(
+            {
+                "name": name,
+                "title": info.title,
+                "classes": str(info.num_classes),
+                "splits": splits,
+                "folder": info.folder,
+            }
+        )
+    return rows
+
+
+def _recipes() -> list[dict[str, str]]:
+    from harness.recipes import all_recipes
+
+    return [
+        {
+            "name": name,
+            "data set": r.recipe.dataset,
+            "supervision": r.recipe.supervision,
+            "backbone": r.recipe.backbone,
+            "suites": ", ".join(r.recipe.suites),
+        }
+        for name, r in all_recipes().items()
+    ]
+
+
+def _suites() -> list[dict[str, str]]:
+    from harness.recipes import suites
+
+    return [{"name": name, "recipes": ", ".join(recipes)} for name, recipes in suites().items()]
+
+
+def _protocols() -> list[dict[str, str]]:
+    from harness.evaluation import protocols
+
+    return [{"name": name, "about": p.about} for name, p in protocols().items()]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wsss show agmm/voc-point-r101
+  wsss show agmm/voc-point-r101 --docs
+  wsss show agmm/mini-scribble --set optimiser.lr=0.02"""
+)
+@click.argument("recipe")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value; repeatable."
+)
+@click.option("--docs", is_flag=True, help="Explain every key.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def show(recipe: str, assignments: tuple[str, ...], docs: bool, as_json: bool) -> None:
+    """Every effective value of a recipe with its origin: default, file, command line, and its source."""
+    from harness.recipes import documented, explain, parse_overrides, resolve
+
+    resolved = resolve(recipe, parse_overrides(assignments))
+    rows = [
+        {"key": key, "value": json.dumps(value), "origin": origin, "printed in": source}
+        for key, value, origin, source in explain(resolved)
+    ]
+    if as_json:
+        click.echo(json.dumps({"name": recipe, "values": rows, "remarks": resolved.recipe.remarks}, indent=1))
+        return
+    if docs:
+        explained = documented(resolved)
+        for row in rows:
+            click.secho(f"{row['key']} = {row['value']}", bold=True)
+            text = explained.get(row["key"], "")
+            if text:
+                click.echo(textwrap.indent(textwrap.fill(text, 96), "    "))
+            click.echo(f"    from {row['origin']}" + (f"; {row['printed in']}" if row["printed in"] else ""))
+    else:
+        click.echo(tabulate(rows, headers="keys", tablefmt="plain", disable_numparse=True))
+    for remark in resolved.recipe.remarks:
+        click.echo(textwrap.fill(f"- {remark}", 100, subsequent_indent="  "))
+
+
+@click.command(epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
+@click.option(
+    "--data-root", "data_roots", multiple=True, metavar="[NAME=]DIR", help="Where data sets are looked for."
+)
+def doctor(data_roots: tuple[str, ...]) -> None:
+    """What this machine can run, what is missing, and how to get it."""
+    import shutil
+
+    import torch
+
+    from harness import compat, provenance
+    from harness.errors import UserError
+    from harness.files import cache_folder
+    from harness.registry import DATASETS, METHODS
+    from harness.trial import open_dataset
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = provenance.hardware(device) | provenance.code()
+    rows: list[tuple[str, str, str]] = []
+    rows.append(("machine", f"{facts['processor']}, {facts['cores']} cores", ""))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    built = f"torch {torch.__version__}, " + (
+        f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    )
+    rows.append(
+        ("GPU", ", ".join(gpus) or "none", "" if gpus else f"{built}: the mini suite runs; papers need a GPU")
+    )
+    rows.append(
+        ("torchvision", "cured" if compat.CURED else "sound", "see harness/compat.py" if compat.CURED else "")
+    )
+    for name, version in provenance.environment()["packages"].items():
+        rows.append((name, version or "missing", "" if version else f"pip install {name}"))
+    cache = cache_folder()
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    rows.append(
+        (
+            "cache",
+            str(cache),
+            f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free; set WSSS_CACHE to move it",
+        )
+    )
+    for name in METHODS.names():
+        try:
+            METHODS.get(name)
+            rows.append((f"method {name}", "ready", ""))
+        except UserError as error:
+            rows.append((f"method {name}", "broken", str(error)))
+    for name in DATASETS.names():
+        try:
+            dataset = open_dataset(name, data_roots, cache)
+            present = [f"{s} {len(dataset.ids(s)):,}/{n:,}" for s, n in dataset.info.splits.items()]
+            rows.append((f"data {name}", "found", ", ".join(present)))
+        except UserError as error:
+            rows.append((f"data {name}", "missing", f"{error.problem}; {error.remedy}"))
+    click.echo(tabulate(rows, headers=("what", "state", "remark"), tablefmt="plain", disable_numparse=True))

@@ -1,0 +1,340 @@
+"""Trials on Ray Tune with explicit resources, or one after another in this process.
+
+Neither changes a number: a trial is a function of recipe, seed and data. What is finished stays; a
+trial whose worker dies is started again and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.errors import UserError
+from harness.recipes import expand
+from harness.trial import Options, Prepared, Trial, prepare, run
+
+#: Seconds between two reports of a running trial.
+REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What trials may use.
+
+    Attributes:
+        cpus_per_trial: cores of one trial, its loader workers included.
+        gpus_per_trial: GPUs of one trial; a fraction lets several share one (bookkeeping, not a limit
+            of memory).
+        max_concurrent: most trials at a time; as many as fit by default.
+        address: a running Ray cluster to join; a local Ray starts without it.
+        retries: how often a trial whose worker died is started again.
+    """
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_concurrent: int | None = None
+    address: str | None = None
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: ``finished``, ``kept`` (it was finished before) or ``failed``."""
+
+    trial: Trial
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any]) -> list[Trial]:
+    """One trial for each recipe of the targets and each seed."""
+    return [Trial(name, seed, dict(overrides)) for name, seed in product(expand(targets), seeds)]
+
+
+def check(trials: Sequence[Trial], options: Options) -> list[Prepared]:
+    """Prepare every trial before the first one runs. Raises UserError at the first mistake."""
+    quiet = not sys.stderr.isatty()
+    return [prepare(t, options) for t in tqdm(trials, desc="checking", disable=quiet, leave=False)]
+
+
+class Display:
+    """One progress bar over the steps of all trials, and a line for each one that ends."""
+
+    def __init__(self, prepared: Sequence[Prepared]) -> None:
+        total = sum(_steps(p) for p in prepared)
+        self.running: dict[Trial, tuple[int, str]] = {}
+        self.number, self.ended, self.of = 0, 0, len(prepared)
+        self.bar = tqdm(
+            total=total,
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def update(self, trial: Trial, step: int, text: str) -> None:
+        """A running trial has come to a step."""
+        before = self.running.get(trial, (0, ""))[0]
+        self.running[trial] = (max(step, before), text)
+        self.bar.update(max(step - before, 0))
+        self.bar.set_description(f"{self.ended}/{self.of} trials", refresh=False)
+        self.bar.set_postfix_str(f"{trial}: {text}" if text else str(trial))
+
+    def end(self, prepared: Prepared, outcome: Outcome) -> None:
+        """A trial has ended."""
+        self.ended += 1
+        trial = prepared.trial
+        self.update(trial, _steps(prepared), "")
+        record = prepared.record
+        line = f"{outcome.status:8s} {trial}"
+        if record is not None and record.finished:
+            line += "  " + "  ".join(f"{n} {e.miou:.2f} mIoU" for n, e in record.evaluations.items())
+        if outcome.seconds:
+            line += f"  ({outcome.seconds:.0f} s)"
+        if outcome.reason:
+            line += "\n" + "\n".join("  " + part for part in outcome.reason.splitlines())
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.close()
+
+
+def _steps(prepared: Prepared) -> int:
+    recipe = prepared.resolved.recipe
+    return recipe.schedule.total_steps(len(prepared.labels.tags) // recipe.batch.size)
+
+
+def _guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
+    """Run a piece of a trial; an error becomes a failed outcome, recorded in the trial's folder."""
+    try:
+        work()
+    except UserError as error:
+        return Outcome(prepared.trial, "failed", str(error))
+    except Exception as error:
+        file = prepared.folder / "error.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Outcome(prepared.trial, "failed", f"{type(error).__name__}: {first}\n  where:  {file}")
+    return None
+
+
+def run_local(prepared: Sequence[Prepared]) -> list[Outcome]:
+    """All trials, one after another, in this process."""
+    display = Display(prepared)
+    outcomes = []
+    try:
+        for one in prepared:
+            if one.done:
+                outcome = Outcome(one.trial, "kept")
+            else:
+                clock = time.monotonic()
+
+                def work(one: Prepared = one) -> None:
+                    for status in run(one):
+                        display.update(one.trial, status.step if not status.note else 0, status.note)
+
+                failed = _guarded(one, work)
+                outcome = failed or Outcome(one.trial, "finished", seconds=time.monotonic() - clock)
+            display.end(one, outcome)
+            outcomes.append(outcome)
+    finally:
+        display.close()
+    return outcomes
+
+
+# --- Ray ---------------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """A trial in pieces of about :data:`REPORT_SECONDS`, as a Tune trainable reports them."""
+
+    def __init__(self, trial: Trial, options: Options) -> None:
+        self.prepared = prepare(trial, options)
+        self.work: Iterator = run(self.prepared)
+        self.step, self.clock = 0, time.monotonic()
+
+    def piece(self) -> dict[str, Any]:
+        """Go on for a while; the last piece says ``done``."""
+        until = time.monotonic() + REPORT_SECONDS
+        note, ended = "", False
+
+        def work() -> None:
+            nonlocal note, ended
+            for status in self.work:
+                note = status.note
+                self.step = self.step if note else status.step
+                if time.monotonic() > until:
+                    return
+            ended = True
+
+        failed = _guarded(self.prepared, work)
+        result: dict[str, Any] = {"at": self.step, "note": note, "done": ended or failed is not None}
+        result["wall"] = time.monotonic() - self.clock
+        if failed is not None:
+            result["failed"] = failed.reason
+        return result
+
+
+def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]:
+    """All trials on Ray Tune, as many at a time as their resources allow, the longest first.
+
+    Raises:
+        UserError: Ray cannot start, or a trial asks for more than there is.
+    """
+    open_trials = [p for p in prepared if not p.done]
+    outcomes = {p.trial: Outcome(p.trial, "kept") for p in prepared if p.done}
+    display = Display(prepared)
+    try:
+        for one in prepared:
+            if one.trial in outcomes:
+                display.end(one, outcomes[one.trial])
+        if open_trials:
+            outcomes |= _tune(sorted(open_trials, key=_cost, reverse=True), resources, display)
+    finally:
+        display.close()
+    return [outcomes[p.trial] for p in prepared]
+
+
+def _cost(prepared: Prepared) -> float:
+    recipe = prepared.resolved.recipe
+    return _steps(prepared) * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1]
+
+
+def start_ray(resources: Resources) -> bool:
+    """Start a local Ray, or join a cluster; True if it was started here.
+
+    Raises:
+        UserError: Ray is not usable here, or has too little for one trial.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if resources.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            f"Ray cannot be imported: {error}", remedy="install ray[tune], or use --local"
+        ) from error
+    mine = not ray.is_initialized()
+    if mine:
+        local = {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
+        try:
+            ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"Ray did not start: {str(error).splitlines()[0]}",
+                where=resources.address or "a local Ray",
+                remedy="check --address, or use --local",
+            ) from error
+    there = ray.cluster_resources()
+    for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+        if wanted > there.get(kind, 0):
+            if mine:
+                ray.shutdown()
+            raise UserError(
+                f"one trial asks for {wanted:g} {kind}, the cluster has {there.get(kind, 0):g}",
+                where=f"--{kind.lower()}s-per-trial",
+                remedy="ask for less",
+            )
+    return mine
+
+
+def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
+    mine = start_ray(resources)
+    import ray
+    from ray import tune
+
+    by_index = dict(enumerate(prepared))
+    outcomes: dict[Trial, Outcome] = {}
+
+    class Actor(tune.Trainable):
+        """A worker process; it takes one trial after another."""
+
+        def setup(self, config: dict) -> None:
+            self.steps: _Steps | None = None
+            self.job = config["job"]
+
+        def reset_config(self, new_config: dict) -> bool:
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            if self.steps is None:
+                self.steps = _Steps(self.job["trial"], self.job["options"])
+            return self.steps.piece()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Trials keep their own checkpoints."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Trials find their own checkpoints."""
+
+    def finish(index: int, outcome: Outcome) -> None:
+        if outcome.trial not in outcomes:
+            outcomes[outcome.trial] = outcome
+            display.end(by_index[index], outcome)
+
+    class Watch(tune.Callback):
+        """Passes Tune's events to the display."""
+
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            index = trial.config["job"]["index"]
+            one = by_index[index].trial
+            if result.get("failed"):
+                finish(index, Outcome(one, "failed", result["failed"]))
+            elif result.get("done") and "at" in result:
+                finish(index, Outcome(one, "finished", seconds=result["wall"]))
+            elif "at" in result:
+                display.update(one, result["at"], result["note"])
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            one = by_index[trial.config["job"]["index"]].trial
+            reason = f"its worker died {resources.retries + 1} times\n  where:  {trial.error_file}"
+            finish(trial.config["job"]["index"], Outcome(one, "failed", reason))
+
+    jobs = [{"index": i, "trial": p.trial, "options": p.options} for i, p in by_index.items()]
+    with tempfile.TemporaryDirectory(prefix="wsss-tune-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            param_space={"job": tune.grid_search(jobs)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=resources.max_concurrent,
+                trial_name_creator=_short_name,
+                trial_dirname_creator=_short_name,
+            ),
+            run_config=tune.RunConfig(
+                name="wsss",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[Watch()],
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            if mine:
+                ray.shutdown()
+    return outcomes
+
+
+def _short_name(trial: Any) -> str:
+    return f"trial-{trial.config['job']['index']}"

@@ -1,0 +1,105 @@
+"""Sessions: ``nox -s reproduce`` does the main job, ``nox -s tests`` runs the tests.
+
+Arguments after ``--`` reach the command of the session.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+#: Tested pins; another file, or nothing, for other versions.
+CONSTRAINTS = os.environ.get("WSSS_CONSTRAINTS", "constraints/tested.txt")
+
+# uv does not read pip's settings: hand on where the user has told pip to look for packages.
+for ours, theirs in (("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL")):
+    if theirs in os.environ:
+        os.environ.setdefault(ours, os.environ[theirs])
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """The project with tested versions, and dependency groups of ``pyproject.toml``."""
+    wanted = [r for group in groups for r in nox.project.dependency_groups(PROJECT, group)]
+    pins = ("-c", CONSTRAINTS) if CONSTRAINTS else ()
+    session.install("-e", ".", *wanted, *pins)
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Train, evaluate and set beside the published numbers: the mini suite, or what follows ``--``."""
+    install(session)
+    arguments = session.posargs or ["mini"]
+    session.run("wsss", "run", *arguments)
+    results = _value(arguments, "--results", "results")
+    session.run("wsss", "leaderboard", "--results", results)
+    session.run("wsss", "plot", "--results", results)
+
+
+@nox.session
+def search(session: nox.Session) -> None:
+    """Hyper-parameter search; arguments go to ``wsss search``."""
+    install(session)
+    session.run("wsss", "search", *(session.posargs or ["agmm/mini-scribble", "--trials", "8"]))
+
+
+@nox.session
+def leaderboard(session: nox.Session) -> None:
+    """Tables and plots of the records there are; arguments go to ``wsss leaderboard``."""
+    install(session)
+    session.run("wsss", "leaderboard", *session.posargs)
+    session.run("wsss", "plot", "--results", _value(session.posargs, "--results", "results"))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments go to pytest."""
+    install(session, "test")
+    session.env.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores, not four threads
+    workers = str(min(os.cpu_count() or 1, 4))
+    session.run("pytest", "-n", workers, "--dist", "loadscope", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"), "-c", "constraints/tested.txt")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types."""
+    install(session, "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory as ratios against a named baseline of the same run; arguments go to pytest."""
+    install(session, "test")
+    session.env.setdefault("OMP_NUM_THREADS", "1")
+    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs)
+
+
+def _value(arguments: list[str], option: str, default: str) -> str:
+    """The value of an option among command-line arguments."""
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return default
+
+
+if __name__ == "__main__":
+    sys.exit(f"run this with nox: nox -s reproduce (in {Path(__file__).parent})")
