@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.nn.encoders import Encoder
 from harness.nn.resize import resize
 
@@ -78,17 +79,20 @@ class Segmentation(NamedTuple):
 class DeepLabV3Plus(nn.Module):
     """An encoder with the DeepLabV3+ head, as AGMM uses it (AGMM-SASS model/semseg/deeplabv3plus.py).
 
-    ASPP on the last stage is resized to the grid of the first stage, joined with that stage's reduced
-    features and fused by two 3x3 convolutions; a 1x1 convolution classifies. Every resize inside the
-    network has ``align_corners=True``. Module names are those of the AGMM-SASS code.
+    ASPP on the last stage is resized to the grid of the stage with stride 4, joined with that stage's
+    reduced features and fused by two 3x3 convolutions; a 1x1 convolution classifies. Every resize inside
+    the network has ``align_corners=True``. Module names are those of the AGMM-SASS code.
 
     Args:
-        backbone: encoder; its first and last stages are used.
+        backbone: encoder; its stage of stride 4 (the first such) and its last stage are used.
         num_classes: K.
         width: channels of the ASPP branches and of the fused features (256 in the paper's code).
-        low_width: channels to which the first stage is reduced (48 in the paper's code).
+        low_width: channels to which the stage of stride 4 is reduced (48 in the paper's code).
         rates: dilations of ASPP.
         dropout: channel dropout after ASPP.
+
+    Raises:
+        UserError: the encoder has no stage of stride 4.
     """
 
     def __init__(
@@ -102,15 +106,22 @@ class DeepLabV3Plus(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if 4 not in backbone.strides:
+            raise UserError(
+                f"DeepLabV3+ needs features of stride 4; the backbone has strides {backbone.strides}",
+                where="backbone",
+                remedy="choose another backbone, such as a ResNet",
+            )
         self.backbone = backbone
+        self._low = backbone.strides.index(4)
         self.head = ASPP(backbone.channels[-1], width, rates, dropout)
-        self.reduce = nn.Sequential(*conv_bn_relu(backbone.channels[0], low_width))
+        self.reduce = nn.Sequential(*conv_bn_relu(backbone.channels[self._low], low_width))
         self.fuse = nn.Sequential(*conv_bn_relu(width + low_width, width, 3), *conv_bn_relu(width, width, 3))
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def features(self, stages: Sequence[Tensor]) -> Tensor:
-        """Fused features ``(B, width, h, w)`` on the first stage's grid; after ReLU, so never negative."""
-        low = self.reduce(stages[0])
+        """Fused features ``(B, width, h, w)`` at stride 4; after ReLU, so never negative."""
+        low = self.reduce(stages[self._low])
         high = resize(self.head(stages[-1]), low.shape[-2:], align_corners=True)
         return self.fuse(torch.cat([low, high], dim=1))
 

@@ -39,26 +39,21 @@ class Encoder(nn.Module, ABC):
 
 
 class TimmEncoder(Encoder):
-    """A timm network cut into stages, without its stem's features; parameters keep timm's names.
+    """A timm network cut into stages; parameters keep timm's names.
 
     Args:
         network: what ``timm.create_model(..., features_only=True)`` returns.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if not isinstance(network, nn.ModuleDict):
             raise UserError(
                 "this timm model has no chain of convolutional stages", remedy="choose a ResNet, for instance"
             )
-        found = zip(
-            network.return_layers,
-            network.feature_info.channels(),
-            network.feature_info.reduction(),
-            strict=True,
-        )
-        stages = [stage for stage in found if stage[2] >= 4]  # without the stem
-        self._stages, self.channels, self.strides = zip(*stages, strict=True)
+        info: Any = network.feature_info
+        self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
+        self._stages = tuple(network.return_layers)  # type: ignore[arg-type]
         for name, module in network.items():
             self.add_module(name, module)
 
@@ -130,8 +125,8 @@ def _timm_encoder(
 
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        options = [*OWN, *timm.list_models("resnet*"), *timm.list_models(f"*{architecture[:6]}*")]
-        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, options))
+        known = [*OWN, *timm.list_models("resnet*"), *timm.list_models(f"*{architecture[:6]}*")]
+        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
     options: dict[str, Any] = {"features_only": True}
     if output_stride is not None:
         options["output_stride"] = output_stride

@@ -44,7 +44,6 @@ def transposed_resize(x: Tensor, size: Sequence[int], *, align_corners: bool = F
         ``(..., h, w)`` of the dtype of ``x``.
     """
     height, width = x.shape[-2:]
-    options = {"align_corners": align_corners, "dtype": x.dtype, "device": x.device}
-    rows = resize_matrix(height, size[0], **options)
-    columns = resize_matrix(width, size[1], **options)
+    rows = resize_matrix(height, size[0], align_corners=align_corners, dtype=x.dtype, device=x.device)
+    columns = resize_matrix(width, size[1], align_corners=align_corners, dtype=x.dtype, device=x.device)
     return rows.T @ (x @ columns)

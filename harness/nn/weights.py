@@ -1,7 +1,7 @@
 """Where a backbone's weights come from: one field, four kinds, one hash for the record.
 
 ``none``       random start
-``packaged``   a file that ships with this project (:data:`PACKAGED`)
+``packaged``   a file that ships with this project (:func:`packaged`)
 a file         ``.safetensors``, or ``.pth``/``.pt``/``.bin`` read without executing anything
 a timm tag     such as ``gluon_in1k``, or ``timm`` for timm's default; the only kind that may download,
                and only when a network is built with it
@@ -9,9 +9,8 @@ a timm tag     such as ``gluon_in1k``, or ``timm`` for timm's default; the only 
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
+from harness.files import sha256_of
 
 #: Folder of the packaged files.
 PRETRAINED = Path(__file__).with_name("pretrained")
@@ -28,17 +28,11 @@ PRETRAINED = Path(__file__).with_name("pretrained")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-@dataclass(frozen=True)
-class PackagedWeights:
-    """A file in :data:`PRETRAINED`, with the hash it must have."""
-
-    file: str
-    sha256: str
-    about: str = ""
-
-
-#: Packaged weights by backbone name.
-PACKAGED: dict[str, PackagedWeights] = {}
+@cache
+def packaged() -> dict[str, dict[str, Any]]:
+    """Rows of ``pretrained/weights.json`` by backbone: ``file``, ``sha256``, and how it was made."""
+    table = PRETRAINED / "weights.json"
+    return json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -109,31 +103,19 @@ def weights_sha256(backbone: str, weights: str) -> str | None:
         UserError: as :func:`weights_file`.
     """
     path = weights_file(backbone, weights)
-    return None if path is None else file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal; hashed again only when the file's size or time changes."""
-    stat = path.stat()
-    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if path is None else sha256_of(path)
 
 
 def _packaged_file(backbone: str) -> Path:
-    entry = PACKAGED.get(backbone)
-    if entry is None:
+    row = packaged().get(backbone)
+    if row is None:
         raise UserError(
             f"no packaged weights for the backbone {backbone!r}",
             where="weights",
-            remedy=f"{nearest(backbone, PACKAGED)}; otherwise set weights to a file, a timm tag or 'none'",
+            remedy=f"{nearest(backbone, packaged())}; or set weights to a file, a timm tag or 'none'",
         )
-    path = PRETRAINED / entry.file
-    if not path.is_file() or file_sha256(path) != entry.sha256:
+    path = PRETRAINED / row["file"]
+    if not path.is_file() or sha256_of(path) != row["sha256"]:
         raise UserError(
             "a packaged weights file is missing or altered", where=path, remedy="install the project again"
         )
@@ -151,11 +133,11 @@ def timm_name(backbone: str, tag: str) -> str:
     architecture = backbone.partition(".")[0]
     if not timm.is_model(architecture):
         raise UserError(f"timm has no model {architecture!r}", where="backbone")
-    names = timm.list_pretrained(f"{architecture}.*")
+    names: list[str] = timm.list_pretrained(f"{architecture}.*")
     tags = [name.partition(".")[2] for name in names]
     if tag == "timm" and tags:
         default = timm.get_pretrained_cfg(architecture)
-        return f"{architecture}.{default.tag}" if default is not None and default.tag else names[0]
+        tag = default.tag if default is not None and default.tag else tags[0]
     if tag not in tags:
         raise UserError(
             f"timm has no weights {tag!r} for {architecture!r}",
@@ -171,6 +153,8 @@ def _timm_file(backbone: str, tag: str) -> Path:
 
     name = timm_name(backbone, tag)
     config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise UserError(f"timm does not say where the weights {name!r} are", where="weights")
     try:
         from huggingface_hub import hf_hub_download
 
