@@ -53,11 +53,17 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [
-            (name, _OWN[name][2] if name in _OWN else COMMANDS.get(name).get_short_help_str(70))
-            for name in self.list_commands(ctx)
+            (name, _OWN[name][2] if name in _OWN else _short_help(name)) for name in self.list_commands(ctx)
         ]
         with formatter.section("Verbs"):
             formatter.write_dl(rows)
+
+
+def _short_help(name: str) -> str:
+    try:
+        return COMMANDS.get(name).get_short_help_str(70)
+    except UserError as error:  # another package's broken verb must not take the help away
+        return f"(unusable: {error.problem})"
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -245,7 +245,7 @@ def iou_from_counts(
 def summarise(counts: PerImage, classes: Sequence[str], p: Protocol) -> dict[str, Any]:
     """The figures of an evaluation record from its counts (keys as in ``EvaluationRecord``)."""
     total = [getattr(counts, k).sum(0) for k in ("intersection", "predicted", "labelled")]
-    iou, miou = iou_from_counts(*total, classes=p.classes)
+    iou, miou = iou_from_counts(total[0], total[1], total[2], p.classes)
     pixels = int(total[2].sum())
     return {
         "images": len(counts.ids),

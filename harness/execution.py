@@ -6,6 +6,7 @@ trial whose worker dies is started again and goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -232,9 +233,11 @@ def start_ray(resources: Resources) -> bool:
         ) from error
     mine = not ray.is_initialized()
     if mine:
-        local = {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
+        local: dict[str, Any] = (
+            {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
+        )
         try:
-            ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"Ray did not start: {str(error).splitlines()[0]}",

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class Trainer:
                 self.optimiser.load_state_dict(state["optimiser"])
                 self.scaler.load_state_dict(state["scaler"])
                 self.best = Best(*state["best"])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
             raise UserError(
                 f"the checkpoint cannot be resumed: {str(error).splitlines()[0]}",
                 where=self.checkpoint,

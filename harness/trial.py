@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -416,7 +417,7 @@ def load_weights(method: Method, checkpoint: Path) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         method.load_state_dict(state["method"])
-    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+    except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
         raise UserError(
             f"the checkpoint does not fit this recipe: {str(error).splitlines()[0]}",
             where=checkpoint,

@@ -1,0 +1,51 @@
+"""Shared fixtures: golden vectors, real samples, and a private cache for generated data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import harness.compat  # noqa: F401  # isort: skip  (before timm and torchvision)
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The last bit of a sum depends on the number of threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The golden vectors that travel with the project."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def full_golden() -> Path:
+    """All golden vectors (tests marked ``golden``)."""
+    place = os.environ.get("WSSS_GOLDEN")
+    if not place:
+        pytest.skip("set WSSS_GOLDEN to the folder of the full golden vectors")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real image samples (tests marked ``real``)."""
+    place = os.environ.get("WSSS_REAL_DATA")
+    if not place:
+        pytest.skip("set WSSS_REAL_DATA to the folder of the real samples")
+    return Path(place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated data goes to a folder of this test session, whatever the user's cache holds."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["WSSS_CACHE"] = str(folder)
+    return folder

@@ -1,0 +1,157 @@
+"""The evaluator against golden vectors, independent counts, and the promises it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from harness.errors import UserError
+from harness.evaluation import (
+    Protocol,
+    count,
+    iou_from_counts,
+    predict_scores,
+    protocol,
+    protocols,
+    summarise,
+)
+from harness.records import PerImage
+
+
+@pytest.fixture(scope="module")
+def toy(golden):
+    """The toy network of the golden evaluation case and its picture."""
+    data = np.load(golden / "agmm" / "evaluation_f64.npz")
+    weight, bias = torch.from_numpy(data["weight"]), torch.from_numpy(data["bias"])
+
+    def predict(x):
+        out = F.conv2d(x, weight, bias, stride=4, padding=2)
+        return F.interpolate(out, size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+    return predict, torch.from_numpy(data["img"]), data
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "array"),
+    [
+        ("agmm-voc", {"scales": (1.0,), "flip": False}, "single"),
+        ("agmm-voc", {}, "ms_flip"),
+        ("agmm-cityscapes", {"window": (21, 21)}, "slide_tile21"),
+    ],
+)
+def test_agmm_protocols_match_the_authors(toy, name, changes, array):
+    predict, image, data = toy
+    scores = predict_scores(predict, image, dataclasses.replace(protocol(name), **changes))
+    np.testing.assert_allclose(scores.numpy(), data[array], rtol=0, atol=1e-10)
+
+
+def test_miou_matches_the_authors(golden):
+    data = np.load(golden / "agmm" / "miou.npz")
+    counts = [count(p, g, 5) for p, g in zip(data["pred"], data["gt"], strict=True)]
+    iou, miou = iou_from_counts(*(np.sum(c, axis=0) for c in zip(*counts, strict=True)))
+    np.testing.assert_allclose(iou, 100 * data["iou"], atol=1e-10)
+    assert miou == pytest.approx(100 * float(data["miou"]), abs=1e-10)
+
+
+maps = hnp.arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 2, 3, 254, 255]))
+masks = hnp.arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 2, 3, 255]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(maps, masks)
+def test_counts_equal_a_pixel_by_pixel_count(prediction, mask):
+    intersection, predicted, labelled = count(prediction, mask, 4)
+    for k in range(4):
+        pixels = [(p, m) for p, m in zip(prediction.flat, mask.flat, strict=True) if m != 255]
+        assert intersection[k] == sum(p == k and m == k for p, m in pixels)
+        assert predicted[k] == sum(p == k for p, m in pixels)
+        assert labelled[k] == sum(m == k for p, m in pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(maps, masks), min_size=2, max_size=5), st.randoms())
+def test_iou_does_not_depend_on_the_order_of_pictures(pairs, rng):
+    shuffled = list(pairs)
+    rng.shuffle(shuffled)
+    results = []
+    for order in (pairs, shuffled):
+        totals = [np.sum(c, axis=0) for c in zip(*(count(p, m, 4) for p, m in order), strict=True)]
+        results.append(iou_from_counts(*totals))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_absent_classes_are_nan_and_listed_and_stay_out_of_the_mean():
+    mask = np.zeros((4, 4), np.uint8)
+    mask[0] = 1
+    counts = PerImage(("a",), *(c[None] for c in count(mask, mask, 3)))
+    figures = summarise(counts, ["background", "cat", "dog"], protocol("single"))
+    assert figures["iou"] == [100.0, 100.0, None]
+    assert figures["absent"] == ["dog"]
+    assert figures["miou"] == 100.0
+
+
+def test_a_class_only_predicted_counts_as_zero_unless_labelled_classes_are_asked_for():
+    mask = np.zeros((4, 4), np.uint8)
+    prediction = mask.copy()
+    prediction[0] = 2
+    counts = PerImage(("a",), *(c[None] for c in count(prediction, mask, 3)))
+    occurring = summarise(counts, "abc", Protocol())
+    labelled = summarise(counts, "abc", Protocol(classes="labelled"))
+    assert occurring["miou"] == pytest.approx((75 + 0) / 2)
+    assert labelled["miou"] == pytest.approx(75)
+
+
+def test_undecided_pixels_count_against_the_label_and_lower_the_coverage():
+    mask = np.ones((4, 4), np.uint8)
+    prediction = mask.copy()
+    prediction[:2] = 255
+    counts = PerImage(("a",), *(c[None] for c in count(prediction, mask, 2)))
+    figures = summarise(counts, "ab", Protocol())
+    assert figures["iou"][1] == pytest.approx(50)
+    assert figures["coverage"] == pytest.approx(0.5)
+
+
+def test_windows_cover_every_pixel_of_pictures_smaller_and_larger_than_the_window():
+    p = Protocol(window=(16, 16), overlap=0.5, merge="mean-logits")
+    for height, width in [(10, 40), (16, 16), (33, 17)]:
+        image = torch.rand(1, 3, height, width)
+        scores = predict_scores(lambda x: x, image, p)
+        torch.testing.assert_close(scores, image)
+
+
+def test_absent_classes_are_suppressed_by_tags_but_never_the_background():
+    scores = torch.tensor([1.0, 5.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    p = Protocol(absent="suppress")
+    image = torch.zeros(1, 3, 2, 2)
+    kept = predict_scores(lambda x: scores, image, p, tags=torch.tensor([0, 0, 1]))
+    assert kept.argmax(1).unique().tolist() == [2]
+    nothing = predict_scores(lambda x: scores, image, p, tags=torch.zeros(3))
+    assert nothing.argmax(1).unique().tolist() == [0]
+
+
+def test_maximum_over_scales_is_taken_per_pixel():
+    p = Protocol(scales=(1.0, 0.5), merge="max-logits")
+
+    def predict(x):
+        return torch.full((1, 2, *x.shape[-2:]), float(x.shape[-1]))
+
+    assert predict_scores(predict, torch.zeros(1, 3, 8, 8), p).unique().tolist() == [8.0]
+
+
+def test_an_unknown_protocol_names_the_nearest():
+    with pytest.raises(UserError, match="agmm-voc"):
+        protocol("agmm-vocs")
+    assert "single" in protocols()
+
+
+def test_sizes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="differ in size"):
+        count(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 2)

@@ -1,0 +1,128 @@
+"""Recipes and their schema: mistakes are named before anything runs; every value has an origin."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import recipes
+from harness.errors import UserError
+from harness.recipes import Recipe, expand, explain, parse_overrides, recipe_names, resolve, suites
+from harness.schema import digest, documentation, load
+
+
+def make(**values):
+    base = {"method": "m", "dataset": "d", "supervision": "point", "backbone": "b", "schedule": {"steps": 5}}
+    return load(Recipe, base | values, "here.toml [x]")
+
+
+def test_every_shipped_recipe_resolves_and_says_where_values_come_from():
+    assert recipe_names()
+    for name in recipe_names():
+        resolved = resolve(name)
+        rows = {key: origin for key, _, origin, _ in explain(resolved)}
+        assert rows["dataset"] != "default"
+        unknown = set(resolved.recipe.sources) - set(rows)
+        assert not unknown, f"{name}: sources of keys that do not exist: {unknown}"
+
+
+def test_every_recipe_key_is_documented():
+    for name, text in documentation(Recipe).items():
+        assert text, name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bacbone": "x"}, "did you mean 'backbone'"),
+        ({"schedule": {"stps": 3}}, "did you mean 'steps'"),
+        ({"batch": {"per_group": 0}}, "batch.per_group"),
+        ({"supervision": "points"}, "'point'"),
+        ({"evaluation": [{"splt": "val"}]}, "did you mean 'split'"),
+    ],
+)
+def test_mistakes_name_key_place_and_remedy(values, message):
+    with pytest.raises(UserError) as caught:
+        make(**values)
+    assert message in str(caught.value)
+    assert "here.toml" in str(caught.value)
+
+
+def test_digest_ignores_what_cannot_change_the_network_and_nothing_else():
+    name = next(n for n in recipe_names() if n.startswith("agmm/"))
+    base = resolve(name)
+    protocol = {"split": "val", "protocol": "agmm-voc"}
+    assert resolve(name, {"evaluation": [protocol], "remarks": ["x"]}).digest() == base.digest()
+    assert resolve(name, {"optimiser.lr": 0.0123}).digest() != base.digest()
+    assert resolve(name, {"labels.stroke": 7}).digest() != base.digest()
+    assert base.digest("fingerprint") != base.digest()
+    field = next(iter(documentation(type(base.config))))
+    assert field in base.training_values()["config"], "defaults of Config enter the digest"
+
+
+def test_overrides_are_toml_values_and_reach_nested_keys():
+    assert parse_overrides(["a.b=1.5", "c=true", "d=word", "e=[1, 2]"]) == {
+        "a.b": 1.5,
+        "c": True,
+        "d": "word",
+        "e": [1, 2],
+    }
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_overrides(["oops"])
+    name = recipe_names()[0]
+    resolved = resolve(name, {"optimiser.lr": 0.5})
+    assert resolved.recipe.optimiser.lr == 0.5
+    assert {k: o for k, _, o, _ in explain(resolved)}["optimiser.lr"] == "command line"
+
+
+def test_steps_on_the_command_line_replace_epochs_of_the_file():
+    name = next(n for n in recipe_names() if resolve(n).recipe.schedule.epochs)
+    resolved = resolve(name, {"schedule.steps": 7})
+    assert resolved.recipe.schedule.total_steps(100) == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"config.gama": 1}, "unknown key"),
+        ({"supervision": "box", "method": "pce"}, "does not accept"),
+        ({"dataset": "voc2021"}, "did you mean 'voc2012'"),
+        ({"evaluation": [{"protocol": "agm-voc"}]}, "agmm-voc"),
+        ({"evaluation": [{"checkpoint": "best"}]}, "selection"),
+    ],
+)
+def test_a_wrong_override_is_refused(override, message):
+    name = next(n for n in recipe_names() if n.startswith("pce/"))
+    with pytest.raises(UserError, match=message):
+        resolve(name, override)
+
+
+def test_globs_suites_and_names_expand_in_order_and_once():
+    assert expand(["pce/*"]) == [n for n in recipe_names() if n.startswith("pce/")]
+    assert set(expand(["mini"])) == set(suites()["mini"])
+    assert len(expand(["mini", "*/mini-*", "mini"])) == len(set(expand(["*/mini-*", "mini"])))
+    with pytest.raises(UserError, match="did you mean"):
+        expand(["agmm/voc-points-r101"])
+
+
+def test_inheritance_merges_tables_and_refuses_cycles(monkeypatch):
+    tables = {
+        "m": {
+            "_base": {"optimiser": {"lr": 1.0, "momentum": 0.5}, "schedule": {"epochs": 3}},
+            "child": {"extends": "_base", "optimiser": {"lr": 2.0}, "schedule": {"steps": 9}},
+            "loop": {"extends": "loop"},
+        }
+    }
+    monkeypatch.setattr(recipes, "_files", lambda: {"m": "m.toml"})
+    monkeypatch.setattr(recipes, "_tables", lambda stem: tables[stem])
+    values, origins = recipes._inherited("m/child")
+    assert values["optimiser"] == {"lr": 2.0, "momentum": 0.5}
+    assert values["schedule"] == {"steps": 9}
+    assert origins["optimiser.momentum"] == "m.toml [_base]"
+    assert origins["optimiser.lr"] == "m.toml [child]"
+    with pytest.raises(UserError, match="extends itself"):
+        recipes._inherited("m/loop")
+
+
+def test_digest_is_stable_and_order_free():
+    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})

@@ -1,0 +1,279 @@
+"""The loop: schedules, groups, accumulation, exact resume, the guard against non-finite losses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from harness.batch import Batch
+from harness.data.loader import Collate, StepSampler, TrainingSet
+from harness.errors import NonFiniteLossError, UserError
+from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
+from harness.schema import load
+from harness.training import Trainer, create_optimiser, lr_factor
+
+
+def test_poly_schedule_matches_the_authors(golden):
+    data = np.load(golden / "agmm" / "lr_voc.npz")
+    spec = ScheduleSpec(epochs=80, kind="poly", power=0.9)
+    factors = np.array([lr_factor(spec, int(i), int(data["total"])) for i in data["iteration"]])
+    np.testing.assert_allclose(0.001 * factors, data["lr_backbone"], rtol=1e-12)
+    np.testing.assert_allclose(0.01 * factors, data["lr_head"], rtol=1e-12)
+
+
+def test_warm_up_rises_to_one_then_the_schedule_falls_to_its_floor():
+    spec = ScheduleSpec(steps=100, kind="cosine", warmup_steps=10, warmup_factor=0.1, floor=0.05)
+    values = [lr_factor(spec, i, 100) for i in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[10] == pytest.approx(1.0)
+    assert values[55] == pytest.approx(0.5)
+    assert values[-1] == pytest.approx(0.05)
+    assert values[:11] == sorted(values[:11])
+
+
+def test_a_schedule_has_one_unit():
+    with pytest.raises(UserError, match="exactly one"):
+        ScheduleSpec(steps=3, epochs=3).total_steps(10)
+    assert ScheduleSpec(epochs=80).total_steps(220) == 17_600
+
+
+def test_every_step_sees_a_permutation_and_drops_the_rest():
+    steps = list(StepSampler(10, 4, 6, seed=1))
+    for epoch in range(3):
+        seen = [index for step in steps[2 * epoch : 2 * epoch + 2] for _, _, index in step]
+        assert len(set(seen)) == 8
+    assert list(StepSampler(10, 4, 6, seed=1, start=3)) == steps[3:]
+    assert list(StepSampler(10, 4, 6, seed=2)) != steps
+    with pytest.raises(UserError, match="per_group"):
+        StepSampler(3, 4, 1, seed=0)
+
+
+class Pictures:
+    """A data set in memory."""
+
+    def read_image(self, image_id):
+        return np.random.default_rng(int(image_id)).integers(0, 256, (24, 28, 3)).astype(np.uint8)
+
+
+class Labels:
+    """Prepared labels in memory: no files, so every pixel is unlabelled."""
+
+    tags = np.eye(4, dtype=np.uint8)[np.arange(20) % 4]
+
+    def path(self, image_id):
+        return None
+
+
+class Toy(nn.Module):
+    """A method that uses random numbers, batch statistics and tags."""
+
+    def __init__(self, pool=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3))
+        self.head = nn.Linear(8, 4)
+        self.pool, self.poison, self.after = pool, None, 0
+
+    def parameter_groups(self):
+        return [{"params": self.body.parameters(), "lr_scale": 0.1}, {"params": self.head.parameters()}]
+
+    def views(self):
+        return {}
+
+    def forward(self, batch, progress):
+        features = self.body(batch.images).mean((2, 3))
+        if self.pool:  # a loss that mixes the samples of its group
+            features = features - features.mean(0)
+        loss = F.binary_cross_entropy_with_logits(self.head(features), batch.tags)
+        if self.poison == progress.step:
+            loss = loss * float("nan")
+        return {"tags": loss, "l2": 1e-3 * self.head.weight.square().sum()}
+
+    def after_step(self, progress):
+        self.after += 1
+
+
+def make_recipe(**values):
+    base = {
+        "method": "toy",
+        "dataset": "d",
+        "supervision": "image",
+        "backbone": "b",
+        "crop": 16,
+        "batch": {"groups": 2, "per_group": 3},
+        "schedule": {"steps": 40},
+        "optimiser": {"lr": 0.1},
+    }
+    return load(Recipe, base | values, "test")
+
+
+def make_trainer(folder, recipe=None, method=None, **options):
+    recipe = recipe or make_recipe()
+    torch.manual_seed(0)
+    method = method or Toy()
+    data = TrainingSet(Pictures(), [str(i) for i in range(20)], Labels(), recipe, 5, {})
+    return Trainer(method, recipe, data, seed=5, folder=folder, **options)
+
+
+def weights(trainer):
+    return torch.cat([v.flatten().double() for v in trainer.method.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trainer = make_trainer(folder)
+    statuses = list(trainer.run())
+    return weights(trainer), pd.read_csv(folder / "history.csv"), statuses, trainer
+
+
+def test_a_run_logs_its_terms_and_calls_the_hooks(undisturbed):
+    _, history, statuses, trainer = undisturbed
+    assert history.step.tolist() == [10, 20, 30, 40] == [s.step for s in statuses]
+    assert {"lr", "loss", "tags", "l2"} <= set(history.columns)
+    np.testing.assert_allclose(history.loss, history.tags + history.l2, rtol=1e-6)
+    assert history.tags.iloc[-1] < history.tags.iloc[0]
+    assert trainer.method.after == 40
+
+
+def test_two_loader_workers_give_the_same_bits(undisturbed, tmp_path):
+    trainer = make_trainer(tmp_path, workers=2)
+    list(trainer.run())
+    assert torch.equal(weights(trainer), undisturbed[0])
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_stopped_after_a_checkpoint_resumes_to_the_same_bits(undisturbed, tmp_path, stop):
+    first = make_trainer(tmp_path, checkpoint_seconds=0)
+    for number, _ in enumerate(first.run(), 1):
+        if number == stop:
+            break
+    second = make_trainer(tmp_path)
+    list(second.run())
+    assert second.resumed_at == 10 * stop
+    assert torch.equal(weights(second), undisturbed[0])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), undisturbed[1])
+
+
+def test_a_line_cut_by_a_kill_does_not_survive_in_the_history(undisturbed, tmp_path):
+    first = make_trainer(tmp_path, checkpoint_seconds=0)
+    next(iter(first.run()))
+    with (tmp_path / "history.csv").open("a") as stream:
+        stream.write("1,0.0")
+    list(make_trainer(tmp_path).run())
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), undisturbed[1])
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed):
+    again = make_trainer(undisturbed[3].folder)
+    assert list(again.run()) == []
+    assert torch.equal(weights(again), undisturbed[0])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="cannot be resumed"):
+        list(make_trainer(tmp_path).run())
+
+
+def test_groups_are_separate_pools_whose_gradients_are_averaged(tmp_path):
+    """Two groups of three equal the mean of two separate batches of three, not one batch of six."""
+    recipe = make_recipe(schedule={"steps": 1})
+    method = Toy(pool=True).eval()
+    trainer = make_trainer(tmp_path, recipe, method)
+    slots = next(iter(StepSampler(20, 6, 1, 5)))
+    samples = [trainer.data[s] for s in slots]
+
+    def gradient(groups):
+        method.zero_grad()
+        for batch in groups:
+            (sum(method(batch, None if method.poison else _progress()).values()) / len(groups)).backward()
+        return [p.grad.clone() for p in method.parameters()]
+
+    wanted = gradient(Collate(2)(samples))
+    pooled = gradient(Collate(1)(samples))
+    trainer._optimise(Collate(2)(samples), _progress())
+    for p, w in zip(method.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, w)
+    assert any(not torch.allclose(a, b) for a, b in zip(wanted, pooled, strict=True))
+
+
+def _progress():
+    from harness.batch import Progress
+
+    return Progress(0, 1, 1)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_group_without_batch_statistics(tmp_path):
+    method = Toy().eval()
+    recipe = make_recipe(batch={"groups": 1, "per_group": 6}, schedule={"steps": 1})
+    gradients = []
+    for pieces in (1, 4):
+        trainer = make_trainer(tmp_path, dataclasses.replace(recipe, accumulate=pieces), method)
+        samples = [trainer.data[s] for s in next(iter(StepSampler(20, 6, 1, 5)))]
+        state = {k: v.clone() for k, v in method.state_dict().items()}
+        terms = trainer._optimise(Collate(1)(samples), _progress())
+        method.load_state_dict(state)
+        gradients.append([p.grad.clone() for p in method.parameters()] + [terms["tags"]])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_non_finite_loss_stops_with_step_term_and_images(tmp_path):
+    method = Toy()
+    method.poison = 17
+    trainer = make_trainer(tmp_path, method=method, checkpoint_seconds=0)
+    with pytest.raises(NonFiniteLossError, match="'tags' is nan at step 17") as caught:
+        list(trainer.run())
+    assert "images" in str(caught.value)
+    assert torch.load(trainer.checkpoint, weights_only=True)["step"] == 10
+
+
+def test_gradients_are_clipped(tmp_path):
+    recipe = make_recipe(optimiser={"lr": 0.1, "clip_norm": 1e-3}, schedule={"steps": 1})
+    trainer = make_trainer(tmp_path, recipe)
+    list(trainer.run())
+    norm = torch.stack([p.grad.norm() for p in trainer.method.parameters()]).norm()
+    assert norm <= 1e-3 * 1.001
+
+
+@pytest.mark.parametrize("amp", ["bf16"])
+def test_mixed_precision_trains(tmp_path, amp):
+    trainer = make_trainer(tmp_path, make_recipe(amp=amp))
+    statuses = list(trainer.run())
+    assert statuses[-1].terms["tags"] < statuses[0].terms["tags"]
+
+
+def test_parameter_groups_keep_their_learning_rate_share_and_refuse_unknown_keys():
+    model = Toy()
+    optimiser = create_optimiser(model.parameter_groups(), OptimiserSpec(lr=0.5, weight_decay=0.01))
+    assert [g["lr_scale"] for g in optimiser.param_groups] == [0.1, 1.0]
+    assert all(g["weight_decay"] == 0.01 for g in optimiser.param_groups)
+    with pytest.raises(ValueError, match="lr_mult"):
+        create_optimiser([{"params": model.parameters(), "lr_mult": 1}], OptimiserSpec())
+
+
+def test_the_best_network_on_validation_is_kept(tmp_path):
+    scores = iter([10.0, 30.0, 20.0, 25.0])
+    recipe = make_recipe(selection={"every_steps": 10})
+    trainer = make_trainer(tmp_path, recipe, validate=lambda: next(scores))
+    list(trainer.run())
+    best = torch.load(tmp_path / "checkpoint" / "best.pt", weights_only=True)
+    assert (best["step"], best["miou"]) == (20, 30.0)
+
+
+def test_batches_move_as_a_whole():
+    data = TrainingSet(Pictures(), ["1", "2"], Labels(), make_recipe(), 0, {})
+    (batch,) = Collate(1)([data[(0, 0, 0)], data[(0, 1, 1)]])
+    assert isinstance(batch, Batch)
+    moved = batch.to("meta")
+    assert {moved.images.device.type, moved.labels.device.type, moved.tags.device.type} == {"meta"}
+    assert moved.ids == ["1", "2"]
+    assert (batch.labels[batch.valid] == 254).all()
+    assert (batch.labels[~batch.valid] == 255).all()
