@@ -1,0 +1,284 @@
+"""The leaderboard on paper: Markdown and CSV from rows, always the same text for the same records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+import harness
+from harness.errors import UserError, nearest
+from harness.files import whole_file
+from harness.provenance import code
+from harness.records import Store
+from leaderboards.gathering import dataset_title, gather
+from leaderboards.published import Cell, Published, published
+from leaderboards.tables import Row, as_frame, leaderboard, per_class
+
+FORMATS = ("md", "csv")
+
+_DASH = "–"
+
+#: Column, alignment, and what it means.
+_COLUMNS = (
+    ("Method", "left", ""),
+    ("Recipe", "left", "what was trained, as `wsss show` explains it; overrides stand in brackets"),
+    ("Backbone", "left", ""),
+    ("Weak label", "left", "where the training labels come from, and the width of drawn strokes"),
+    ("Evaluation", "left", "split and protocol, network and output where they are not the usual ones"),
+    ("n", "right", "seeds that finished"),
+    ("mIoU (%)", "right", "mean ± standard deviation over seeds (divisor n - 1); `one seed` where n = 1"),
+    (
+        "95 % interval",
+        "right",
+        "bootstrap over images of the mean over seeds: it says how far other pictures would move the figure, "
+        "not how far other seeds would",
+    ),
+    ("Published", "right", "the printed value, with the id of its cell"),
+    ("Difference", "right", "mean minus published, in points"),
+    ("Full (%)", "right", "share of full supervision: same data set, backbone, weights and evaluation"),
+    (
+        "Verdict",
+        "left",
+        "`reproduced`: |difference| within the tolerance that the recipe fixed before the run; `below`, "
+        "`above`; `not comparable`: no published value, or other data; `stale`: recipe, protocol or data "
+        "have changed since; `not run`: a hole",
+    ),
+    ("Commit", "left", "code that trained it"),
+    ("Notes", "left", "numbers of the notes below the table"),
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`write_leaderboard` left behind.
+
+    Attributes:
+        rows: the rows of all tables.
+        tables: the Markdown tables, without header.
+        files: files written.
+    """
+
+    rows: list[Row]
+    tables: str
+    files: list[Path]
+
+
+def write_leaderboard(
+    store: Store,
+    out: Path,
+    *,
+    recipes: Mapping[str, Any] | None = None,
+    known: Published | None = None,
+    dataset: str | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> Written:
+    """Compute the leaderboard of a store and write it.
+
+    Args:
+        store: where the records are.
+        out: folder for ``leaderboard.md``, ``leaderboard.csv``, ``per_class.csv`` and ``published.md``.
+        recipes: what should have been run, ``harness.recipes.all_recipes()``; without it, no holes.
+        known: published cells, the packaged ones by default.
+        dataset: only this data set.
+        formats: of ``md`` and ``csv``.
+
+    Raises:
+        UserError: the store holds no records, or none of this data set; an unknown format.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"unknown format {name!r}", where="--format", remedy=nearest(name, FORMATS))
+    known = published() if known is None else known
+    frame = gather(store)
+    require_records(frame, store, dataset)
+    rows = leaderboard(frame, recipes, known)
+    if dataset is not None:
+        rows = [row for row in rows if row.dataset == dataset]
+        frame = frame[frame["dataset"] == dataset]
+    tables = markdown(rows)
+    files = []
+    if "md" in formats:
+        files.append(_write(out / "leaderboard.md", f"{header(frame)}\n{tables}"))
+        files.append(_write(out / "published.md", published_markdown(known, dataset)))
+    if "csv" in formats:
+        for name, table in (("leaderboard.csv", as_frame(rows)), ("per_class.csv", per_class(rows))):
+            text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+            files.append(_write(out / name, text))
+    return Written(rows, tables, files)
+
+
+def require_records(frame: pd.DataFrame, store: Store, dataset: str | None = None) -> None:
+    """Raises UserError when there is nothing to show."""
+    remedy = "run a recipe first, such as `wsss run mini`, or name another folder with --results"
+    if not store.root.is_dir():
+        raise UserError("there is no results folder", where=store.root, remedy=remedy)
+    if frame.empty:
+        raise UserError("the results folder holds no records", where=store.root, remedy=remedy)
+    if dataset is not None and dataset not in set(frame["dataset"]):
+        remedy = nearest(dataset, set(frame["dataset"]))
+        raise UserError(f"no record of the data set {dataset!r}", where=store.root, remedy=remedy)
+
+
+def _write(path: Path, text: str) -> Path:
+    with whole_file(path) as stream:
+        stream.write(text)
+    return path
+
+
+# --- text ----------------------------------------------------------------------------------------------
+
+
+def header(frame: pd.DataFrame) -> str:
+    """Title, provenance and the meaning of the columns."""
+    records = frame[["name", "digest", "seed", "finished"]].drop_duplicates()
+    failed = int((~records["finished"]).sum())
+    origin = code()
+    commit = f", commit {origin['commit'][:9]}" if origin["commit"] else ""
+    commit += " with uncommitted changes" if origin["dirty"] else ""
+    count = f"{len(records)} record" + ("" if len(records) == 1 else "s")
+    lines = [
+        "# Leaderboard",
+        "",
+        f"Computed from {count}"
+        + (f", {failed} of them failed," if failed else "")
+        + f" by wsss-bench {harness.__version__}{commit}. Generated: do not edit.",
+        "",
+        "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
+        "[published.md](published.md).",
+        "",
+        *(f"- **{name}**: {meaning}" for name, _, meaning in _COLUMNS if meaning),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A figure in a table, a dash for NaN."""
+    if math.isnan(value):
+        return _DASH
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def mean_text(row: Row) -> str:
+    """``57.32 ± 0.81``, ``57.32 (one seed)``, or a dash."""
+    if row.n == 0 or math.isnan(row.mean):
+        return _DASH
+    return f"{row.mean:.2f} (one seed)" if row.n == 1 else f"{row.mean:.2f} ± {row.std:.2f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _line(row: Row, notes: dict[str, int]) -> list[str]:
+    numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
+    interval = _DASH if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+    value = _DASH if not row.source else f"{row.published:.2f} ({row.source})"
+    name = f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
+    images = "" if row.images == row.official_images else f" [{row.images} of {row.official_images} images]"
+    cells = [
+        row.title,
+        name,
+        row.backbone,
+        row.weak_label,
+        row.evaluation + images,
+        str(row.n),
+        mean_text(row),
+        interval,
+        value,
+        number(row.difference, sign=True),
+        number(row.share, 1),
+        row.verdict,
+        row.commit or _DASH,
+        ", ".join(map(str, numbers)),
+    ]
+    return [_escaped(cell) for cell in cells]
+
+
+def _table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:
+    return tabulate(list(lines), headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
+def _noted(notes: Mapping[str, int]) -> list[str]:
+    return [f"{i}. {_escaped(text)}" for text, i in notes.items()]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table for each data set and supervision with records; the others are one table of holes."""
+    names, align = [c[0] for c in _COLUMNS], [c[1] for c in _COLUMNS]
+    parts: list[str] = []
+    untouched: list[Row] = []
+    for (dataset, supervision), group in groupby(rows, key=lambda r: (r.dataset, r.supervision)):
+        members = list(group)
+        if not any(row.n for row in members):
+            untouched += members
+            continue
+        notes: dict[str, int] = {}
+        lines = [_line(row, notes) for row in members]
+        parts.append(f"## {dataset_title(dataset)}, {supervision} supervision\n")
+        parts.append(_table(lines, names, align) + "\n")
+        parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
+    if untouched:
+        notes = {}
+        kept = [
+            i
+            for i, name in enumerate(names)
+            if name in ("Recipe", "Backbone", "Evaluation", "Published", "Notes")
+        ]
+        lines = []
+        for row in untouched:
+            line = _line(row, notes)
+            lines.append([dataset_title(row.dataset), row.supervision, *(line[i] for i in kept)])
+        parts.append("## Not run\n")
+        heads = ["Data set", "Supervision", *(names[i] for i in kept)]
+        parts.append(_table(lines, heads, ["left", "left", *(align[i] for i in kept)]) + "\n")
+        parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
+    return "\n".join(parts)
+
+
+# --- published cells -----------------------------------------------------------------------------------
+
+
+def _cell_line(cell: Cell, known: Published) -> list[str]:
+    value = _DASH if cell.value is None else f"{cell.value:g}"
+    value += f" ± {cell.std:g}" if cell.std is not None else ""
+    caveat = cell.reason or cell.notes
+    label = f"{cell.row} ({cell.variant})" if cell.variant else cell.row
+    scored = cell.split if cell.output == "segmentation" else f"{cell.split}, {cell.output}"
+    unit = "" if cell.metric == "miou" else f" {cell.metric}"
+    kind = known.sources[cell.source].kind
+    place = [cell.backbone or "not stated", scored, cell.protocol, value + unit]
+    return [_escaped(c) for c in (label, *place, kind, cell.id, caveat)]
+
+
+def published_markdown(known: Published, dataset: str | None = None) -> str:
+    """All published cells, by data set and supervision, and the sources they come from."""
+    parts = ["# Published cells\n", "Percent. A dash is a figure that is not here; the caveat says why.\n"]
+    cells = [c for c in known.cells.values() if dataset in (None, c.dataset)]
+    names = ["Row", "Backbone", "Scored", "Protocol as printed", "Value", "Kind", "Cell", "Caveat"]
+    align = ["left"] * 4 + ["right"] + ["left"] * 3
+    for (data, supervision), group in groupby(
+        sorted(cells, key=lambda c: (c.dataset, c.supervision)), key=lambda c: (c.dataset, c.supervision)
+    ):
+        parts.append(f"## {dataset_title(data)}, {supervision} supervision\n")
+        parts.append(_table((_cell_line(c, known) for c in group), names, align) + "\n")
+    parts.append("## Sources\n")
+    for key, source in known.sources.items():
+        facts = [
+            source.venue,
+            source.doi and f"doi {source.doi}",
+            source.arxiv and f"arXiv {source.arxiv}",
+            source.place,
+        ]
+        parts.append(
+            f"- **{key}** ({source.kind}): " + ". ".join([source.title, *(f for f in facts if f)]) + "."
+        )
+        parts += [f"    - {note}" for note in source.notes]
+        parts += [f"    - not here: {group}: {why}" for group, why in source.missing.items()]
+    return "\n".join(parts) + "\n"

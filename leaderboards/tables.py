@@ -1,0 +1,366 @@
+"""From records to rows: seeds gathered, set beside published cells, judged, and written.
+
+``gathering.gather`` reads a store; ``leaderboard`` folds seeds into rows.
+Only records of one recipe, one training digest, one evaluation digest and the same data fold together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from harness.data.base import SUPERVISIONS
+from harness.records import EvaluationRecord, Record
+from harness.schema import dump
+from leaderboards.gathering import identity, method_title, stale_reason, weak_label
+from leaderboards.published import Published, published
+from leaderboards.statistics import bootstrap_miou, spread
+
+Verdict = Literal["reproduced", "below", "above", "not comparable", "stale", "not run"]
+
+#: Slack for the last bit where |difference| equals the tolerance.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a leaderboard. Figures are percent or points of mIoU; NaN where there is none.
+
+    Attributes:
+        dataset, supervision: the table that it belongs to.
+        method, title, recipe: registry name, name in tables, recipe name.
+        overrides: what the command line changed, empty for the recipe as it stands.
+        digest: training digest, empty for a hole.
+        backbone, weights, weak_label: what was trained, from what, on what.
+        evaluation, protocol: name of the evaluation and of its protocol.
+        n: finished seeds.
+        seeds: their numbers.
+        mean, std: over seeds (divisor n - 1; NaN for n = 1).
+        low, high: 95 % bootstrap interval over images, see ``statistics.bootstrap_miou``.
+        published, source: published value and its cell id.
+        difference: mean - published; NaN where recipe or data are not the published ones.
+        tolerance: largest |difference| that counts as reproduced, as recorded by the run.
+        share: percent of the ``full`` row of the same data set, backbone, weights and evaluation.
+        verdict: see :func:`judge`; ``stale`` and ``not run`` come before it.
+        images, official_images: evaluated, and in the official split.
+        commit: of the code that trained, every one of them.
+        notes: what a reader must know.
+    """
+
+    dataset: str
+    supervision: str
+    method: str
+    title: str
+    recipe: str
+    backbone: str
+    weights: str
+    weak_label: str
+    evaluation: str
+    protocol: str
+    overrides: str = ""
+    digest: str = ""
+    n: int = 0
+    seeds: tuple[int, ...] = ()
+    mean: float = math.nan
+    std: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    published: float = math.nan
+    source: str = ""
+    difference: float = math.nan
+    tolerance: float = math.nan
+    share: float = math.nan
+    verdict: Verdict = "not run"
+    images: int = 0
+    official_images: int = 0
+    commit: str = ""
+    notes: tuple[str, ...] = ()
+    runs: tuple[EvaluationRecord, ...] = field(default=(), repr=False, compare=False)
+    records: tuple[Record, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """Title, with the overrides where there are any."""
+        return f"{self.title} ({self.overrides})" if self.overrides else self.title
+
+
+# --- rows ----------------------------------------------------------------------------------------------
+
+
+def judge(difference: float, tolerance: float) -> Verdict:
+    """``reproduced`` if \\|difference\\| <= tolerance, else ``below`` or ``above``.
+
+    ``not comparable`` where either is NaN: no published value for these data, or no tolerance fixed.
+    """
+    if math.isnan(difference) or math.isnan(tolerance):
+        return "not comparable"
+    if abs(difference) <= tolerance + _SLACK:
+        return "reproduced"
+    return "below" if difference < 0 else "above"
+
+
+def _cells(ids: Iterable[str], known: Published) -> tuple[float, str, list[str]]:
+    """The first cited cell with a value (value and id; NaN if none), and notes on all of them."""
+    value, source, notes = math.nan, "", []
+    for cell_id in ids:
+        cell = known.cells.get(cell_id)
+        if cell is None:
+            notes.append(f"cites the cell {cell_id}, which does not exist")
+        elif cell.value is None:
+            notes.append(f"{cell_id}: no published value ({cell.reason})")
+        elif not source and cell.metric == "miou":
+            value, source = cell.value, cell_id
+            notes.append(f"{cell_id}: {cell.protocol}" + (f"; {cell.notes}" if cell.notes else ""))
+        else:
+            notes.append(
+                f"{cell_id}: also {cell.value:.2f} ({cell.metric})"
+                + (f"; {cell.notes}" if cell.notes else "")
+            )
+    return value, source, notes
+
+
+def _spec(recipes: Mapping[str, Any], name: str, evaluation: str) -> Any | None:
+    specs = recipes[name].recipe.evaluation if name in recipes else ()
+    return next((s for s in specs if s.name == evaluation), None)
+
+
+def _absent(runs: Sequence[EvaluationRecord]) -> str:
+    counted = Counter(name for run in runs for name in run.data["absent"])
+    words = [
+        name if number == len(runs) else f"{name} ({number} of {len(runs)} seeds)"
+        for name, number in sorted(counted.items())
+    ]
+    return f"neither labelled nor predicted, left out of the mean: {', '.join(words)}" if words else ""
+
+
+def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, resamples: int) -> Row:
+    """One row from the seeds of one training digest and one evaluation."""
+    group = group.sort_values("seed", kind="stable")
+    first = group.iloc[0]
+    runs: tuple[EvaluationRecord, ...] = tuple(group["run"])
+    records: tuple[Record, ...] = tuple(group["record"])
+    mean, std = spread(group["miou"].tolist())
+    interval = bootstrap_miou(
+        [run.per_image for run in runs], classes=runs[0].data["protocol"]["classes"], resamples=resamples
+    )
+    now = _spec(recipes, first["name"], first["evaluation"])
+    value, source, cell_notes = _cells(now.cells if now else runs[0].data["spec"]["cells"], known)
+    tolerances = [run.data["spec"]["tolerance"] for run in runs]
+    tolerance = math.nan if None in tolerances else float(min(tolerances))
+
+    notes, obstacles = [], []
+    if first["overrides"]:
+        obstacles.append(f"the recipe was overridden: {first['overrides']}")
+    images, official = int(first["images"]), int(first["official_images"])
+    if images != official:
+        obstacles.append(f"scored on {images} of {official} images of {first['split']}")
+    if first["train_images"] != first["train_official"]:
+        obstacles.append(f"trained on {first['train_images']} of {first['train_official']} images")
+    spec, selection = runs[0].data["spec"], records[0].recipe.get("selection")
+    if spec["checkpoint"] == "best" and selection:
+        notes.append(f"best checkpoint, selected on {selection['split']}")
+    stale = stale_reason(records[0], runs[0], recipes)
+    if source and math.isnan(tolerance):
+        notes.append("no tolerance was fixed before the run")
+    difference = math.nan if obstacles else mean - value
+    verdict = "stale" if stale else judge(difference, tolerance)
+    return Row(
+        **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
+        **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
+        recipe=first["name"],
+        n=len(group),
+        seeds=tuple(int(s) for s in group["seed"]),
+        mean=mean,
+        std=std,
+        low=interval.low,
+        high=interval.high,
+        published=value,
+        source=source,
+        difference=difference,
+        tolerance=tolerance,
+        verdict=verdict,
+        images=images,
+        official_images=official,
+        commit=", ".join(sorted(set(group["commit"]))),
+        notes=tuple(n for n in [stale, *obstacles, *notes, _absent(runs), *cell_notes] if n),
+        runs=runs,
+        records=records,
+    )
+
+
+def _mark_superseded(rows: list[Row]) -> list[Row]:
+    """Of rows of one recipe, overrides and evaluation, one stands: most images, then the newest."""
+    standing: dict[tuple[str, str, str], Row] = {}
+
+    def rank(row: Row) -> tuple:
+        splits = row.records[0].data.get("data", {}).get("splits", {})
+        trained = splits.get(row.records[0].recipe["train_split"], {}).get("images", 0)
+        return trained, row.images, max(r.data.get("ended") or "" for r in row.records), row.digest
+
+    for row in rows:
+        key = (row.recipe, row.overrides, row.evaluation)
+        if row.verdict != "stale" and (key not in standing or rank(row) > rank(standing[key])):
+            standing[key] = row
+    marked = []
+    for row in rows:
+        best = standing.get((row.recipe, row.overrides, row.evaluation))
+        if row.verdict != "stale" and best is not None and row is not best:
+            ours, theirs = (identity(r.records[0], r.runs[0]) for r in (row, best))
+            other = [k for k in ours if ours[k] != theirs[k]] or ["code or configuration"]
+            reason = f"other {' and '.join(other)} than in {best.digest}"
+            row = dataclasses.replace(row, verdict="stale", notes=(reason, *row.notes))
+        marked.append(row)
+    return marked
+
+
+def _with_share(rows: list[Row]) -> list[Row]:
+    def key(row: Row, overrides: str) -> tuple:
+        evaluation = (row.evaluation, row.runs[0].data["digest"], row.runs[0].data["data_fingerprint"])
+        return (row.dataset, row.backbone, row.weights, overrides, *evaluation)
+
+    full: dict[tuple, float] = {}
+    ranked = sorted(rows, key=lambda r: (r.method != "full", r.recipe))
+    for row in ranked:
+        if row.supervision == "full" and row.verdict != "stale":
+            full.setdefault(key(row, row.overrides), row.mean)
+    out = []
+    for row in rows:
+        reference = full.get(key(row, row.overrides), full.get(key(row, ""), math.nan))
+        positive = reference > 0 and row.verdict != "stale"
+        out.append(dataclasses.replace(row, share=100 * row.mean / reference if positive else math.nan))
+    return out
+
+
+def _titles(frame: pd.DataFrame) -> dict[str, str]:
+    return {} if frame.empty else dict(zip(frame["method"], frame["title"], strict=True))
+
+
+def _holes(
+    rows: Sequence[Row], frame: pd.DataFrame, recipes: Mapping[str, Any], known: Published
+) -> list[Row]:
+    """A row for every evaluation of a recipe that no standing, unchanged record answers."""
+    answered = {(r.recipe, r.evaluation) for r in rows if r.verdict != "stale" and not r.overrides}
+    titles = _titles(frame)
+    holes = []
+    for name in sorted(recipes):
+        recipe = recipes[name].recipe
+        own = frame[(frame["name"] == name) & (frame["overrides"] == "")] if len(frame) else frame
+        for spec in recipe.evaluation:
+            if (name, spec.name) in answered:
+                continue
+            value, source, notes = _cells(spec.cells, known)
+            if len(own) and bool(own["finished"].any()):
+                notes.insert(0, f"trained; run `wsss run {name}` again to evaluate it")
+            holes.append(
+                Row(
+                    dataset=recipe.dataset,
+                    supervision=recipe.supervision,
+                    method=recipe.method,
+                    title=method_title(recipe.method, titles),
+                    recipe=name,
+                    backbone=recipe.backbone,
+                    weights=recipe.weights,
+                    weak_label=weak_label(dump(recipe)),
+                    evaluation=spec.name,
+                    protocol=spec.protocol,
+                    published=value,
+                    source=source,
+                    tolerance=math.nan if spec.tolerance is None else spec.tolerance,
+                    notes=tuple(notes),
+                )
+            )
+    return holes
+
+
+def _with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
+    if frame.empty:
+        return rows
+    failed = frame[~frame["finished"]]
+    out = []
+    for row in rows:
+        mine = failed[(failed["name"] == row.recipe) & (failed["overrides"] == row.overrides)]
+        if row.digest:
+            mine = mine[mine["digest"] == row.digest]
+        if len(mine):
+            reason = str(mine["reason"].iloc[0]).partition("\n")[0]
+            seeds = ", ".join(str(s) for s in sorted(mine["seed"]))
+            row = dataclasses.replace(row, notes=(f"failed seeds {seeds}: {reason}", *row.notes))
+        out.append(row)
+    return out
+
+
+def leaderboard(
+    frame: pd.DataFrame,
+    recipes: Mapping[str, Any] | None = None,
+    known: Published | None = None,
+    *,
+    resamples: int = 1000,
+) -> list[Row]:
+    """Fold the lines of :func:`leaderboards.gathering.gather` into rows, ordered as tables show them.
+
+    Args:
+        frame: from :func:`leaderboards.gathering.gather`.
+        recipes: name to ``Resolved`` (``harness.recipes.all_recipes()``): what should have been run, and
+            what counts as stale. Without them there are no holes.
+        known: published cells, the packaged ones by default.
+        resamples: of the bootstrap.
+
+    Returns:
+        Rows by data set, supervision (strongest label first) and evaluation; in each, standing rows from
+        the highest mean down, then stale ones, then holes.
+    """
+    recipes = {} if recipes is None else recipes
+    known = published() if known is None else known
+    rows: list[Row] = []
+    if not frame.empty:
+        scored = frame[frame["evaluation"] != ""]
+        for _, group in scored.groupby(["name", "digest", "overrides", "evaluation", "key"], sort=True):
+            rows.append(_fold(group, recipes, known, resamples))
+    rows = _with_share(_mark_superseded(rows))
+    rows = _with_failures([*rows, *_holes(rows, frame, recipes, known)], frame)
+    return sorted(rows, key=_order)
+
+
+def _order(row: Row) -> tuple:
+    place = {"not run": 2, "stale": 1}.get(row.verdict, 0)
+    height = math.inf if math.isnan(row.mean) else -row.mean
+    table = (row.dataset, SUPERVISIONS.index(row.supervision))
+    return (*table, row.evaluation, place, height, row.recipe, row.overrides, row.digest)
+
+
+def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as plain values, one column for each attribute; notes joined by ``; ``."""
+    names = [f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records")]
+    lines = [{k: getattr(row, k) for k in names} for row in rows]
+    frame = pd.DataFrame(lines, columns=names)
+    frame["seeds"] = [" ".join(map(str, row.seeds)) for row in rows]
+    frame["notes"] = ["; ".join(row.notes) for row in rows]
+    return frame
+
+
+def class_iou(row: Row) -> np.ndarray:
+    """``(n, K)`` IoU in percent of each seed, NaN where absent."""
+    return np.stack([run.iou for run in row.runs])
+
+
+def per_class(rows: Sequence[Row]) -> pd.DataFrame:
+    """IoU by class of every row with records: mean and deviation over the seeds where it occurs."""
+    lines = []
+    for row in rows:
+        if not row.runs:
+            continue
+        for name, values in zip(row.runs[0].data["classes"], class_iou(row).T, strict=True):
+            found = values[~np.isnan(values)]
+            mean, std = spread(found.tolist())
+            line = {k: getattr(row, k) for k in ("dataset", "supervision", "method", "recipe", "overrides")}
+            line |= {"digest": row.digest, "evaluation": row.evaluation, "class": name, "n": len(found)}
+            lines.append(line | {"mean": mean, "std": std, "absent_seeds": row.n - len(found)})
+    columns = ["dataset", "supervision", "method", "recipe", "overrides", "digest", "evaluation", "class"]
+    return pd.DataFrame(lines, columns=[*columns, "n", "mean", "std", "absent_seeds"])
