@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field
 
 from harness.errors import UserError, nearest
 from harness.schema import schema
@@ -35,6 +36,8 @@ class LabelSpec:
     """PNG only: the value that means 'not annotated': 255 (TEL, rloss, BLPSeg) or K (AGMM)."""
     seed: int = 0
     """Simulated labels only: seed of the simulator, beside the image id."""
+    block_share: float = Field(default=0.1, gt=0, le=1)
+    """Simulated blocks only: share of each class's pixels that blocks cover (TEL: 0.1, 0.2, 0.5)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Dataset(ABC):
     """
 
     info: ClassVar[DatasetInfo]
+    #: Masks on disk are index maps of ``0..K-1`` and 255, so that full supervision needs no copies.
+    canonical_masks: ClassVar[bool] = False
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -120,6 +125,10 @@ class Dataset(ABC):
     @abstractmethod
     def read_official_label(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> np.ndarray:
         """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files."""
+
+    def label_files(self, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
+        """Files that :meth:`read_official_label` opens; prepared labels are redone when they change."""
+        return ()
 
     @abstractmethod
     def tags(self, image_ids: Sequence[str]) -> np.ndarray:

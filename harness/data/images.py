@@ -1,0 +1,116 @@
+"""Decoding: pictures as RGB, masks and labels as index values, each whole or not at all.
+
+Pixels are taken in the order in which the file stores them. EXIF orientation is ignored, for
+pictures and masks alike: the masks of VOC, COCO, Cityscapes and ADE20K are drawn on the stored
+pixels, and a picture that is turned on reading no longer lies under its mask.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from harness.errors import UserError
+from harness.files import write_with
+
+#: Modes that have one meaning as eight-bit colours. 16-bit and floating-point pictures have none.
+_COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """An open picture; whatever goes wrong while it is open becomes a UserError that names it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise UserError(
+            f"the {what} is missing", where=path, remedy="complete the data set, or take its id off the list"
+        ) from None
+    except UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        problem = f"the {what} is an empty file" if empty else f"the {what} is no picture that can be decoded"
+        raise UserError(problem, where=path, remedy="copy or unpack the file again") from None
+    except IsADirectoryError:
+        raise UserError(f"the {what} is a folder", where=path, remedy="put the file in its place") from None
+    except PermissionError:
+        raise UserError(f"the {what} may not be read", where=path, remedy="check its permissions") from None
+    except _DECODE_ERRORS as error:
+        raise UserError(
+            f"the {what} is corrupt: {error}", where=path, remedy="copy or unpack the file again"
+        ) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """``(H, W)`` from the file's header, without decoding it.
+
+    Raises:
+        UserError: the file is missing or no picture.
+    """
+    with _opened(path, "picture") as image:
+        return image.height, image.width
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """``(H, W, 3)`` uint8 RGB; grey, palette and CMYK pictures are converted, alpha is dropped.
+
+    Raises:
+        UserError: the file is missing, truncated, corrupt, or has more than eight bits per channel.
+    """
+    with _opened(path, "picture") as image:
+        if image.mode in _COLOUR_MODES:
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        mode = image.mode
+    raise UserError(
+        f"the picture has mode {mode}, which has no one meaning as 8-bit colours",
+        where=path,
+        remedy="convert it to an 8-bit RGB or grey file",
+    )
+
+
+def read_index(path: Path) -> np.ndarray:
+    """``(H, W)`` uint8 index values of a palette or grey PNG; the palette's colours play no role.
+
+    Grey PNGs of fewer than eight bits are refused: decoders stretch their values to 0..255, so
+    that it cannot be told whether 255 meant 1, 3, 15 or void.
+
+    Raises:
+        UserError: the file is missing, truncated, corrupt, or not an index map.
+    """
+    with _opened(path, "mask") as image:
+        fault = _not_an_index_map(image)
+        if fault is None:
+            return np.array(image)
+    raise UserError(
+        f"the mask is {fault}; an index map is needed (one class number for each pixel)",
+        where=path,
+        remedy="save it as an 8-bit palette or grey PNG whose values are class numbers",
+    )
+
+
+def _not_an_index_map(image: Image.Image) -> str | None:
+    """What stands against reading the pixels as class numbers; looks at the undecoded header."""
+    if image.format != "PNG":
+        return f"a {image.format} file"
+    if image.mode == "P":
+        return None
+    if image.mode == "L":
+        tiles = getattr(image, "tile", [])  # how the decoder will unpack the samples
+        raw = tiles[0].args if tiles else "L"
+        raw = raw[0] if isinstance(raw, tuple) else raw
+        return None if raw == "L" else "a grey PNG of fewer than 8 bits"
+    depth = {"1": "a black-and-white PNG", "RGB": "a colour PNG (RGB)", "RGBA": "a colour PNG (RGBA)"}
+    sixteen = image.mode.startswith("I")
+    return "a 16-bit PNG" if sixteen else depth.get(image.mode, f"a PNG of mode {image.mode}")
+
+
+def write_index(path: Path, labels: np.ndarray) -> None:
+    """Write ``(H, W)`` uint8 labels as a grey PNG, whole; equal labels give equal bytes."""
+    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+    write_with(path, lambda stream: image.save(stream, format="PNG"))
