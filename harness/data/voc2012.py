@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -316,5 +317,5 @@ def read_tags(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             tags = np.unpackbits(data["bits"], axis=1, count=int(data["classes"]))
             return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"not a file of image tags: {error}", where=path, remedy="write it again") from None
