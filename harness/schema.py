@@ -55,8 +55,11 @@ def fields(cls: type) -> dict[str, dataclasses.Field]:
 
 def documentation(cls: type) -> dict[str, str]:
     """The docstring of every field, on one line each."""
-    described = getattr(cls, "__pydantic_fields__", {})
-    return {name: " ".join((info.description or "").split()) for name, info in described.items()}
+    described: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # pydantic reads the docstrings of a class's own source only
+        for name, info in vars(base).get("__pydantic_fields__", {}).items():
+            described[name] = " ".join((info.description or "").split()) or described.get(name, "")
+    return described
 
 
 def dump(value: Any) -> Any:

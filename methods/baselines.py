@@ -1,0 +1,191 @@
+"""What every method is measured against: full supervision, partial cross-entropy, plain CAM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.batch import IGNORE, Batch, Progress
+from harness.data.base import Supervision
+from harness.nn.resize import resize
+from harness.schema import schema
+from methods.base import Build, Method
+from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled pixels of a batch; 0 with zero gradient if there are none.
+
+    Args:
+        logits: ``(B, K, H, W)`` floating point.
+        labels: ``(B, H, W)`` int64; values outside ``0..K-1`` are not labelled.
+
+    Returns:
+        Scalar of the dtype of ``logits``.
+    """
+    labelled = labels < logits.shape[1]
+    targets = labels.where(labelled, IGNORE)
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    return total / labelled.sum().clamp(min=1)
+
+
+class FullSupervision(DeepLabMethod):
+    """Cross-entropy on dense masks, void pixels (255) left out: the upper bound of a recipe."""
+
+    name = "full"
+    title = "Full supervision"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"full"})
+    Config = DeepLabConfig
+    reference_recipe = "full/voc-full-r101"
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """``seg``: cross-entropy over the labelled pixels."""
+        logits = self.network(batch.images).logits
+        with outside_autocast(logits.device):
+            return {"seg": partial_cross_entropy(at_least_float32(logits), batch.labels)}
+
+    @classmethod
+    def search_space(cls) -> dict[str, BaseDistribution]:
+        """Learning rates."""
+        from optuna.distributions import FloatDistribution
+
+        return {
+            "optimiser.lr": FloatDistribution(1e-3, 1e-1, log=True),
+            "backbone_lr_scale": FloatDistribution(0.05, 1.0, log=True),
+        }
+
+
+class PartialCrossEntropy(FullSupervision):
+    """Cross-entropy on the annotated pixels alone, the field's baseline (pCE) for sparse labels.
+
+    Points, scribbles and blocks directly. Boxes: everything outside all boxes is background, their
+    inside is not annotated (our choice). Image tags: with ``labels_from``, dense pseudo labels, which
+    makes it the usual second stage of image-level methods.
+    """
+
+    name = "pce"
+    title = "Partial cross-entropy"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"point", "scribble", "block", "box", "image"})
+    needs_labels_from: ClassVar[frozenset[Supervision]] = frozenset({"image"})
+    reference_recipe = "pce/voc-point-r101"
+
+
+@schema
+class CAMConfig:
+    """Classification with class activation maps; where nothing is cited the value is our choice."""
+
+    output_stride: int = 16
+    """Stride of the encoder's last stage. [IRN net/resnet50_cam.py]"""
+    pooling: Literal["average", "max", "lse"] = "average"
+    """How a map becomes a class score: mean, maximum or log-sum-exp. [average: IRN net/resnet50_cam.py]"""
+    lse_sharpness: float = Field(default=5.0, gt=0)
+    """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
+    background_score: float = Field(default=0.15, ge=0, le=1)
+    """A pixel is background where no class's normalised CAM exceeds this. [IRN run_sample.py
+    cam_eval_thres]"""
+    presence: float = Field(default=0.5, ge=0, le=1)
+    """In `predict`, which has no image tags, a class is suppressed when its probability is below this.
+    [our choice]"""
+    backbone_lr_scale: float = Field(default=0.1, ge=0)
+    """Learning rate of the encoder relative to the classifier. [IRN step/train_cam.py]"""
+
+
+class ClassActivationMap(Method):
+    """Multi-label classification; the class activation maps segment (Zhou et al., CVPR 2016).
+
+    A 1x1 convolution without bias on the encoder's last stage gives one signed map per foreground
+    class, pooled to a class score. Settings follow IRN's first step (Ahn et al., CVPR 2019) where
+    cited; unlike there, the whole encoder is trained, batch normalisation included (our choice).
+    """
+
+    name = "cam"
+    title = "CAM"
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
+    Config = CAMConfig
+    reference_recipe = "cam/voc-image-r50"
+
+    def __init__(self, config: CAMConfig, build: Build) -> None:
+        super().__init__(config, build)
+        self.backbone = build.encoder(output_stride=config.output_stride)
+        background = build.dataset.background
+        self.foreground = [k for k in range(build.num_classes) if k != background]
+        self.classifier = nn.Conv2d(self.backbone.channels[-1], len(self.foreground), 1, bias=False)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Signed activation maps ``(B, F, h, w)``, one for each of the F foreground classes."""
+        return self.classifier(self.backbone(images)[-1])
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Class logits ``(B, F)`` from maps ``(B, F, h, w)``."""
+        values = at_least_float32(maps).flatten(2)
+        if self.config.pooling == "average":
+            return values.mean(2)
+        if self.config.pooling == "max":
+            return values.amax(2)
+        sharpness = self.config.lse_sharpness
+        shift = torch.log(torch.tensor(values.shape[2], dtype=values.dtype, device=values.device))
+        return ((sharpness * values).logsumexp(2) - shift) / sharpness
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """``cls``: multi-label soft margin loss, mean over images and foreground classes."""
+        maps = self.maps(batch.images)
+        with outside_autocast(maps.device):
+            tags = batch.tags[:, self.foreground]
+            return {"cls": F.multilabel_soft_margin_loss(self.pool(maps), tags)}
+
+    def scores(self, images: Tensor, maps: Tensor, present: Tensor) -> Tensor:
+        """Scores in ``[0, 1]``, ``(B, K, H, W)``: CAM of the present classes, a constant background.
+
+        Each map is resized, cut at 0 and divided by its own maximum, as in IRN's step/make_cam.py.
+
+        Args:
+            images: ``(B, 3, H, W)``, for their size.
+            maps: ``(B, F, h, w)``.
+            present: ``(B, F)`` bool; the other classes score 0.
+        """
+        cam = resize(at_least_float32(maps), images.shape[-2:], align_corners=False).relu()
+        cam = cam / (cam.amax((2, 3), keepdim=True) + 1e-5) * present[:, :, None, None]
+        scores = cam.new_zeros(cam.shape[0], self.build.num_classes, *cam.shape[2:])
+        scores[:, self.foreground] = cam
+        if self.build.dataset.background is not None:
+            scores[:, self.build.dataset.background] = self.config.background_score
+        return scores
+
+    def predict(self, images: Tensor, network: str = "default") -> Tensor:
+        """Scores ``(B, K, H, W)`` in ``[0, 1]``: CAM of the classes that the network itself finds.
+
+        Without image tags a class counts as present when its probability is at least ``presence``.
+        """
+        maps = self.maps(images)
+        return self.scores(images, maps, self.pool(maps).sigmoid() >= self.config.presence)
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """``cam``: best class of the tagged ones or background, ``(B, H, W)`` int64; one scale."""
+        present = tags[:, self.foreground] > 0
+        return {"cam": self.scores(images, self.maps(images), present).argmax(1)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder with ``backbone_lr_scale``, and the classifier."""
+        backbone = list(self.backbone.parameters())
+        scale = self.config.backbone_lr_scale
+        return [{"params": backbone, "lr_scale": scale}, {"params": list(self.classifier.parameters())}]
+
+    @classmethod
+    def search_space(cls) -> dict[str, BaseDistribution]:
+        """Pooling, thresholds and the learning rate."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        return {
+            "pooling": CategoricalDistribution(["average", "max", "lse"]),
+            "lse_sharpness": FloatDistribution(1.0, 20.0, log=True),
+            "background_score": FloatDistribution(0.05, 0.5),
+            "optimiser.lr": FloatDistribution(1e-3, 3e-1, log=True),
+        }

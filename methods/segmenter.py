@@ -1,0 +1,77 @@
+"""What AGMM and its baselines share: one DeepLabV3+ network, so that only the losses differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.nn.checkpoints import KeyTable
+from harness.nn.decoders import DeepLabV3Plus
+from harness.schema import schema
+from methods.base import Build, Method
+
+
+@schema
+class DeepLabConfig:
+    """The network of AGMM on VOC; a miniature is the same network with smaller numbers."""
+
+    output_stride: int = 8
+    """Stride of the encoder's last stage. [AGMM-SASS configs/pascal.yaml]"""
+    multi_grid: tuple[int, ...] = ()
+    """Factors of the dilations in the last stage; (2, 2, 4) on Cityscapes. [AGMM-SASS configs]"""
+    aspp_rates: tuple[int, int, int] = (6, 12, 18)
+    """Dilations of ASPP; (12, 24, 36) on Cityscapes. [AGMM-SASS configs/pascal.yaml]"""
+    head_width: int = Field(default=256, ge=1)
+    """Channels of ASPP and of the features that are classified. [AGMM-SASS deeplabv3plus.py]"""
+    low_width: int = Field(default=48, ge=1)
+    """Channels to which the features of stride 4 are reduced. [AGMM-SASS deeplabv3plus.py]"""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Channel dropout after ASPP. [AGMM-SASS deeplabv3plus.py]"""
+    backbone_lr_scale: float = Field(default=0.1, ge=0)
+    """Learning rate of the encoder relative to the rest: 0.001 to 0.01 on VOC, 1.0 on Cityscapes.
+    [AGMM-SASS configs/pascal.yaml]"""
+
+
+class DeepLabMethod(Method):
+    """A method whose one network is DeepLabV3+ on the recipe's backbone."""
+
+    def __init__(self, config: Any, build: Build) -> None:
+        super().__init__(config, build)
+        self.network = DeepLabV3Plus(
+            build.encoder(output_stride=config.output_stride, multi_grid=config.multi_grid),
+            build.num_classes,
+            width=config.head_width,
+            low_width=config.low_width,
+            rates=config.aspp_rates,
+            dropout=config.dropout,
+        )
+
+    def predict(self, images: Tensor, network: str = "default") -> Tensor:
+        """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
+        return self.network(images).logits
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder with ``backbone_lr_scale``, and the head."""
+        backbone = list(self.network.backbone.parameters())
+        inside = {id(p) for p in backbone}
+        head = [p for p in self.network.parameters() if id(p) not in inside]
+        return [{"params": backbone, "lr_scale": self.config.backbone_lr_scale}, {"params": head}]
+
+    @classmethod
+    def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
+        """``agmm-sass``: state dicts saved by the AGMM-SASS code (``model.module.state_dict()``)."""
+        return {"agmm-sass": KeyTable(((r"((backbone|head|reduce|fuse|classifier)\..+)", r"network.\1"),))}
+
+
+def outside_autocast(device: torch.device) -> torch.autocast:
+    """A context in which losses compute in the dtype of their inputs, whatever the networks used."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
