@@ -25,7 +25,12 @@ def schema(cls: type[T]) -> type[T]:
     ``[our choice]``).
     """
     config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
-    return pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)  # type: ignore[return-value]
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)
+    for base in cls.__mro__[1:]:  # pydantic reads the docstrings of a class's own source only
+        for name, info in vars(base).get("__pydantic_fields__", {}).items():
+            own = made.__pydantic_fields__[name]
+            own.description = own.description or info.description
+    return made
 
 
 def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
@@ -55,11 +60,8 @@ def fields(cls: type) -> dict[str, dataclasses.Field]:
 
 def documentation(cls: type) -> dict[str, str]:
     """The docstring of every field, on one line each."""
-    described: dict[str, str] = {}
-    for base in reversed(cls.__mro__):  # pydantic reads the docstrings of a class's own source only
-        for name, info in vars(base).get("__pydantic_fields__", {}).items():
-            described[name] = " ".join((info.description or "").split()) or described.get(name, "")
-    return described
+    described = getattr(cls, "__pydantic_fields__", {})
+    return {name: " ".join((info.description or "").split()) for name, info in described.items()}
 
 
 def dump(value: Any) -> Any:

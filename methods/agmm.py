@@ -18,7 +18,7 @@ and a class that is annotated in its crop. All other pairs are zero by definitio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,7 @@ class MeanAbsoluteDifference(torch.autograd.Function):
         return torch.arange(len(images), device=images.device).split(pairs)
 
     @staticmethod
-    def forward(ctx, features: Tensor, prototypes: Tensor, images: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, prototypes: Tensor, images: Tensor) -> Tensor:
         ctx.save_for_backward(features, prototypes, images)
         parts = [
             features[images[rows]].sub_(prototypes[rows, :, None, None]).abs_().mean(1)
@@ -262,7 +262,7 @@ class MeanAbsoluteDifference(torch.autograd.Function):
         return torch.cat(parts) if parts else features.new_zeros(0, *features.shape[-2:])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         features, prototypes, images = ctx.saved_tensors
         to_features = torch.zeros_like(features)
         to_prototypes = torch.zeros_like(prototypes)
@@ -398,6 +398,6 @@ def binary_entropy(target: Tensor, score: Tensor) -> Tensor:
 def absent_class_loss(probabilities: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
     """L_cls: -log(1 - p + eps) summed over the classes without tag, mean over pixels that are not padding."""
     valid = (labels != IGNORE).to(probabilities.dtype)
-    rows, classes = (tags == 0).nonzero(as_tuple=True)
-    penalty = -(1 - probabilities[rows, classes] + EPS).log()
-    return (penalty * valid[rows]).sum() / valid.sum().clamp(min=1)
+    absent = (tags == 0).to(probabilities.dtype)
+    penalty = torch.einsum("bk,bkhw->bhw", absent, -(1 - probabilities + EPS).log())
+    return (penalty * valid).sum() / valid.sum().clamp(min=1)
