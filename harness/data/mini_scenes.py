@@ -165,10 +165,17 @@ def _compose(
         cover = np.clip(0.5 - surface.distance, 0, 1)[..., None]
         image = image * (1 - cover) + _blend(*colours, surface.texture) * cover
         if position >= len(behind):
-            edge = (surface.distance < 1) & ((surface.label > 0) | (mask > 0))
-            mask[edge] = VOID
-            mask[surface.distance < 0] = surface.label
+            inside = surface.distance < 0
+            mask[_grown(inside) & ((surface.label > 0) | (mask > 0))] = VOID
+            mask[inside] = surface.label
     return _expose(rng, grid, image), mask
+
+
+def _grown(inside: np.ndarray) -> np.ndarray:
+    """``(H, W)`` bool with the eight neighbours of every set pixel."""
+    padded = np.pad(inside, 1)
+    columns = padded[:, :-2] | padded[:, 1:-1] | padded[:, 2:]
+    return columns[:-2] | columns[1:-1] | columns[2:]
 
 
 def _expose(rng: np.random.Generator, grid: Grid, image: np.ndarray) -> np.ndarray:
