@@ -1,141 +1,16 @@
-"""Synthetic records, written through the store as a run would leave them."""
+"""A store to write synthetic records into."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from synthetic import Factory
 
-from harness import evaluation
-from harness.recipes import EvaluationSpec, Recipe, Resolved
-from harness.records import PerImage, Record, Store
-from harness.schema import digest, dump
-
-CLASSES = ("background", "disc", "ring", "cross")
-
-
-def counts(
-    images: int, quality: float, seed: int, classes: int = 4, absent: tuple[int, ...] = ()
-) -> PerImage:
-    """Counts of a network that hits about ``quality`` of each labelled class."""
-    rng = np.random.default_rng(seed)
-    labelled = rng.integers(50, 500, (images, classes)) * (rng.random((images, classes)) < 0.7)
-    labelled[0] = 100  # every class occurs
-    intersection = np.floor(labelled * np.clip(rng.normal(quality, 0.1, labelled.shape), 0, 1)).astype(
-        np.int64
-    )
-    predicted = intersection + rng.integers(0, 40, labelled.shape)
-    for array in (labelled, intersection, predicted):
-        array[:, list(absent)] = 0
-    return PerImage(tuple(f"image-{i:04d}" for i in range(images)), intersection, predicted, labelled)
-
-
-@dataclass
-class Factory:
-    """Writes records into one store."""
-
-    store: Store
-
-    def resolved(self, name: str = "agmm/mini-point", **values: Any) -> Resolved:
-        """A recipe as the registry would give it."""
-        base: dict[str, Any] = {
-            "method": name.partition("/")[0],
-            "dataset": "mini",
-            "supervision": "point",
-            "backbone": "small-cnn",
-            "weights": "packaged",
-            "schedule": {"steps": 100},
-        }
-        recipe = Recipe(**{**base, **values})
-        return Resolved(name=name, recipe=recipe, config={})
-
-    def record(
-        self,
-        resolved: Resolved | None = None,
-        seed: int = 0,
-        *,
-        quality: float = 0.6,
-        images: int = 30,
-        official: int | None = None,
-        trained: tuple[int, int] = (400, 400),
-        overrides: Mapping[str, Any] | None = None,
-        status: str = "finished",
-        fingerprint: str = "data-1",
-        absent: tuple[int, ...] = (),
-        per_image: PerImage | None = None,
-        protocol: Mapping[str, Any] | None = None,
-        title: str = "",
-        **values: Any,
-    ) -> Record:
-        """Write one record and the evaluations of its recipe."""
-        resolved = resolved or self.resolved()
-        recipe = resolved.recipe
-        own = resolved.digest(fingerprint, digest(dict(overrides or {})))
-        folder = self.store.folder(resolved.name, own, seed)
-        p = evaluation.protocols()
-        for spec in recipe.evaluation if status == "finished" else ():
-            numbers = per_image or counts(images, quality, seed, absent=absent)
-            shown = {**dump(p[spec.protocol]), **(protocol or {})}
-            self.store.write_evaluation(
-                folder,
-                numbers,
-                {
-                    "name": spec.name,
-                    "digest": digest([dump(spec), shown]),
-                    "spec": dump(spec),
-                    "protocol": shown,
-                    "official_images": official or len(numbers.ids),
-                    "data_fingerprint": fingerprint,
-                    "checkpoint_sha256": "0" * 64,
-                    "seconds": 1.0,
-                    "written": "2025-01-01T00:00:00+00:00",
-                    **evaluation.summarise(numbers, CLASSES, p[spec.protocol]),
-                },
-            )
-        splits = {"train": {"images": trained[0], "official": trained[1], "fingerprint": fingerprint}}
-        data = {
-            "name": resolved.name,
-            "method": recipe.method,
-            "title": title or recipe.method.upper(),
-            "recipe": resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
-            "overrides": dict(overrides or {}),
-            "seed": seed,
-            "digest": own,
-            "status": status,
-            "code": {"version": "0.1.0", "commit": "a" * 40, "dirty": False},
-            "data": {"dataset": recipe.dataset, "splits": splits, "labels": {"fingerprint": "labels-1"}},
-            "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": "1" * 64},
-            "ended": "2025-01-01T00:00:00+00:00",
-            **values,
-        }
-        return self.store.write_record(folder, data)
-
-    def history(self, record: Record, terms: Mapping[str, np.ndarray], every: int = 10) -> None:
-        """Write a training curve."""
-        columns = list(terms)
-        total = np.sum([terms[c] for c in columns], axis=0)
-        lines = [",".join(["step", "lr", "loss", *columns])]
-        for i, loss in enumerate(total):
-            values = ",".join(f"{terms[c][i]:.6f}" for c in columns)
-            lines.append(f"{(i + 1) * every},0.01,{loss:.6f},{values}")
-        (record.path / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+from harness.records import Store
 
 
 @pytest.fixture
 def factory(tmp_path: Path) -> Factory:
     """A factory over an empty store."""
     return Factory(Store(tmp_path / "results"))
-
-
-@pytest.fixture
-def specs() -> Callable[..., tuple[EvaluationSpec, ...]]:
-    """Evaluation specs of a recipe."""
-
-    def build(**values: Any) -> tuple[EvaluationSpec, ...]:
-        return (EvaluationSpec(**values),)
-
-    return build

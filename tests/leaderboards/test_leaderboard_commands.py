@@ -1,0 +1,53 @@
+"""``wsss leaderboard`` and ``wsss plot`` as a user types them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from synthetic import Factory
+
+from harness.cli import invoke
+from leaderboards.commands import leaderboard, plot
+
+
+def test_leaderboard_prints_and_writes(
+    factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factory.record(title="AGMM")
+    out = tmp_path / "reports"
+    assert invoke(leaderboard, ["--results", str(factory.store.root), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| AGMM" in printed
+    assert f"wrote {out / 'leaderboard.md'}" in printed
+    assert (out / "leaderboard.csv").exists()
+
+
+def test_plot_writes_what_was_asked_for(factory: Factory, tmp_path: Path) -> None:
+    factory.record()
+    out = tmp_path / "reports"
+    arguments = ["--results", str(factory.store.root), "--out", str(out), "--kind", "overview"]
+    assert invoke(plot, [*arguments, "--format", "png"]) == 0
+    assert [f.name for f in (out / "plots").iterdir()] == ["overview-mini-val-single.png"]
+
+
+@pytest.mark.parametrize("command", [leaderboard, plot])
+def test_missing_results_end_with_2_and_a_remedy(
+    command: click.Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(command, ["--results", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "there is no results folder" in error
+    assert "wsss run" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [leaderboard, plot])
+def test_help_has_examples(command: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(command, ["--help"]) == 0
+    assert "Examples:" in capsys.readouterr().out
+
+
+def test_shipped_recipes_cite_cells_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(leaderboard, ["--validate"]) == 0, capsys.readouterr().out

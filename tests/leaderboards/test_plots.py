@@ -1,0 +1,150 @@
+"""Plots: what is drawn is what was recorded; colours stay; nothing global changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from synthetic import CLASSES, Factory
+
+from harness.errors import UserError
+from leaderboards.gathering import gather
+from leaderboards.plots import (
+    COLOURS,
+    curves,
+    curves_figure,
+    entries_of,
+    overview_figure,
+    per_class_figure,
+    style,
+    write_plots,
+)
+from leaderboards.tables import Row, leaderboard
+
+
+def rows_of(factory: Factory) -> list[Row]:
+    return leaderboard(gather(factory.store), resamples=20)
+
+
+def fill(factory: Factory) -> list[Row]:
+    for kind in ("point", "scribble"):
+        for method, title, quality in (("agmm", "AGMM", 0.7), ("pce", "Partial cross-entropy", 0.5)):
+            resolved = factory.resolved(f"{method}/mini-{kind}", supervision=kind)
+            for seed in range(2):
+                record = factory.record(resolved, seed, quality=quality, title=title, absent=(1,))
+                terms = {"partial": np.linspace(2, 1, 5) + seed, "contrast": np.linspace(0.5, 0.1, 5)}
+                factory.history(record, terms)
+    return rows_of(factory)
+
+
+def test_bars_have_the_recorded_heights(factory: Factory) -> None:
+    rows = [row for row in fill(factory) if row.supervision == "point"]
+    axes = per_class_figure(rows).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [*CLASSES, "mean"]
+    expected = [np.mean([run.iou for run in row.runs], axis=0)[[0, 2, 3]] for row in rows]
+    heights = [[bar.get_height() for bar in group] for group in axes.containers if hasattr(group, "patches")]
+    for row, found, iou in zip(rows, heights, expected, strict=True):
+        np.testing.assert_allclose(found, [*iou, row.mean])
+    assert [t.get_text() for t in axes.texts] == ["absent"] * 2
+    assert axes.get_ylabel() == "IoU (%)"
+    assert "point supervision" in axes.get_title(loc="left")
+    assert "protocol single" in axes.get_title(loc="left")
+
+
+def test_many_classes_go_on_several_lines(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaderboards.plots._CLASSES_PER_LINE", 3)
+    figure = per_class_figure([r for r in fill(factory) if r.supervision == "point"])
+    shown = [t.get_text() for axes in figure.axes for t in axes.get_xticklabels()]
+    assert len(figure.axes) == 2
+    assert shown == [*CLASSES, "mean"]
+
+
+def test_curves_are_means_over_seeds(factory: Factory) -> None:
+    row = next(row for row in fill(factory) if row.recipe == "agmm/mini-point")
+    steps, terms = curves(row)
+    assert list(steps) == [10, 20, 30, 40, 50]
+    mean, low, high = terms["partial"]
+    np.testing.assert_allclose(mean, np.linspace(2, 1, 5) + 0.5)
+    np.testing.assert_allclose(high - low, 1.0)
+    figure = curves_figure([row])
+    assert figure is not None
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["total", "partial", "contrast"]
+    assert figure.axes[0].get_xlabel() == "optimiser step"
+
+
+def test_without_history_there_is_no_curve(factory: Factory) -> None:
+    factory.record()
+    assert curves_figure(rows_of(factory)) is None
+    with pytest.raises(UserError, match="nothing to draw"):
+        write_plots(rows_of(factory), Path("unused"), kind="curves")
+
+
+def test_overview_shows_every_seed(factory: Factory) -> None:
+    rows = fill(factory)
+    axes = overview_figure(rows).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["scribble", "point"]
+    drawn = sorted(float(y) for line in axes.lines if line.get_marker() == "o" for y in line.get_ydata())
+    np.testing.assert_allclose(drawn, sorted(run.miou for row in rows for run in row.runs))
+
+
+def test_a_method_keeps_its_colour(factory: Factory) -> None:
+    rows = fill(factory)
+    entries = entries_of(rows)
+    assert entries["agmm/mini-point", ""] == entries["agmm/mini-scribble", ""]
+    assert entries["agmm/mini-point", ""].index != entries["pce/mini-point", ""].index
+    for kind in ("point", "scribble"):
+        here = [row for row in rows if row.supervision == kind and row.method == "pce"]
+        axes = per_class_figure(here, entries).axes[0]
+        colour = to_hex(axes.patches[0].get_facecolor()).upper()
+        assert colour == style(entries["pce/mini-point", ""].index)[0]
+
+
+def test_recipes_of_one_method_are_told_apart(factory: Factory) -> None:
+    for name in ("agmm/mini-point", "agmm/mini-point-long"):
+        factory.record(factory.resolved(name), title="AGMM")
+    factory.record(overrides={"config.gamma": 2.0}, title="AGMM")
+    found = {entry.label for entry in entries_of(rows_of(factory)).values()}
+    assert found == {"AGMM mini-point", "AGMM mini-point-long", "AGMM mini-point (config.gamma=2.0)"}
+
+
+def test_styles_do_not_repeat() -> None:
+    assert len({style(i) for i in range(4 * len(COLOURS))}) == 4 * len(COLOURS)
+
+
+def test_written_files(factory: Factory, tmp_path: Path) -> None:
+    rows = fill(factory)
+    before = dict(mpl.rcParams)
+    first = write_plots(rows, tmp_path / "a")
+    assert dict(mpl.rcParams) == before
+    stems = {f.stem for f in first}
+    assert stems == {
+        *(f"per-class-mini-{s}-val-single" for s in ("point", "scribble")),
+        *(f"curves-mini-{s}" for s in ("point", "scribble")),
+        "overview-mini-val-single",
+    }
+    assert {f.suffix for f in first} == {".png", ".svg"}
+    for file in first:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                assert image.width >= 900
+    second = write_plots(rows, tmp_path / "b", kind="overview", formats=["svg"])
+    assert second[0].read_bytes() == (tmp_path / "a" / second[0].name).read_bytes()
+
+
+def test_stale_rows_are_not_drawn(factory: Factory, tmp_path: Path) -> None:
+    factory.record(protocol={"flip": True})
+    with pytest.raises(UserError, match="nothing to draw"):
+        write_plots(rows_of(factory), tmp_path)
+
+
+def test_unknown_kind_and_format(factory: Factory, tmp_path: Path) -> None:
+    factory.record()
+    with pytest.raises(UserError, match="did you mean 'curves'"):
+        write_plots(rows_of(factory), tmp_path, kind="curve")
+    with pytest.raises(UserError, match="unknown format"):
+        write_plots(rows_of(factory), tmp_path, formats=["gif"])

@@ -1,0 +1,113 @@
+"""The written leaderboard: same records, same bytes; what a reader must see stands there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from synthetic import Factory
+
+from harness.errors import UserError
+from harness.recipes import EvaluationSpec
+from harness.records import Store
+from leaderboards.report import markdown, mean_text, number, write_leaderboard
+from leaderboards.tables import Row
+
+
+def fill(factory: Factory) -> dict:
+    resolved = factory.resolved(
+        evaluation=(EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=1.0),)
+    )
+    for seed in range(3):
+        factory.record(resolved, seed=seed, absent=(2,), title="AGMM")
+    factory.record(factory.resolved("pce/mini-point"), seed=0, quality=0.4, title="Partial | cross-entropy")
+    hole = factory.resolved("tel/mini-block", supervision="block")
+    return {r.name: r for r in (resolved, hole)}
+
+
+def test_equal_records_give_equal_files(factory: Factory, tmp_path: Path) -> None:
+    recipes = fill(factory)
+    first = write_leaderboard(factory.store, tmp_path / "a", recipes=recipes)
+    second = write_leaderboard(factory.store, tmp_path / "b", recipes=recipes)
+    names = ["leaderboard.md", "published.md", "leaderboard.csv", "per_class.csv"]
+    assert [f.name for f in first.files] == names
+    for one, other in zip(first.files, second.files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_the_tables_say(factory: Factory, tmp_path: Path) -> None:
+    recipes = fill(factory)
+    written = write_leaderboard(factory.store, tmp_path, recipes=recipes)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "Computed from 4 records by wsss-bench" in text
+    assert "(one seed)" in text
+    assert "67.80 (agmm-sass-repo/voc-point-val)" in text
+    assert "left out of the mean: ring" in text
+    assert "Partial \\| cross-entropy" in text
+    assert "## Not run" in text
+    assert "tel/mini-block" in text.partition("## Not run")[2]
+    row = next(r for r in written.rows if r.recipe == "agmm/mini-point")
+    assert f"{row.mean:.2f} ± {row.std:.2f}" in text
+    assert f"{row.low:.2f} to {row.high:.2f}" in text
+
+
+def test_csv_holds_the_rows(factory: Factory, tmp_path: Path) -> None:
+    written = write_leaderboard(factory.store, tmp_path, recipes=fill(factory), formats=["csv"])
+    assert [f.name for f in written.files] == ["leaderboard.csv", "per_class.csv"]
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text(encoding="utf-8"))))
+    assert [line["recipe"] for line in lines] == [row.recipe for row in written.rows]
+    for line, row in zip(lines, written.rows, strict=True):
+        assert line["mean"] == (f"{row.mean:.6f}" if row.n else "")
+        assert line["verdict"] == row.verdict
+    classes = list(csv.DictReader(io.StringIO((tmp_path / "per_class.csv").read_text(encoding="utf-8"))))
+    ring = next(c for c in classes if c["recipe"] == "agmm/mini-point" and c["class"] == "ring")
+    assert (ring["n"], ring["mean"], ring["absent_seeds"]) == ("0", "", "3")
+
+
+def test_one_data_set_only(factory: Factory, tmp_path: Path) -> None:
+    recipes = fill(factory)
+    factory.record(factory.resolved("agmm/voc-point", dataset="voc2012"))
+    written = write_leaderboard(factory.store, tmp_path, recipes=recipes, dataset="voc2012")
+    assert {row.dataset for row in written.rows} == {"voc2012"}
+    assert "Computed from 1 record by" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_nothing_to_show_says_what_to_do(factory: Factory, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="wsss run") as caught:
+        write_leaderboard(Store(tmp_path / "nowhere"), tmp_path / "out")
+    assert "no results folder" in caught.value.problem
+    factory.store.root.mkdir()
+    with pytest.raises(UserError, match="wsss run") as caught:
+        write_leaderboard(factory.store, tmp_path / "out")
+    assert "no records" in caught.value.problem
+    factory.record()
+    with pytest.raises(UserError, match="did you mean 'mini'"):
+        write_leaderboard(factory.store, tmp_path / "out", dataset="minni")
+    with pytest.raises(UserError, match="unknown format 'pdf'"):
+        write_leaderboard(factory.store, tmp_path / "out", formats=["pdf"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hole_in_a_table_with_records_is_a_row() -> None:
+    hole = Row(**_row(verdict="not run"))
+    scored = Row(**_row(n=1, mean=50.0, verdict="not comparable"))
+    line = next(line for line in markdown([scored, hole]).splitlines() if "not run" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[5:13] == ["0", "–", "–", "–", "–", "–", "not run", "–"]
+
+
+def _row(**values: object) -> dict:
+    names = ("dataset", "supervision", "method", "title", "recipe", "backbone", "weights", "weak_label")
+    base = dict.fromkeys(names, "x") | {"supervision": "point", "evaluation": "val", "protocol": "single"}
+    return base | values
+
+
+def test_figures() -> None:
+    assert number(-1.234, sign=True) == "−1.23"
+    assert number(1.5, sign=True) == "+1.50"
+    assert number(float("nan")) == "–"
+    assert mean_text(Row(**_row(n=1, mean=50.0))) == "50.00 (one seed)"
+    assert mean_text(Row(**_row(n=2, mean=50.0, std=1.0))) == "50.00 ± 1.00"
+    assert mean_text(Row(**_row(n=0))) == "–"
