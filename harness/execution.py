@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from harness.errors import UserError
 from harness.recipes import expand
-from harness.trial import Options, Prepared, Trial, prepare, run
+from harness.trial import Options, Prepared, Trial, inspect, prepare, run, source_of
 
 #: Seconds between two reports of a running trial.
 REPORT_SECONDS = 1.0
@@ -62,17 +62,61 @@ def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, A
     return [Trial(name, seed, dict(overrides)) for name, seed in product(expand(targets), seeds)]
 
 
-def check(trials: Sequence[Trial], options: Options) -> list[Prepared]:
-    """Prepare every trial before the first one runs. Raises UserError at the first mistake."""
+def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials in the order in which they can run: those whose labels another trial makes come after it.
+
+    Sources that were not asked for are added.
+    """
+    depth: dict[Trial, int] = {}
+
+    def place(trial: Trial) -> int:
+        if trial not in depth:
+            source = source_of(trial)
+            depth[trial] = 0 if source is None else place(source) + 1
+        return depth[trial]
+
+    for trial in trials:
+        place(trial)
+    return [
+        [t for t, d in depth.items() if d == level] for level in range(max(depth.values(), default=-1) + 1)
+    ]
+
+
+def execute(trials: Sequence[Trial], options: Options, resources: Resources | None) -> list[Outcome]:
+    """Check all trials, then run them, wave by wave; what can go wrong before training does so first.
+
+    Args:
+        trials: from :func:`plan`.
+        options: where and how.
+        resources: for Ray; None runs one trial after another in this process.
+
+    Raises:
+        UserError: a mistake was found before the first trial ran.
+    """
+    ordered = waves(trials)
     quiet = not sys.stderr.isatty()
-    return [prepare(t, options) for t in tqdm(trials, desc="checking", disable=quiet, leave=False)]
+    for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
+        inspect(trial, options)
+    outcomes: list[Outcome] = []
+    for number, wave in enumerate(ordered):
+        prepared = []
+        for trial in wave:
+            try:
+                prepared.append(prepare(trial, options))
+            except UserError as error:
+                if number == 0:
+                    raise
+                outcomes.append(Outcome(trial, "failed", str(error)))
+                tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
+        outcomes += run_local(prepared) if resources is None else run_ray(prepared, resources)
+    return outcomes
 
 
 class Display:
     """One progress bar over the steps of all trials, and a line for each one that ends."""
 
     def __init__(self, prepared: Sequence[Prepared]) -> None:
-        total = sum(_steps(p) for p in prepared)
+        total = sum(p.steps for p in prepared)
         self.running: dict[Trial, tuple[int, str]] = {}
         self.number, self.ended, self.of = 0, 0, len(prepared)
         self.bar = tqdm(
@@ -96,7 +140,7 @@ class Display:
         """A trial has ended."""
         self.ended += 1
         trial = prepared.trial
-        self.update(trial, _steps(prepared), "")
+        self.update(trial, prepared.steps, "")
         record = prepared.record
         line = f"{outcome.status:8s} {trial}"
         if record is not None and record.finished:
@@ -110,11 +154,6 @@ class Display:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.bar.close()
-
-
-def _steps(prepared: Prepared) -> int:
-    recipe = prepared.resolved.recipe
-    return recipe.schedule.total_steps(len(prepared.labels.tags) // recipe.batch.size)
 
 
 def _guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
@@ -211,7 +250,7 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
 
 def _cost(prepared: Prepared) -> float:
     recipe = prepared.resolved.recipe
-    return _steps(prepared) * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1]
+    return prepared.steps * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1]
 
 
 def start_ray(resources: Resources) -> bool:

@@ -236,8 +236,15 @@ class Resolved:
         return values | {"config": dump(self.config)}
 
     def digest(self, *fingerprints: str) -> str:
-        """Training digest over the values and the given fingerprints (data, labels, weights)."""
-        return digest([self.training_values(), *fingerprints])
+        """Training digest over the values and the given fingerprints (data, labels, weights).
+
+        Paths of files stay out: what they hold is in the fingerprints.
+        """
+        values = self.training_values()
+        for key in ("weights", "labels_from"):
+            if values[key] and Path(values[key]).exists():
+                values[key] = "path"
+        return digest([values, *fingerprints])
 
 
 # --- reading tables ----------------------------------------------------------------------------------
@@ -256,10 +263,15 @@ def _files() -> dict[str, Path]:
 
 @cache
 def _tables(stem: str) -> dict[str, Any]:
-    file = _files()[stem]
+    return _read_toml(_files()[stem])
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
 
 
@@ -324,9 +336,15 @@ def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], d
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string."""
+    """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string.
+
+    ``@FILE`` stands for all values of a TOML file, such as the ``best.toml`` of a search.
+    """
     overrides: dict[str, Any] = {}
     for text in assignments:
+        if text.startswith("@"):
+            overrides |= _flatten(_read_toml(Path(text[1:]).expanduser()))
+            continue
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(

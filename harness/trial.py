@@ -27,10 +27,10 @@ from harness.data.label_store import LabelStore, prepare_labels
 from harness.data.loader import StepSampler, TrainingSet
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
-from harness.files import cache_folder, sha256_of, write_with
+from harness.files import cache_folder, sha256_of, write_json, write_with
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.weights import weights_sha256
-from harness.recipes import EvaluationSpec, Resolved, resolve
+from harness.recipes import EvaluationSpec, Resolved, recipe_names, resolve
 from harness.records import EvaluationRecord, Record, Store
 from harness.registry import DATASETS, METHODS
 from harness.schema import digest, dump
@@ -50,7 +50,7 @@ class Trial:
 
     name: str
     seed: int = 0
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{self.name} seed {self.seed}"
@@ -94,6 +94,7 @@ class Prepared:
     digest: str
     folder: Path
     device: torch.device
+    steps: int
 
     @property
     def store(self) -> Store:
@@ -214,21 +215,28 @@ def _labels(
     )
 
 
-def prepare(
-    trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None
-) -> Prepared:
-    """Check a trial as far as can be done without training.
+@dataclass(frozen=True)
+class Checked:
+    """What can be said of a trial before its labels are known."""
 
-    Every picture and mask it will touch is decoded once (and remembered), weak labels are brought
-    into the canonical encoding, backbone weights are found, and the digest is computed.
+    resolved: Resolved
+    device: torch.device
+    dataset: Dataset
+    fingerprints: Mapping[str, str]
+    weights: str | None
 
-    Args:
-        trial: what to run.
-        options: where and how.
-        evaluations: score these instead of the recipe's own.
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        recipe = self.resolved.recipe
+        return recipe.schedule.total_steps(len(self.dataset.ids(recipe.train_split)) // recipe.batch.size)
 
-    Raises:
-        UserError: any of it fails.
+
+def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None) -> Checked:
+    """Everything that can be checked before the labels of a trial exist.
+
+    Every picture and mask that it will touch is decoded once (and remembered), and backbone weights
+    are found. Arguments and errors as :func:`prepare`.
     """
     resolved = resolve(trial.name, trial.overrides)
     if evaluations is not None:
@@ -239,8 +247,34 @@ def prepare(
     scored = [e.split for e in recipe.evaluation]
     if recipe.selection is not None:
         scored.append(recipe.selection.split)
-    splits = list(dict.fromkeys([recipe.train_split, *scored]))
+    splits = dict.fromkeys([recipe.train_split, *scored])
+    length = len(dataset.ids(recipe.train_split))
+    StepSampler(length, recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
     fingerprints = {s: _fingerprint(dataset, s, options.cache, options.workers) for s in splits}
+    return Checked(resolved, device, dataset, fingerprints, weights_sha256(recipe.backbone, recipe.weights))
+
+
+def prepare(
+    trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None
+) -> Prepared:
+    """Check a trial as far as can be done without training, and bring its labels into one encoding.
+
+    A recipe that trains on another recipe's pseudo labels has them written here, once, from the
+    finished record of the same seed.
+
+    Args:
+        trial: what to run.
+        options: where and how.
+        evaluations: score these instead of the recipe's own.
+
+    Raises:
+        UserError: something is missing, corrupt or does not fit.
+    """
+    checked = inspect(trial, options, evaluations)
+    recipe, dataset = checked.resolved.recipe, checked.dataset
+    labels_from = recipe.labels_from
+    if labels_from is not None and is_recipe(labels_from):
+        labels_from = str(exported(labels_from, trial.seed, recipe.train_split, options))
     labels = _labels(
         dataset,
         recipe.train_split,
@@ -248,10 +282,8 @@ def prepare(
         recipe.labels,
         options.cache,
         options.workers,
-        recipe.labels_from,
+        labels_from,
     )
-    StepSampler(len(labels.tags), recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
-    weights = weights_sha256(recipe.backbone, recipe.weights)
     facts = {
         "data": {
             "dataset": recipe.dataset,
@@ -259,17 +291,87 @@ def prepare(
                 split: {
                     "images": dataset.coverage(split)[0],
                     "official": dataset.coverage(split)[1],
-                    "fingerprint": fingerprints[split],
+                    "fingerprint": fingerprint,
                 }
-                for split in splits
+                for split, fingerprint in checked.fingerprints.items()
             },
             "labels": {"fingerprint": labels.fingerprint, **labels.statistics},
         },
-        "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": weights},
+        "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": checked.weights},
     }
-    own = resolved.digest(fingerprints[recipe.train_split], labels.fingerprint, weights or "")
+    train = checked.fingerprints[recipe.train_split]
+    own = checked.resolved.digest(train, labels.fingerprint, checked.weights or "")
     folder = Store(options.results).folder(trial.name, own, trial.seed)
-    return Prepared(trial, options, resolved, dataset, labels, facts, own, folder, device)
+    return Prepared(
+        trial, options, checked.resolved, dataset, labels, facts, own, folder, checked.device, checked.steps
+    )
+
+
+# --- labels from another recipe ----------------------------------------------------------------------
+
+
+def is_recipe(labels_from: str) -> bool:
+    """Whether ``labels_from`` names a recipe (``cam/voc-image-r50``, with ``:output``) and not a folder."""
+    return labels_from.partition(":")[0] in recipe_names()
+
+
+def source_of(trial: Trial) -> Trial | None:
+    """The trial whose pseudo labels a trial trains on, with the same seed; None where there is none."""
+    labels_from = resolve(trial.name, trial.overrides).recipe.labels_from
+    if labels_from is None or not is_recipe(labels_from):
+        return None
+    return Trial(labels_from.partition(":")[0], trial.seed)
+
+
+def exported(labels_from: str, seed: int, split: str, options: Options) -> Path:
+    """The folder of a finished trial's pseudo labels on a split; written first where it is not there.
+
+    Args:
+        labels_from: recipe name, with ``:output`` where its method gives several.
+        seed: which of its trials.
+        split: pictures to label, with their image tags.
+        options: where records and data are.
+
+    Returns:
+        A folder of ``<id>.png`` index maps, 255 where uncertain.
+
+    Raises:
+        UserError: the trial is not finished, or gives no such output.
+    """
+    name, _, output = labels_from.partition(":")
+    source = prepare(Trial(name, seed), options)
+    if source.record is None or not source.record.finished:
+        raise UserError(
+            f"the pseudo labels come from {source.trial}, which is not finished",
+            where="labels_from",
+            remedy=f"run it first: wsss run {name} --seed {seed}",
+        )
+    method = build_method(source.resolved, source.device, seed)
+    load_weights(method, source.folder / "checkpoint" / "last.pt")
+    tag = torch.zeros(1, source.dataset.info.num_classes, device=source.device)
+    given = list(method.eval().pseudo_labels(torch.zeros(1, 3, 64, 64, device=source.device), tag))
+    if not given or (output and output not in given) or (not output and len(given) > 1):
+        raise UserError(
+            f"{name} gives {' and '.join(given) or 'no pseudo labels'}",
+            where=f"labels_from = {labels_from!r}",
+            remedy=f"name one, as in {name}:{given[-1]}" if given else "choose another recipe",
+        )
+    output = output or given[0]
+    place = source.folder / "pseudo_labels" / f"{split}-{output}"
+    if not (place / "complete.json").exists():
+        pairs = evaluation.predictions(
+            method,
+            source.dataset,
+            split,
+            evaluation.protocol("single"),
+            output=output,
+            device=source.device,
+            workers=options.workers,
+        )
+        for image_id, labels, _ in pairs:
+            save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
+        write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
+    return place
 
 
 def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:

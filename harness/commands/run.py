@@ -69,7 +69,7 @@ def run(
     TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*') or suites (mini). Everything that
     can go wrong before training is checked first: data, labels, weights, configuration.
     """
-    from harness.execution import Resources, check, plan, run_local, run_ray
+    from harness.execution import Resources, execute, plan
     from harness.recipes import parse_overrides
     from harness.trial import Options, choose_device
 
@@ -84,14 +84,13 @@ def run(
     )
     cuda = choose_device(device).type == "cuda"
     trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
-    prepared = check(trials, options)
     resources = Resources(
         cpus_per_trial=cpus_per_trial or workers + 1,
         gpus_per_trial=(1.0 if cuda else 0.0) if gpus_per_trial is None else gpus_per_trial,
         max_concurrent=max_concurrent,
         address=address,
     )
-    outcomes = run_local(prepared) if local else run_ray(prepared, resources)
+    outcomes = execute(trials, options, None if local else resources)
     failed = [o for o in outcomes if o.status == "failed"]
     if failed:
         click.echo(

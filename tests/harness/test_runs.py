@@ -1,0 +1,361 @@
+"""Whole runs from the command line on the miniature set: records, determinism, kills, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.cli import cli, invoke
+from harness.data.mini import Mini
+from harness.records import Store
+
+RECIPE = "agmm/mini-scribble"
+#: Fewer steps of smaller batches; everything else is the recipe's.
+TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "crop=48"]
+ONE = ["--seed", "0", "--local", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, cache) -> Path:
+    """A copy of the miniature set with 16 training and 6 validation scenes."""
+    whole = Mini.locate(None, cache)
+    root = tmp_path_factory.mktemp("small") / "mini"
+    shutil.copytree(whole.root, root)
+    for split, number in (("train", 16), ("val", 6)):
+        file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        file.write_text("\n".join(file.read_text().split()[:number]) + "\n")
+    return root.parent
+
+
+def wsss(*arguments: object) -> int:
+    return invoke(cli, [str(a) for a in arguments])
+
+
+def only(results: Path):
+    (record,) = Store(results).records()
+    return record
+
+
+def weights(record) -> torch.Tensor:
+    state = torch.load(record.path / "checkpoint" / "last.pt", weights_only=True)["method"]
+    return torch.cat([v.flatten().double() for v in state.values()])
+
+
+def assert_same_numbers(a, b) -> None:
+    assert torch.equal(weights(a), weights(b))
+    assert a.digest == b.digest
+    for name, evaluation in a.evaluations.items():
+        other = b.evaluations[name]
+        assert evaluation.data["miou"] == other.data["miou"]
+        for part in ("ids", "intersection", "predicted", "labelled"):
+            np.testing.assert_array_equal(getattr(evaluation.per_image, part), getattr(other.per_image, part))
+    left, right = (r.history() for r in (a, b))
+    np.testing.assert_array_equal(left.to_numpy(), right.to_numpy())
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, small):
+    """The record of an undisturbed run."""
+    results = tmp_path_factory.mktemp("first")
+    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", results) == 0
+    return only(results)
+
+
+def test_a_record_carries_its_provenance(first):
+    data = first.data
+    assert data["status"] == "finished"
+    assert data["recipe"]["schedule"]["steps"] == 30
+    assert data["overrides"]["schedule.steps"] == 30
+    assert data["recipe"]["config"]["spread"] == "unit", "defaults are spelled out"
+    assert data["code"]["version"]
+    assert data["environment"]["packages"]["torch"] == torch.__version__
+    assert data["hardware"]["device"] == "cpu"
+    assert data["data"]["splits"]["train"]["images"] == 16
+    assert len(data["data"]["splits"]["train"]["fingerprint"]) >= 16
+    assert data["data"]["labels"]["fingerprint"]
+    assert len(data["weights"]["sha256"]) == 64
+    assert data["parameters"] > 1000
+    assert 0 <= first.evaluations["val-single"].miou <= 100
+    assert len(first.history()) == 3
+
+
+def test_the_recorded_miou_equals_a_count_of_the_saved_predictions(tmp_path, small, first, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(first.path.parents[3], results)
+    shutil.rmtree(only(results).path / "evaluations")
+    assert (
+        wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", results, "--save-predictions")
+        == 0
+    )
+    evaluation = only(results).evaluations["val-single"]
+    dataset = Mini(small)
+    hits = sizes = 0
+    per_class = {k: [0, 0] for k in range(7)}
+    for image_id in dataset.ids("val"):
+        prediction = np.array(Image.open(evaluation.path / "predictions" / f"{image_id}.png"))
+        mask = dataset.read_mask(image_id, "val")
+        for k in range(7):
+            inside = mask != 255
+            per_class[k][0] += int(((prediction == k) & (mask == k) & inside).sum())
+            per_class[k][1] += int((((prediction == k) | (mask == k)) & inside).sum())
+        hits += int((prediction == mask)[mask != 255].sum())
+        sizes += int((mask != 255).sum())
+    expected = [100 * i / u if u else None for i, u in per_class.values()]
+    assert evaluation.data["iou"] == expected
+    assert evaluation.miou == np.mean([v for v in expected if v is not None])
+    assert evaluation.data["pixel_accuracy"] == 100 * hits / sizes
+    capsys.readouterr()
+    folder = evaluation.path / "predictions"
+    assert wsss("evaluate", "--predictions", folder, "--dataset", "mini", "--data-root", small) == 0
+    assert f"mIoU {evaluation.miou:.2f}" in capsys.readouterr().out
+
+
+def test_running_again_trains_nothing_and_touches_nothing(first, small):
+    before = {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file()}
+    results = first.path.parents[3]
+    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", results) == 0
+    assert {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file()} == before
+
+
+def test_two_loader_workers_give_the_same_bits(tmp_path, first, small):
+    arguments = [*TINY, *ONE, "--workers", "2", "--data-root", small, "--results", tmp_path]
+    assert wsss("run", RECIPE, *arguments) == 0
+    assert_same_numbers(only(tmp_path), first)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, first, small):
+    arguments = [*TINY, "--device", "cpu", "--data-root", small, "--results", tmp_path]
+    assert wsss("run", RECIPE, *arguments, "--seeds", "2") == 0
+    records = list(Store(tmp_path).records())
+    assert [r.seed for r in records] == [0, 1]
+    assert_same_numbers(records[0], first)
+    assert not torch.equal(weights(records[0]), weights(records[1]))
+    code = wsss("run", "pce/mini-scribble", *arguments, "--seeds", "1", "--set", "optimiser.lr=1e30")
+    assert code == 1
+    (failed,) = Store(tmp_path).records("pce/*")
+    assert failed.data["status"] == "failed"
+    assert "optimiser.lr" in failed.data["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "evaluating"])
+def test_a_killed_run_started_again_ends_with_the_same_numbers(tmp_path, first, small, moment):
+    command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
+    command += ["--data-root", str(small), "--results", str(tmp_path), "--checkpoint-seconds", "0"]
+    wanted = "step,lr" if moment == "training" else "final"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            checkpoints = list(tmp_path.glob("*/*/*/*/checkpoint/last.pt"))
+            histories = list(tmp_path.glob("*/*/*/*/history.csv"))
+            rows = len(histories[0].read_text().splitlines()) if histories else 0
+            if checkpoints and rows >= (2 if wanted == "step,lr" else 4):
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.wait()
+    assert not list(tmp_path.glob("*/*/*/*/record.json")), "the run was over before it could be killed"
+    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", tmp_path) == 0
+    assert_same_numbers(only(tmp_path), first)
+    assert only(tmp_path).data["resumed"] > 0
+
+
+def test_a_protocol_is_added_without_training(tmp_path, first, small, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(first.path.parents[3], results)
+    before = only(results).data
+    arguments = [
+        "--protocol",
+        "agmm-voc",
+        "--data-root",
+        small,
+        "--results",
+        results,
+        "--device",
+        "cpu",
+        *TINY,
+    ]
+    assert wsss("evaluate", RECIPE, *arguments) == 0
+    record = only(results)
+    assert set(record.evaluations) == {"val-single", "val-agmm-voc"}
+    assert record.data == before
+    assert f"mIoU {record.evaluations['val-agmm-voc'].miou:.2f}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_file_is_scored_like_its_record(first, small, tmp_path, capsys):
+    file = shutil.copy(first.path / "checkpoint" / "last.pt", tmp_path / "mine.pt")
+    assert (
+        wsss(
+            "evaluate",
+            RECIPE,
+            "--checkpoint",
+            file,
+            "--data-root",
+            small,
+            "--device",
+            "cpu",
+            "--save",
+            tmp_path / "out",
+        )
+        == 0
+    )
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert saved["miou"] == first.evaluations["val-single"].miou
+    assert len(list((tmp_path / "out" / "predictions").glob("*.png"))) == 6
+
+
+def test_pictures_of_any_size_are_segmented(first, small, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, size in (("wide.jpg", (91, 40)), ("tall.png", (33, 70))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)).save(
+            pictures / name
+        )
+    out = tmp_path / "out"
+    checkpoint = first.path / "checkpoint" / "last.pt"
+    assert wsss("predict", RECIPE, pictures, "--out", out, "--checkpoint", checkpoint, "--device", "cpu") == 0
+    labels = Image.open(out / "wide.png")
+    assert (labels.size, labels.mode) == ((91, 40), "P")
+    assert np.array(labels).max() < 7
+    assert Image.open(out / "tall_overlay.png").size == (33, 70)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+def broken(small: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    shutil.copytree(small, root)
+    return root
+
+
+def cut_picture(root):
+    file = sorted((root / "mini" / "JPEGImages").glob("*"))[0]
+    file.write_bytes(file.read_bytes()[:200])
+    return file.stem
+
+
+def remove_picture(root):
+    file = sorted((root / "mini" / "JPEGImages").glob("*"))[0]
+    file.unlink()
+    return file.stem
+
+
+def shrink_mask(root):
+    file = sorted((root / "mini" / "SegmentationClass").glob("*"))[0]
+    Image.open(file).resize((10, 10), 0).save(file)
+    return file.stem
+
+
+def illegal_label(root):
+    file = sorted((root / "mini" / "SegmentationClass").glob("*"))[0]
+    image = Image.open(file)
+    values = np.array(image)
+    values[3, 3] = 99
+    changed = Image.fromarray(values).convert("P")
+    changed.putpalette(image.getpalette())
+    changed.save(file)
+    return "99"
+
+
+def empty_list(root):
+    (root / "mini" / "ImageSets" / "Segmentation" / "train.txt").write_text("")
+    return "train"
+
+
+@pytest.mark.parametrize("damage", [cut_picture, remove_picture, shrink_mask, illegal_label, empty_list])
+def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsys):
+    root = broken(small, tmp_path)
+    named = damage(root)
+    results = tmp_path / "results"
+    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", root, "--results", results) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert named in message
+    assert "remedy:" in message
+    assert len(message.splitlines()) <= 6
+    assert not results.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "agmm/mini-scribbles"], "agmm/mini-scribble"),
+        (["run", RECIPE, "--set", "config.spred=unit"], "did you mean 'spread'"),
+        (["run", RECIPE, "--set", "config.spread=wide"], "config.spread"),
+        (["run", RECIPE, "--set", "supervision=full"], "does not accept 'full'"),
+        (["run", RECIPE, "--set", "batch.per_group=5000"], "batch"),
+        (["run", RECIPE, "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["run", RECIPE, "--device", "cuda"], "CUDA"),
+        (["run", RECIPE, "--set", "weights=/nowhere.pth"], "/nowhere.pth"),
+        (["run", RECIPE, "--set", "backbone=resnet5O"], "resnet5"),
+        (["run", "agmm/voc-point-r101"], "--data-root"),
+        (["evaluate", "--predictions", "/nowhere", "--dataset", "mini"], "/nowhere"),
+        (["predict", RECIPE, "/nowhere.jpg"], "no finished record"),
+        (["show", "agmm/nothing"], "unknown recipe"),
+        (["rum", "mini"], "did you mean 'run'"),
+        (["run", RECIPE, "--sed", "1"], "--seed"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that must not be there")
+def test_mistakes_get_one_clear_message_and_exit_code_2(arguments, message, tmp_path, capsys):
+    where = ["--results", str(tmp_path / "results")] if arguments[0] in ("run", "predict") else []
+    local = ["--local"] if arguments[0] == "run" else []
+    assert wsss(*arguments, *where, *local) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        [],
+        ["list"],
+        ["show"],
+        ["run"],
+        ["predict"],
+        ["evaluate"],
+        ["leaderboard"],
+        ["plot"],
+        ["doctor"],
+        ["data"],
+        ["search"],
+    ],
+)
+def test_every_verb_explains_itself(verb, capsys):
+    assert wsss(*verb, "--help") == 0
+    text = capsys.readouterr().out
+    assert "Usage:" in text
+    if verb and verb != ["data"]:
+        assert "Example" in text
+
+
+def test_list_show_and_doctor_say_what_there_is(capsys):
+    assert wsss("list") == 0
+    assert "agmm/mini-scribble" in capsys.readouterr().out
+    assert wsss("list", "recipes", "agmm/*", "--json") == 0
+    assert all(r["name"].startswith("agmm/") for r in json.loads(capsys.readouterr().out))
+    assert wsss("show", RECIPE, "--set", "optimiser.lr=0.02") == 0
+    shown = capsys.readouterr().out
+    assert "command line" in shown
+    assert "default" in shown
+    assert wsss("show", RECIPE, "--docs") == 0
+    assert "exp(-D^2)" in capsys.readouterr().out
+    assert wsss("doctor") == 0
+    assert "torch" in capsys.readouterr().out

@@ -1,0 +1,165 @@
+"""What every method promises, tested over the registry: a new one is tested the day it is registered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import pytest
+import torch
+
+from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
+from harness.evaluation import normalise
+from harness.recipes import recipe_names, resolve, suites
+from harness.registry import DATASETS, METHODS
+from harness.schema import fields, load
+from methods.base import Build
+
+SIDE = 48
+
+
+def mini_recipes() -> list[str]:
+    """One miniature recipe for each method and supervision."""
+    return [n for n in suites().get("mini", []) if "/mini-" in n]
+
+
+def build(name: str, seed: int = 0):
+    recipe = resolve(name).recipe
+    info = DATASETS.get(recipe.dataset).info
+    torch.manual_seed(seed)
+    config = resolve(name).config
+    return METHODS.get(recipe.method)(
+        config, Build(info, recipe.supervision, (SIDE, SIDE), recipe.backbone, "none")
+    )
+
+
+def make_batch(method, supervision: str, size: int = 3) -> Batch:
+    """Pictures of two coloured halves with the labels that a supervision kind allows."""
+    generator = torch.Generator().manual_seed(7)
+    raw = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    raw[:, 0, :, SIDE // 2 :] //= 4
+    classes = method.build.num_classes
+    truth = torch.zeros(size, SIDE, SIDE, dtype=torch.long)
+    for i in range(size):
+        truth[i, :, SIDE // 2 :] = 1 + i % (classes - 1)
+    tags = torch.zeros(size, classes)
+    tags[torch.arange(size), 1 + torch.arange(size) % (classes - 1)] = 1
+    labels = truth.clone()
+    if supervision in ("scribble", "point", "block"):
+        labels[:] = UNLABELLED
+        labels[:, 10:14, 5:-5] = truth[:, 10:14, 5:-5]
+        tags[:, 0] = 1
+    elif supervision == "box":
+        labels[:, 4:-4, SIDE // 2 :] = UNLABELLED
+        tags[:, 0] = 1
+    elif supervision == "image" and "image" not in getattr(method, "needs_labels_from", ()):
+        labels[:] = UNLABELLED
+    labels[:, -3:] = IGNORE
+    valid = labels != IGNORE
+    views = {}
+    for name, spec in method.views().items():
+        side = round(SIDE * spec.scale)
+        colours = torch.nn.functional.interpolate(raw.float(), (side, side)).to(torch.uint8)
+        inside = torch.nn.functional.interpolate(valid[:, None].float(), (side, side))[:, 0] > 0
+        if spec.flip:
+            colours, inside = colours.flip(-1), inside.flip(-1)
+        views[name] = View(normalise(colours), colours, inside)
+    ids = [str(i) for i in range(size)]
+    return Batch(normalise(raw), labels, tags, ids, raw, valid, views)
+
+
+def test_every_method_has_a_miniature_recipe_for_every_supervision_it_accepts():
+    covered = {(resolve(n).recipe.method, resolve(n).recipe.supervision) for n in mini_recipes()}
+    for name in METHODS.names():
+        for supervision in METHODS.get(name).supervision:
+            assert (name, supervision) in covered, f"{name} has no miniature recipe under {supervision}"
+
+
+@pytest.mark.parametrize("name", mini_recipes())
+def test_losses_are_finite_and_reach_every_trainable_parameter(name):
+    method = build(name)
+    recipe = resolve(name).recipe
+    batch = make_batch(method, recipe.supervision)
+    reached: set[str] = set()
+    for fraction in method.probe_steps:
+        method.train().zero_grad()
+        terms = method(batch, Progress(int(fraction * 1000), 1000, 10))
+        assert terms, "no loss term"
+        for term_name, term in terms.items():
+            assert torch.isfinite(term).all(), term_name
+        torch.stack([t.sum() for t in terms.values()]).sum().backward()
+        reached |= {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+    trainable = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert trainable <= reached, f"never reached: {sorted(trainable - reached)[:5]}"
+
+
+@pytest.mark.parametrize("name", mini_recipes())
+def test_prediction_has_the_right_shape_is_repeatable_and_independent_of_the_batch(name):
+    method = build(name).eval()
+    images = make_batch(method, resolve(name).recipe.supervision).images[..., :40, :]
+    with torch.no_grad():
+        for network in method.networks:
+            together = method.predict(images, network)
+            assert together.shape == (3, method.build.num_classes, 40, SIDE)
+            assert torch.equal(together, method.predict(images, network))
+            alone = torch.cat([method.predict(i[None], network) for i in images])
+            torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", mini_recipes())
+def test_the_state_survives_a_round_trip(name):
+    one, other = build(name, seed=0), build(name, seed=1)
+    batch = make_batch(one, resolve(name).recipe.supervision)
+    progress = Progress(int(one.probe_steps[-1] * 1000), 1000, 10)
+    with torch.no_grad():
+        one.train()(batch, progress)  # moves running statistics
+    one.after_step(progress)
+    other.load_state_dict(one.state_dict())
+    losses = []
+    for method in (one, other):
+        torch.manual_seed(3)
+        losses.append({k: v.detach() for k, v in method.train()(batch, progress).items()})
+    for term, value in losses[0].items():
+        assert torch.equal(value, losses[1][term]), term
+
+
+@pytest.mark.parametrize("name", mini_recipes())
+def test_parameter_groups_hold_every_trainable_parameter_once(name):
+    method = build(name)
+    grouped = [id(p) for group in method.parameter_groups() for p in list(group["params"])]
+    assert len(grouped) == len(set(grouped))
+    assert {id(p) for p in method.parameters() if p.requires_grad} <= set(grouped)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_defaults_are_those_of_the_reference_recipe_and_are_documented(name):
+    cls = METHODS.get(name)
+    assert cls.reference_recipe in recipe_names()
+    assert resolve(cls.reference_recipe).config == cls.Config()
+    for field, info in cls.Config.__pydantic_fields__.items():
+        assert info.description, f"{name}: {field} is not documented"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_search_space_names_real_keys_and_draws_legal_values(name):
+    cls = METHODS.get(name)
+    space = cls.search_space()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(5):
+        values = study.ask(space).params
+        config = {k: v for k, v in values.items() if not k.startswith("optimiser.")}
+        assert set(config) <= set(fields(cls.Config))
+        load(cls.Config, config, "search space")
+        optimiser = {k: v for k, v in values.items() if k.startswith("optimiser.")}
+        resolve(cls.reference_recipe, optimiser)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_paper_is_cited_or_the_method_is_a_baseline(name):
+    cls = METHODS.get(name)
+    assert cls.title
+    if cls.paper is not None:
+        assert all([cls.paper.title, cls.paper.authors, cls.paper.venue, cls.paper.year])
+        assert cls.paper.doi or cls.paper.arxiv or cls.paper.code
+        assert dataclasses.is_dataclass(cls.paper)
