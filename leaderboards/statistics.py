@@ -8,8 +8,9 @@ sums stay far below 2^53).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -117,14 +118,29 @@ def _statistic(summed: np.ndarray, classes: Classes) -> np.ndarray:
     return iou_from_counts(intersection, predicted, labelled, classes)[1].mean(axis=-1)
 
 
+@lru_cache(maxsize=2)
+def _only_block(images: int, resamples: int, seed: int) -> np.ndarray:
+    """Weights that fit one block: the rows of a table share them."""
+    drawn = weights(images, resamples, np.random.default_rng(seed))
+    drawn.setflags(write=False)
+    return drawn
+
+
+def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    rows = max(1, _BLOCK // images)
+    if resamples <= rows:
+        yield _only_block(images, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, rows):
+        yield weights(images, min(rows, resamples - start), rng)
+
+
 def _resampled(counts: Sequence[np.ndarray], classes: Classes, resamples: int, seed: int) -> list[np.ndarray]:
     """The statistic of each group of runs on the same resamples, each ``(R,)``."""
     images = counts[0].shape[0]
-    rng = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // images)
     found: list[list[np.ndarray]] = [[] for _ in counts]
-    for start in range(0, resamples, rows):
-        drawn = weights(images, min(rows, resamples - start), rng)
+    for drawn in _blocks(images, resamples, seed):
         for values, own in zip(found, counts, strict=True):
             summed = (drawn @ own.reshape(images, -1)).reshape(len(drawn), *own.shape[1:])
             values.append(_statistic(summed, classes))

@@ -15,7 +15,7 @@ from leaderboards.commands import leaderboard, plot
 def test_leaderboard_prints_and_writes(
     factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    factory.record(title="AGMM")
+    factory.record(factory.resolved("agmm/unshipped"), title="AGMM")
     out = tmp_path / "reports"
     assert invoke(leaderboard, ["--results", str(factory.store.root), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -25,7 +25,7 @@ def test_leaderboard_prints_and_writes(
 
 
 def test_plot_writes_what_was_asked_for(factory: Factory, tmp_path: Path) -> None:
-    factory.record()
+    factory.record(factory.resolved("agmm/unshipped"))
     out = tmp_path / "reports"
     arguments = ["--results", str(factory.store.root), "--out", str(out), "--kind", "overview"]
     assert invoke(plot, [*arguments, "--format", "png"]) == 0

@@ -125,3 +125,8 @@ def test_no_value_is_infinite() -> None:
     values = [c.value for c in published().cells.values() if c.value is not None]
     assert values
     assert all(math.isfinite(v) for v in values)
+
+
+def test_the_known_inconsistencies_are_found() -> None:
+    cells = ["dskd-gc-table6/tscd", "dskd-gc-table6/afa", "dskd-gc-table6/toco"]
+    assert [finding.cell for finding in row_means()] == cells
