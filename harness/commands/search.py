@@ -1,0 +1,211 @@
+"""``wsss search``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, WORKERS, together
+from harness.commands.run import _absolute
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from harness.objective import Event, Job
+    from harness.search import Study
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wsss search agmm/mini-scribble --trials 16
+  wsss search agmm/mini-point --trials 8 --local --scheduler none
+  wsss search agmm/voc-point-r101 --trials 50 --data-root ~/data --gpus-per-trial 1
+  wsss search agmm/mini-scribble --trials 20 --set config.spread=unit    (held fixed)
+
+Exit codes: 0 done, 1 some trials failed, 2 refused before training, 130 interrupted.
+Running the same command again goes on where it stopped; a larger --trials adds trials."""
+)
+@click.argument("recipe")
+@click.option(
+    "--trials", type=int, default=16, show_default=True, help="Trials that shall have finished in the end."
+)
+@click.option("--sampler", default="tpe", show_default=True, help="tpe, cmaes, random, grid or gp.")
+@click.option("--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sampler and of every trial."
+)
+@click.option(
+    "--objective-split",
+    default="held-out",
+    show_default=True,
+    help="held-out (a part of the training split), or a split such as val; stamped on every output.",
+)
+@click.option(
+    "--held-out", "share", type=float, default=0.2, show_default=True, help="Share that is held out."
+)
+@click.option("--grid-points", type=click.IntRange(2), default=3, show_default=True, help="Grid: per number.")
+@click.option(
+    "--warm-start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    help="Learn from the finished trials of an earlier search's folder; repeatable.",
+)
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of this search [default: search/RECIPE/DIGEST beside the record store].",
+)
+@click.option("--local", is_flag=True, help="One after another in this process, without Ray.")
+@click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time.")
+@click.option("--cpus-per-trial", type=click.FloatRange(0.1), help="Cores per trial [default: workers + 1].")
+@click.option(
+    "--gpus-per-trial", type=click.FloatRange(0), help="GPUs per trial [default: 1 with CUDA, else 0]."
+)
+@click.option("--address", help="Join this Ray cluster instead of starting a local one.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per trial."
+)
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Least time between checkpoints.",
+)
+def search(
+    recipe: str,
+    trials: int,
+    sampler: str,
+    scheduler: str,
+    seed: int,
+    objective_split: str,
+    share: float,
+    grid_points: int,
+    warm_start: tuple[Path, ...],
+    assignments: tuple[str, ...],
+    data_roots: tuple[str, ...],
+    results: Path,
+    device: str,
+    workers: int,
+    out: Path | None,
+    local: bool,
+    max_concurrent: int | None,
+    cpus_per_trial: float | None,
+    gpus_per_trial: float | None,
+    address: str | None,
+    threads: int,
+    checkpoint_seconds: float,
+) -> int:
+    """Search hyper-parameters of a recipe.
+
+    Every method brings its own space. The first trial has the recipe's own values. What is maximised
+    is mIoU on a part of the training split that no trial trains on.
+    """
+    from harness.execution import Resources
+    from harness.recipes import parse_overrides
+    from harness.search import open_study, search_local, search_ray
+    from harness.search_plan import plan_search
+    from harness.search_report import run_line, verdict, write_plots, write_tables
+    from harness.trial import Options, choose_device
+
+    plan = plan_search(
+        recipe,
+        trials,
+        overrides=parse_overrides(assignments),
+        sampler=sampler,
+        scheduler=scheduler,
+        seed=seed,
+        objective_split=objective_split,
+        share=share,
+        grid_points=grid_points,
+        options=Options(
+            results=results.absolute(),
+            data_roots=tuple(_absolute(r) for r in data_roots),
+            device=device,
+            workers=workers,
+            threads=threads,
+            checkpoint_seconds=checkpoint_seconds,
+        ),
+        out=out,
+    )
+    resources = Resources(
+        cpus_per_trial=cpus_per_trial or workers + 1,
+        gpus_per_trial=float(choose_device(device).type == "cuda")
+        if gpus_per_trial is None
+        else gpus_per_trial,
+        max_concurrent=max_concurrent,
+        address=address,
+    )
+    with open_study(plan) as study:
+        for earlier in warm_start:
+            click.echo(f"{study.warm_start(earlier.absolute())} trials taken over from {earlier}", err=True)
+        if study.wanted < trials:
+            click.echo(f"the grid has {study.wanted} trials", err=True)
+        display = _Display(study)
+        failed_before = study.counts()["failed"]
+        try:
+            if local:
+                search_local(study, display.update)
+            else:
+                search_ray(study, resources, display.update)
+        finally:
+            display.close()
+            write_tables(study)
+        write_plots(study)
+        failed = study.counts()["failed"] - failed_before
+        click.echo(verdict(study))
+        if (plan.folder / "best.toml").exists():
+            click.echo(f"  {run_line(study)}")
+        click.echo(f"  {plan.folder}")
+    if failed:
+        click.echo(f"{failed} trials failed; run the same command to make up for them", err=True)
+    return 1 if failed else 0
+
+
+class _Display:
+    """One progress bar over the trials, and a line for each one that ends; keeps the tables up to date."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        counts = study.counts()
+        self.bar = tqdm(
+            total=study.wanted,
+            initial=counts["finished"] + counts["pruned"],
+            unit="trial",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+        study.on_end = self.end
+
+    def update(self, job: Job, event: Event) -> None:
+        """A trial has come to a step."""
+        if event.total:
+            self.bar.set_postfix_str(f"trial {job.number}: step {event.step} of {event.total}")
+
+    def end(self, trial: FrozenTrial) -> None:
+        """A trial has ended."""
+        from harness.search_report import trial_state, write_tables
+
+        state = trial_state(trial)
+        values = " ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items()
+        )
+        miou = "" if trial.value is None else f"{trial.value:.2f} mIoU  "
+        own = "own values  " if trial.user_attrs.get("own") else ""
+        self.bar.write(f"{state:8s} trial {trial.number}  {miou}{own}{values}", file=sys.stderr)
+        if reason := trial.user_attrs.get("reason"):
+            self.bar.write("\n".join(f"  {line}" for line in reason.splitlines()), file=sys.stderr)
+        if state != "failed":
+            self.bar.update()
+        write_tables(self.study)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.close()

@@ -1,0 +1,258 @@
+"""What a hyper-parameter search maximises: mIoU on pictures that its trials do not train on.
+
+By default these are a held-out part of the training split, so that the split a paper reports stays
+unseen. The value is measured at fixed points of training and at its end, by the same evaluator and
+protocol as the recipe's own number.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from harness import evaluation
+from harness.data.loader import TrainingSet
+from harness.errors import NonFiniteLossError, UserError
+from harness.files import read_json, write_json
+from harness.recipes import EvaluationSpec, Recipe
+from harness.schema import digest, dump
+from harness.training import Trainer
+from harness.trial import Options, Trial, build_method, prepare
+
+if TYPE_CHECKING:
+    from harness.data.label_store import LabelStore
+
+#: Name of the objective split that is cut from the training split.
+HELD_OUT = "held-out"
+#: Share of training after which the final value is reported, in percent.
+END = 100
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which number is maximised.
+
+    Attributes:
+        split: :data:`HELD_OUT`, or a split of the data set.
+        share: held-out part of the training split, in (0, 1).
+        spec: protocol, network and output that are scored; its split is the one that is read.
+        reported: whether the recipe reports numbers on the same split.
+    """
+
+    split: str
+    share: float
+    spec: EvaluationSpec
+    reported: bool
+
+    @property
+    def stamp(self) -> str:
+        """What a reader of any result of the search must know."""
+        if self.split == HELD_OUT:
+            return f"selected on a held-out part ({self.share:.0%}) of the split {self.spec.split!r}"
+        kind = "the reported split" if self.reported else "the split"
+        return f"selected on {kind} {self.split!r}"
+
+    def values(self) -> dict[str, Any]:
+        """Everything that defines the number, for digests and records."""
+        return {
+            "split": self.split,
+            "share": self.share if self.split == HELD_OUT else None,
+            "of": self.spec.split,
+            "protocol": {
+                k: v for k, v in dump(evaluation.protocol(self.spec.protocol)).items() if k != "about"
+            },
+            "network": self.spec.network,
+            "output": self.spec.output,
+        }
+
+
+def choose_objective(recipe: Recipe, split: str, share: float) -> Objective:
+    """The recipe's first evaluation, moved to another split and to the last checkpoint.
+
+    Raises:
+        UserError: the recipe evaluates nothing, the split is the one trained on, or the share is not
+            inside (0, 1).
+    """
+    if not recipe.evaluation:
+        raise UserError(
+            "the recipe evaluates nothing, so there is nothing to search for", where="[[evaluation]]"
+        )
+    if split == recipe.train_split:
+        raise UserError(
+            f"{split!r} is the split that trials train on",
+            where="--objective-split",
+            remedy=f"use {HELD_OUT!r}, a part of it that is kept out of training",
+        )
+    if split == HELD_OUT and not 0 < share < 1:
+        raise UserError(f"the held-out share must lie between 0 and 1, not {share:g}", where="--held-out")
+    read = recipe.train_split if split == HELD_OUT else split
+    spec = replace(recipe.evaluation[0], split=read, checkpoint="last", cells=(), tolerance=None)
+    return Objective(split, share, spec, split in {e.split for e in recipe.evaluation})
+
+
+def held_out(ids: Sequence[str], share: float) -> np.ndarray:
+    """Which pictures are kept out of training: those with the smallest hash of their id.
+
+    Args:
+        ids: image ids of a split.
+        share: part of them to keep out, in (0, 1).
+
+    Returns:
+        ``(N,)`` bool; at least one picture is held out and at least one is not.
+
+    Raises:
+        UserError: there are fewer than two pictures.
+    """
+    if len(ids) < 2:
+        raise UserError(f"a split of {len(ids)} picture(s) cannot be divided", where="--objective-split")
+    number = min(max(round(share * len(ids)), 1), len(ids) - 1)
+    order = np.argsort([digest(["held-out", i], 16) for i in ids], kind="stable")
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[order[:number]] = True
+    return mask
+
+
+class _Rows:
+    """Prepared labels of some rows of a split."""
+
+    def __init__(self, labels: LabelStore, rows: np.ndarray) -> None:
+        self.tags, self.path = labels.tags[rows], labels.path
+
+
+# --- one trial of a search ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of a search, as a worker receives it.
+
+    Attributes:
+        number: number in the study.
+        trial: recipe, seed, and the overrides that the study suggests.
+        options: where and how trials run.
+        objective: what is measured.
+        points: shares of training in percent at which it is measured, beside the end.
+        folder: where the trial keeps its checkpoint, history and measured values.
+    """
+
+    number: int
+    trial: Trial
+    options: Options
+    objective: Objective
+    points: tuple[int, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened in a trial: it came to a step, or ``values`` (percent of training -> mIoU in
+    percent) were measured, or it ended as ``diverged`` or ``failed`` for a ``reason``."""
+
+    step: int = 0
+    total: int = 0
+    values: tuple[tuple[int, float], ...] = ()
+    ended: str = ""
+    reason: str = ""
+
+
+def measure(job: Job) -> Iterator[Event]:
+    """Train one trial and measure it; a stopped one goes on from its checkpoint, with the same values.
+
+    Measured values are on disk (``objective.json``) before training goes on, and are yielded again
+    when the job is started again.
+
+    Raises:
+        UserError: the trial cannot run, its loss became non-finite, or nothing can be scored.
+    """
+    file = job.folder / "objective.json"
+    known: dict[int, float] = {int(p): v for p, v in read_json(file).items()} if file.exists() else {}
+    if known:
+        yield Event(values=tuple(known.items()))
+    if END in known:
+        return
+    objective, spec = job.objective, job.objective.spec
+    inside = objective.split == HELD_OUT
+    prepared = prepare(job.trial, job.options, () if inside else (spec,))
+    recipe, dataset = prepared.resolved.recipe, prepared.dataset
+    if prepared.device.type == "cpu":
+        torch.set_num_threads(job.options.threads)
+    train_ids = list(dataset.ids(recipe.train_split))
+    out = held_out(train_ids, objective.share) if inside else np.zeros(len(train_ids), dtype=bool)
+    scored = [i for i, o in zip(train_ids, out, strict=True) if o] if inside else None
+    method = build_method(prepared.resolved, prepared.device, job.trial.seed)
+    trainer = Trainer(
+        method,
+        recipe,
+        TrainingSet(
+            dataset,
+            [i for i, o in zip(train_ids, out, strict=True) if not o],
+            cast("LabelStore", _Rows(prepared.labels, ~out)),
+            recipe,
+            job.trial.seed,
+            method.views(),
+        ),
+        seed=job.trial.seed,
+        folder=job.folder,
+        workers=job.options.workers,
+        checkpoint_seconds=job.options.checkpoint_seconds,
+    )
+
+    def score(points: Sequence[int]) -> Event:
+        protocol = evaluation.protocol(spec.protocol)
+        pairs = evaluation.predictions(
+            method,
+            dataset,
+            spec.split,
+            protocol,
+            network=spec.network,
+            output=spec.output,
+            device=prepared.device,
+            workers=job.options.workers,
+            ids=scored,
+        )
+        counts = evaluation.gather(pairs, dataset.info.num_classes)
+        value = evaluation.summarise(counts, dataset.info.classes, protocol)["miou"]
+        if value is None:
+            raise UserError(
+                "no class occurs in the pictures that the search scores", where="--objective-split"
+            )
+        known.update(dict.fromkeys(points, value))
+        write_json(file, {str(p): v for p, v in known.items()})
+        method.train()
+        return Event(trainer.step, trainer.total, tuple((p, value) for p in points))
+
+    def due() -> list[int]:
+        reached = [p for p in job.points if math.ceil(p * trainer.total / END) <= trainer.step]
+        return [p for p in reached if p not in known] if trainer.step < trainer.total else []
+
+    trainer.resume()
+    if trainer.step and due():  # stopped between a checkpoint and the measurement at the same step
+        yield score(due())
+    for status in trainer.run():
+        yield Event(status.step, status.total)
+        if due():
+            yield score(due())
+    yield score([END])
+
+
+def events(job: Job) -> Iterator[Event]:
+    """:func:`measure` with errors as a last event; a traceback goes to ``error.txt``."""
+    try:
+        yield from measure(job)
+    except NonFiniteLossError as error:
+        yield Event(ended="diverged", reason=str(error))
+    except UserError as error:
+        yield Event(ended="failed", reason=str(error))
+    except Exception as error:
+        file = job.folder / "error.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+        first = str(error).splitlines()[0] if str(error) else ""
+        yield Event(ended="failed", reason=f"{type(error).__name__}: {first}\n  where:  {file}")

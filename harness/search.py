@@ -1,0 +1,467 @@
+"""Hyper-parameter search: an Optuna study on disk decides, Ray Tune or this process trains.
+
+The study is a journal file, ``optuna.log``, in Optuna's own format. It is the one source of truth:
+suggestions (``ask``), pruning and results (``tell``) happen in the driver alone, whoever trains. A
+search that was killed therefore goes on from the journal: trials that were running continue from
+their checkpoints, and the study ends with exactly the number of finished trials asked for.
+
+Ray Tune receives the study through its searcher and scheduler interfaces. Ray's own ``OptunaSearch``
+drives an Optuna study in the same way, but it switches Optuna's pruners off, tells pruned trials as
+complete ones, which misleads samplers, and cannot restore a study from a persistent storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.errors import UserError
+from harness.execution import REPORT_SECONDS, Resources, start_ray
+from harness.objective import END, Event, Job, events
+from harness.schema import digest
+from harness.search_plan import SCHEDULERS, Plan, contains, grid_values
+from harness.trial import Trial
+
+#: ASHA: about one in this many goes on at each comparison. [our choice, matches the points above]
+REDUCTION = 2
+#: Trials before a model-based sampler, or the median, is used. [our choice: searches here are small]
+STARTUP = 5
+#: Suggestions in a row that were all tried before, after which a search ends early. [our choice]
+REPEATS = 100
+
+STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+_BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+# --- the study ---------------------------------------------------------------------------------------
+
+
+class _Grid(optuna.samplers.GridSampler):
+    """The grid without the call that ends ``Study.optimize``, which ask and tell do not use."""
+
+    def after_trial(self, *arguments: Any, **options: Any) -> None:
+        """Nothing to do."""
+
+
+def create_seed(plan: Plan, number: int) -> int:
+    """Seed of the sampler for one trial."""
+    return int(digest([plan.seed, number], 8), 16)
+
+
+def create_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler for one trial, seeded by the plan's seed and the trial's number.
+
+    A sampler that is made anew for every trial has no state in memory, so that a search resumed at
+    any trial goes on as the undisturbed one would.
+    """
+    seed = create_seed(plan, number)
+    if plan.sampler == "grid":  # the order of a grid follows from the seed and must not change
+        grid = {k: grid_values(d, plan.grid_points) for k, d in plan.space.items()}
+        return _Grid(grid, seed=plan.seed)
+    if plan.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if plan.sampler == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    if plan.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
+
+
+def create_pruner(scheduler: str) -> optuna.pruners.BasePruner:
+    """ASHA (Li et al., MLSys 2020), median stopping (Golovin et al., KDD 2017), or neither."""
+    if scheduler == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=SCHEDULERS["asha"][0], reduction_factor=REDUCTION
+        )
+    if scheduler == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
+    return optuna.pruners.NopPruner()
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that a kill left unfinished."""
+    if journal.exists():
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with journal.open("r+b") as stream:
+                stream.truncate(whole)
+
+
+class Study:
+    """The bookkeeping of one search; made by :func:`open_study`.
+
+    Args:
+        plan: the search.
+        study: the Optuna study behind it.
+    """
+
+    def __init__(self, plan: Plan, study: optuna.Study) -> None:
+        self.plan, self.study = plan, study
+        #: Called whenever a trial has ended.
+        self.on_end: Callable[[FrozenTrial], None] = lambda trial: None
+        self._running: dict[int, optuna.trial.Trial] = {}
+        self._since: dict[int, float] = {}
+        wanted = plan.trials
+        if plan.sampler == "grid":
+            sizes = [len(grid_values(d, plan.grid_points)) for d in plan.space.values()]
+            wanted = min(wanted, int(np.prod(sizes, dtype=object)) + (plan.own is not None))
+        #: How many trials shall have finished or been pruned in the end.
+        self.wanted: int = wanted
+        #: How many may still be started.
+        self.left = max(wanted - self.counts()["finished"] - self.counts()["pruned"], 0)
+        self._interrupted = [t for t in self.trials if t.state == TrialState.RUNNING]
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Trials of this search, without those taken over from earlier ones, repeats, and those not begun."""
+        found = self.study.get_trials(deepcopy=False)
+        return [
+            t for t in found if t.state != TrialState.WAITING and not {"from", "repeats"} & set(t.user_attrs)
+        ]
+
+    def counts(self) -> Counter[str]:
+        """Number of trials by state; diverged ones are pruned."""
+        return Counter(STATES.get(t.state, "running") for t in self.trials)
+
+    def next(self) -> Job | None:
+        """The next trial to run: one that was interrupted, else a new suggestion; None at the end."""
+        trial = (self._continued() or self._asked()) if self.left > 0 else None
+        if trial is None:
+            self.left = 0
+            return None
+        self.left -= 1
+        self._running[trial.number] = trial
+        self._since[trial.number] = time.monotonic()
+        plan = self.plan
+        return Job(
+            number=trial.number,
+            trial=Trial(plan.recipe, plan.seed, {**plan.overrides, **trial.params}),
+            options=plan.options,
+            objective=plan.objective,
+            points=SCHEDULERS[plan.scheduler],
+            folder=plan.folder / "trials" / f"{trial.number:04d}",
+        )
+
+    def _continued(self) -> optuna.trial.Trial | None:
+        while self._interrupted:
+            frozen = self._interrupted.pop(0)
+            self.study.sampler = create_sampler(self.plan, frozen.number)
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            if set(frozen.params) == set(self.plan.space):
+                return trial
+            trial.set_user_attr("reason", "stopped before all of its values were drawn")
+            self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _asked(self) -> optuna.trial.Trial | None:
+        """A new suggestion; one that was tried before is drawn again, at random.
+
+        Repeats stay in the journal as failed trials, which samplers and pruners do not see. After
+        many in a row the space counts as exhausted.
+        """
+        for _ in range(REPEATS):
+            everything = self.study.get_trials(deepcopy=False)
+            begun = [t for t in everything if t.state in _BEGUN and "from" not in t.user_attrs]
+            has_own = any(t.user_attrs.get("own") for t in everything if t.state != TrialState.FAIL)
+            if self.plan.own is not None and not has_own:
+                self.study.enqueue_trial(dict(self.plan.own), user_attrs={"own": True})
+            self.study.sampler = create_sampler(self.plan, len(everything))
+            if everything and "repeats" in everything[-1].user_attrs:
+                seed = create_seed(self.plan, len(everything))
+                self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                trial = self.study.ask(dict(self.plan.space))
+            before = next((t.number for t in begun if t.params == trial.params), None)
+            if before is None:
+                return trial
+            trial.set_user_attr("repeats", before)
+            self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def absorb(self, number: int, event: Event) -> bool:
+        """Take in an event of a trial; True when the trial has ended or shall stop now."""
+        trial = self._running.get(number)
+        if trial is None:
+            return True
+        for percent, value in event.values:
+            if percent not in self.frozen(number).intermediate_values:
+                trial.report(value, percent)
+                # The recipe's own configuration is the yardstick of all others, so it is never stopped.
+                if percent < END and trial.should_prune() and not trial.user_attrs.get("own"):
+                    self.end(number, "pruned")
+                    return True
+            if percent == END:
+                self.end(number, "finished", value)
+                return True
+        if event.ended:
+            self.end(number, event.ended, reason=event.reason)
+            return True
+        return False
+
+    def end(self, number: int, state: str, value: float | None = None, reason: str = "") -> None:
+        """Tell how a trial ended: ``finished``, ``pruned``, ``diverged`` or ``failed``.
+
+        A diverged trial counts as pruned before its first measurement, which samplers read as the
+        worst there is.
+        """
+        trial = self._running.pop(number)
+        trial.set_user_attr("seconds", round(time.monotonic() - self._since.pop(number), 3))
+        if reason:
+            trial.set_user_attr("reason", reason)
+        if state == "diverged":
+            trial.set_user_attr("diverged", True)
+        told = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
+        self.study.tell(trial, value, state=told)
+        if state != "failed":  # a failed one may be looked into
+            shutil.rmtree(self.plan.folder / "trials" / f"{number:04d}" / "checkpoint", ignore_errors=True)
+        self.on_end(self.frozen(number))
+
+    def frozen(self, number: int) -> FrozenTrial:
+        """A trial as it stands in the journal."""
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def warm_start(self, earlier: Path) -> int:
+        """Take over what an earlier search measured, for the sampler to learn from; returns the number.
+
+        Values count as they are: take over only searches with a comparable objective. Trials taken
+        over are not counted, and none is taken over twice.
+
+        Args:
+            earlier: folder of the other study.
+
+        Raises:
+            UserError: there is no journal in it.
+        """
+        journal = earlier / "optuna.log"
+        if not journal.is_file():
+            raise UserError("no study here", where=journal, remedy="name the output folder of a search")
+        storage = _storage(journal)
+        (name,) = optuna.get_all_study_names(storage)
+        known = {t.user_attrs.get("from") for t in self.study.get_trials(deepcopy=False)}
+        number = 0
+        for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False):
+            source = f"{name} trial {trial.number}"
+            fits = set(trial.params) == set(self.plan.space) and all(
+                contains(self.plan.space[k], v) for k, v in trial.params.items()
+            )
+            if trial.state != TrialState.COMPLETE or not fits or source in known:
+                continue
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    value=trial.value,
+                    params=trial.params,
+                    distributions=dict(self.plan.space),
+                    user_attrs={"from": source},
+                )
+            )
+            number += 1
+        return number
+
+
+def _storage(journal: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    # Symbolic links, Optuna's default lock, need privileges on Windows.
+    return optuna.storages.JournalStorage(
+        JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
+    )
+
+
+@contextmanager
+def open_study(plan: Plan) -> Iterator[Study]:
+    """Open or begin the study of a plan; one process at a time.
+
+    Raises:
+        UserError: another process runs the same search, or ``--out`` holds a different one.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(plan.folder / "search.lock", timeout=0):
+            journal = plan.folder / "optuna.log"
+            _mend(journal)
+            journal.with_name("optuna.log.lock").unlink(missing_ok=True)  # left by a kill; we are alone
+            storage = _storage(journal)
+            name = f"{plan.recipe} {plan.digest}"
+            others = [n for n in optuna.get_all_study_names(storage) if n != name]
+            if others:
+                raise UserError(
+                    f"the folder holds another search, {others[0]!r}",
+                    where=plan.folder,
+                    remedy="choose another --out",
+                )
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                sampler=create_sampler(plan, 0),
+                pruner=create_pruner(plan.scheduler),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if "stamp" not in study.user_attrs:
+                study.set_user_attr("stamp", plan.objective.stamp)
+            yield Study(plan, study)
+    except Timeout:
+        raise UserError(
+            "another process runs this search",
+            where=plan.folder,
+            remedy="wait for it, or choose another --out",
+        ) from None
+
+
+# --- running it --------------------------------------------------------------------------------------
+
+
+def search_local(study: Study, progress: Callable[[Job, Event], None]) -> None:
+    """All trials, one after another, in this process."""
+    while (job := study.next()) is not None:
+        for event in events(job):
+            progress(job, event)
+            if study.absorb(job.number, event):
+                break
+
+
+def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Event], None]) -> None:
+    """The same on Ray Tune, as many trials at a time as their resources allow.
+
+    Workers see the study's folder under the same path as the driver.
+
+    Raises:
+        UserError: Ray cannot start, or a trial asks for more than there is.
+    """
+    if not study.left:
+        return
+    mine = start_ray(resources)
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
+
+    class Actor(tune.Trainable):
+        """A worker process; it takes one trial after another."""
+
+        def setup(self, config: dict) -> None:
+            self.work = events(config["job"])
+
+        def reset_config(self, new_config: dict) -> bool:
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            until = time.monotonic() + REPORT_SECONDS
+            last = None
+            for event in self.work:  # up to a measurement, so that no step is taken before it is judged
+                last = event
+                if event.values or time.monotonic() > until:
+                    break
+            return {"event": last} if last is not None else {"event": Event(), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Trials keep their own checkpoints."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Trials find their own checkpoints."""
+
+    class Suggestions(Searcher):
+        """Tune's view of the study."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="value", mode="max")
+            self.jobs: dict[str, Job] = {}
+
+        def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
+            return True
+
+        def suggest(self, trial_id: str) -> Any:
+            job = study.next()
+            if job is None:
+                return Searcher.FINISHED
+            self.jobs[trial_id] = job
+            return {"job": job}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            number = self.jobs[trial_id].number
+            if error:
+                reason = f"its worker died {resources.retries + 1} times"
+                study.absorb(number, Event(ended="failed", reason=reason))
+            elif result and "event" in result:
+                study.absorb(number, result["event"])
+
+        def save(self, checkpoint_path: str) -> None:
+            """The journal is the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """The journal is the state."""
+
+    class Judge(FIFOScheduler):
+        """Stops a trial when the study says so."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+            job, event = trial.config["job"], result["event"]
+            progress(job, event)
+            return self.STOP if study.absorb(job.number, event) else self.CONTINUE
+
+    fits = [
+        ray.cluster_resources().get(kind, 0) // wanted
+        for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial))
+        if wanted
+    ]
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="wsss-search-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            tune_config=tune.TuneConfig(
+                search_alg=Suggestions(),
+                scheduler=Judge(),
+                num_samples=study.left,
+                # Never ask for a suggestion before there is room for it: it would know less.
+                max_concurrent_trials=resources.max_concurrent or max(int(min(fits, default=1)), 1),
+                reuse_actors=True,
+                trial_name_creator=_short_name,
+                trial_dirname_creator=_short_name,
+            ),
+            run_config=tune.RunConfig(
+                name="wsss-search",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            if mine:
+                ray.shutdown()
+    if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
+        raise KeyboardInterrupt
+
+
+def _short_name(trial: Any) -> str:
+    return f"trial-{trial.config['job'].number}"
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """The finished trial of the highest value, the earliest of equals; None before one has finished."""
+    finished = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    return max(finished, key=lambda t: (t.value, -t.number), default=None)
+
+
+def own_trial(study: Study) -> FrozenTrial | None:
+    """The finished trial of the recipe's own values."""
+    found = (t for t in study.trials if t.user_attrs.get("own") and t.state == TrialState.COMPLETE)
+    return next(found, None)
