@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: A pixel of the picture that nobody annotated. Under weak supervision void borders carry it too.
-UNLABELLED = 254
-#: A pixel that is not part of the picture (padding), or void under full supervision.
-IGNORE = 255
+from harness.data.base import IGNORE, UNLABELLED
+
+__all__ = ["IGNORE", "UNLABELLED", "Batch", "Progress", "View"]
 
 
 def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:

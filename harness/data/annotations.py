@@ -17,8 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-from harness.batch import UNLABELLED
-from harness.data.base import LabelSpec, Supervision
+from harness.data.base import UNLABELLED, LabelSpec, Supervision
 from harness.data.images import read_index
 from harness.errors import UserError, nearest
 

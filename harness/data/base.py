@@ -14,6 +14,11 @@ from pydantic import Field
 from harness.errors import UserError, nearest
 from harness.schema import schema
 
+#: A pixel of the picture that nobody annotated. Under weak supervision void borders carry it too.
+UNLABELLED = 254
+#: A pixel that is not part of the picture (padding), or void under full supervision.
+IGNORE = 255
+
 Supervision = Literal["full", "scribble", "point", "block", "box", "image"]
 SUPERVISIONS: tuple[Supervision, ...] = ("full", "scribble", "point", "block", "box", "image")
 

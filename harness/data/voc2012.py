@@ -10,9 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.batch import IGNORE
 from harness.data.annotations import illegal_values, label_files, read_label
-from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
+from harness.data.base import IGNORE, Dataset, DatasetInfo, LabelSpec, Supervision
 from harness.data.images import image_size, read_index, read_rgb
 from harness.errors import UserError
 from harness.files import write_with
