@@ -13,7 +13,7 @@ from PIL import Image
 from harness import evaluation
 from harness.data.images import read_rgb
 from harness.errors import UserError
-from harness.files import write_with
+from harness.files import whole_file
 from harness.recipes import resolve
 from harness.registry import DATASETS
 from harness.trial import choose_device, load_network, save_index
@@ -66,7 +66,8 @@ def segment(
         labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
         save_index(out / f"{file.stem}.png", labels, info.palette)
         blended = Image.fromarray(overlay(image, labels, info.palette, info.background))
-        write_with(out / f"{file.stem}_overlay.png", lambda f, b=blended: b.save(f, format="PNG"))
+        with whole_file(out / f"{file.stem}_overlay.png", "wb") as stream:
+            blended.save(stream, format="PNG")
         yield out / f"{file.stem}.png"
 
 

@@ -403,6 +403,12 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
             where=where,
             remedy=f"it accepts {accepted}; set supervision to one of them or choose another method",
         )
+    if recipe.supervision in method.needs_labels_from and recipe.labels_from is None:
+        raise UserError(
+            f"{recipe.method} trains under {recipe.supervision!r} supervision on pseudo labels only",
+            where=where,
+            remedy="set labels_from to a folder of <id>.png pseudo labels, or to a recipe that makes them",
+        )
     config = load(method.Config, recipe.config, f"{where} config")
     recipe.schedule.total_steps(1)
     scored: list[EvaluationSpec | SelectionSpec] = [*recipe.evaluation]

@@ -97,6 +97,8 @@ class Method(nn.Module, ABC):
     paper: ClassVar[Paper | None] = None
     #: Kinds of weak label it accepts, checked before a run starts.
     supervision: ClassVar[frozenset[Supervision]]
+    #: Kinds that it trains on only through ``labels_from``, dense pseudo labels.
+    needs_labels_from: ClassVar[frozenset[Supervision]] = frozenset()
     #: Hyper-parameters: a :func:`harness.schema.schema` class.
     Config: ClassVar[type] = NoConfig
     #: The recipe whose ``[config]`` equals the defaults of ``Config``.

@@ -84,7 +84,8 @@ def test_steps_on_the_command_line_replace_epochs_of_the_file():
     ("override", "message"),
     [
         ({"config.gama": 1}, "unknown key"),
-        ({"supervision": "box", "method": "pce"}, "does not accept"),
+        ({"supervision": "full"}, "does not accept"),
+        ({"supervision": "image", "labels_from": None}, "labels_from"),
         ({"dataset": "voc2021"}, "did you mean 'voc2012'"),
         ({"evaluation": [{"protocol": "agm-voc"}]}, "agmm-voc"),
         ({"evaluation": [{"checkpoint": "best"}]}, "selection"),

@@ -52,7 +52,7 @@ def make_batch(method, supervision: str, size: int = 3) -> Batch:
     elif supervision == "box":
         labels[:, 4:-4, SIDE // 2 :] = UNLABELLED
         tags[:, 0] = 1
-    elif supervision == "image" and "image" not in getattr(method, "needs_labels_from", ()):
+    elif supervision == "image" and "image" not in method.needs_labels_from:
         labels[:] = UNLABELLED
     labels[:, -3:] = IGNORE
     valid = labels != IGNORE

@@ -1,0 +1,79 @@
+"""Plans, their order, and what happens to trials that cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from harness import execution
+from harness.errors import UserError
+from harness.execution import Outcome, execute, plan, waves
+from harness.trial import Options, Trial, source_of
+
+
+def test_a_plan_is_every_recipe_with_every_seed():
+    trials = plan(["pce/mini-*"], [0, 3], {"schedule.steps": 5})
+    assert len(trials) == 2 * len({t.name for t in trials})
+    assert {t.seed for t in trials} == {0, 3}
+    assert all(t.overrides == {"schedule.steps": 5} for t in trials)
+
+
+def test_trials_that_need_anothers_labels_come_after_it_and_bring_it_along():
+    trial = Trial("agmm/mini-image", 2, {"optimiser.lr": 0.1})
+    assert source_of(trial) == Trial("cam/mini-image", 2)
+    assert source_of(Trial("agmm/mini-point")) is None
+    ordered = waves([trial, Trial("agmm/mini-point", 0)])
+    assert [[t.name for t in wave] for wave in ordered] == [
+        ["cam/mini-image", "agmm/mini-point"],
+        ["agmm/mini-image"],
+    ]
+    asked_too = waves([trial, Trial("cam/mini-image", 2)])
+    assert [len(wave) for wave in asked_too] == [1, 1]
+
+
+def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(execution, "run_local", lambda prepared: ran.append(prepared) or [])
+    trials = [Trial("pce/mini-point", 0), Trial("agmm/mini-image", 0, {"batch.per_group": 100_000})]
+    with pytest.raises(UserError, match="per_group"):
+        execute(trials, Options(results=tmp_path, device="cpu"), None)
+    assert not ran
+
+
+def test_what_depends_on_a_failed_trial_fails_with_the_reason_and_others_go_on(monkeypatch, tmp_path, capsys):
+    def failed(prepared):
+        return [Outcome(p.trial, "failed", "why") for p in prepared]
+
+    monkeypatch.setattr(execution, "run_local", failed)
+    trials = [Trial("agmm/mini-image", 0, {"schedule.steps": 1})]
+    outcomes = execute(trials, Options(results=tmp_path, device="cpu"), None)
+    assert [(o.trial.name, o.status) for o in outcomes] == [
+        ("cam/mini-image", "failed"),
+        ("agmm/mini-image", "failed"),
+    ]
+    assert "not finished" in outcomes[1].reason
+    assert "cam/mini-image" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_fails_its_trial_alone_and_leaves_a_trace(monkeypatch, tmp_path):
+    trials = [Trial(f"{m}/mini-point", 0, {"schedule.steps": 1}) for m in ("agmm", "pce")]
+
+    def broken(prepared):
+        if prepared.trial.name.startswith("agmm"):
+            raise ZeroDivisionError("in the middle")
+        yield from ()
+
+    monkeypatch.setattr(execution, "run", broken)
+    outcomes = execute(trials, Options(results=tmp_path, device="cpu"), None)
+    assert [o.status for o in outcomes] == ["failed", "finished"]
+    assert "ZeroDivisionError: in the middle" in outcomes[0].reason
+    (trace,) = tmp_path.rglob("error.txt")
+    assert "Traceback" in trace.read_text()
+
+
+def test_trials_are_equal_by_value():
+    trial = Trial("a/b", 1, {"x": 1})
+    assert trial == dataclasses.replace(trial)
+    assert hash(trial) == hash(Trial("a/b", 1, {"x": 1}))
+    assert trial != Trial("a/b", 1, {"x": 2})

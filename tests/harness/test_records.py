@@ -1,0 +1,81 @@
+"""The store: whole files or none, counts that survive, schemas of the future refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.errors import UserError
+from harness.files import whole_file, write_json
+from harness.records import PerImage, Store
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "b.txt"
+    with pytest.raises(KeyboardInterrupt), whole_file(target) as stream:
+        stream.write("half")
+        raise KeyboardInterrupt
+    assert list(target.parent.iterdir()) == []
+    with whole_file(target) as stream:
+        stream.write("whole")
+    with pytest.raises(ValueError, match="broken"), whole_file(target) as stream:
+        stream.write("other")
+        raise ValueError("broken")
+    assert target.read_text() == "whole"
+
+
+def test_nan_never_reaches_a_json_file(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"miou": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "results")
+    counts = PerImage(("b", "ä 1"), *(np.arange(6, dtype=np.int64).reshape(2, 3) + k for k in range(3)))
+    for name, seed in (("m/one", 0), ("m/one", 1), ("n/two", 0)):
+        folder = store.folder(name, "d" * 12, seed)
+        evaluation = {"name": "val-single", "digest": "e", "miou": 50.0, "iou": [None, 50.0], "written": "1"}
+        Store.write_evaluation(folder, counts, evaluation)
+        data = {"name": name, "seed": seed, "digest": "d" * 12, "status": "finished", "recipe": {}}
+        Store.write_record(folder, data)
+    return store, counts
+
+
+def test_records_come_back_in_order_and_by_glob(store):
+    records, counts = store
+    assert [(r.name, r.seed) for r in records.records()] == [("m/one", 0), ("m/one", 1), ("n/two", 0)]
+    assert [r.name for r in records.records("n/*")] == ["n/two"]
+    evaluation = next(records.records()).evaluations["val-single"]
+    assert evaluation.miou == 50.0
+    np.testing.assert_array_equal(evaluation.iou, [np.nan, 50.0])
+    assert evaluation.per_image.ids == counts.ids
+    for part in ("intersection", "predicted", "labelled"):
+        np.testing.assert_array_equal(getattr(evaluation.per_image, part), getattr(counts, part))
+        assert getattr(evaluation.per_image, part).dtype == np.int64
+
+
+def test_a_trial_without_its_json_does_not_exist(store):
+    records, _ = store
+    folder = records.folder("m/one", "d" * 12, 1)
+    (folder / "record.json").unlink()
+    (folder / "evaluations" / "val-single-e" / "evaluation.json").unlink()
+    assert [(r.name, r.seed) for r in records.records("m/*")] == [("m/one", 0)]
+    assert records.get(folder) is None
+
+
+def test_a_newer_schema_is_refused_with_the_remedy(store):
+    records, _ = store
+    file = records.folder("m/one", "d" * 12, 0) / "record.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 999}))
+    with pytest.raises(UserError, match="update"):
+        list(records.records())
+
+
+def test_a_record_without_history_has_an_empty_one(store):
+    assert isinstance(next(store[0].records()).history(), pd.DataFrame)
+    assert next(store[0].records()).history().empty
