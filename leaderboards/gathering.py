@@ -41,7 +41,7 @@ def weak_label(recipe: Mapping[str, Any]) -> str:
     kind, spec = recipe["supervision"], recipe.get("labels", {})
     if kind == "full":
         return "dense masks"
-    words = [spec.get("source", "simulated")]
+    words = [*(["image tags"] if kind == "image" else []), spec.get("source", "simulated")]
     if spec.get("format"):
         words.append(spec["format"].upper() if spec["format"] in ("png", "xml") else spec["format"])
     drawn = spec.get("format") in ("xml", "polyline", "clicks") or spec.get("source") == "simulated"

@@ -247,6 +247,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _cell_line(cell: Cell, known: Published) -> list[str]:
     value = _DASH if cell.value is None else f"{cell.value:g}"
+    value += ".0" if value.isdigit() else ""
     value += f" ± {cell.std:g}" if cell.std is not None else ""
     caveat = cell.reason or cell.notes
     label = f"{cell.row} ({cell.variant})" if cell.variant else cell.row
