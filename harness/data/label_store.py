@@ -1,0 +1,343 @@
+"""Weak labels prepared once: whatever a recipe names becomes index PNGs in one encoding.
+
+Prepared labels live in ``<cache>/labels/<dataset>/<split>-<supervision>-<digest>/``; the digest covers
+everything that they follow from, with the size and time of change of the files they are made of. Each
+file is written whole, so preparing can stop and go on at any moment, and two processes may prepare the
+same labels at once. The index is written last: labels are prepared when it exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from harness.data import weak_labels
+from harness.data.annotations import check_size, illegal_values
+from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervision
+from harness.data.images import image_size, read_index, write_index
+from harness.data.parallel import ordered_map
+from harness.errors import UserError
+from harness.files import write_with
+from harness.schema import digest, dump
+
+#: Layout of prepared labels; raised when the files of an older version must not be used.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """Prepared labels of one split.
+
+    Attributes:
+        ids: image ids in list order.
+        folder: where the label PNGs are; None where the data set's own masks serve, or there are no
+            labels but tags.
+        tags: ``(N, K)`` uint8 multi-hot in the order of ``ids``: the official tags under ``image``,
+            otherwise the classes of the whole weak label.
+        fingerprint: SHA-256 over ids, label values and tags, independent of files and their format.
+        statistics: ``images``; ``labelled_share`` (of all pixels, those with a class);
+            ``without_label`` (number of images with no labelled pixel; every image under ``image``).
+    """
+
+    ids: tuple[str, ...]
+    folder: Path | None
+    tags: np.ndarray
+    fingerprint: str
+    statistics: Mapping[str, Any]
+    masks: Mapping[str, Path]
+
+    def path(self, image_id: str) -> Path | None:
+        """The index PNG of an image (``0..K-1``, 254, and 255 for void under ``full``), None if none."""
+        return self.masks.get(image_id) if self.folder is None else self.folder / f"{image_id}.png"
+
+
+class _Source(NamedTuple):
+    """How the labels of a split come to be; both functions go to worker processes.
+
+    Attributes:
+        facts: what decides the labels beside the files.
+        files: image id to the files that its label is made of.
+        label: image id to its label in canonical encoding.
+        tags: image id and label to ``(K,)`` tags.
+    """
+
+    facts: Mapping[str, Any]
+    files: Callable[[str], Iterable[Path]]
+    label: Callable[[str], np.ndarray]
+    tags: Callable[[str, np.ndarray], np.ndarray]
+
+
+class _Row(NamedTuple):
+    """What the index keeps of one label."""
+
+    sha256: bytes
+    tags: np.ndarray
+    labelled: int
+    pixels: int
+    bytes: int
+
+
+def prepare_labels(
+    dataset: Dataset,
+    split: str,
+    supervision: Supervision,
+    spec: LabelSpec,
+    *,
+    cache: Path,
+    workers: int = 0,
+    labels_from: str | None = None,
+) -> LabelStore:
+    """Bring the weak labels of a split into one encoding, once.
+
+    Args:
+        dataset: where pictures, masks and annotators' files are.
+        split: which pictures.
+        supervision: kind of weak label.
+        spec: simulated or official, and how.
+        cache: folder of prepared labels.
+        workers: processes; 0 works in this one.
+        labels_from: a folder of dense pseudo labels ``<id>.png`` (255 uncertain) in place of weak labels.
+
+    Raises:
+        UserError: a file is missing or malformed, a value is illegal, or a label does not fit its
+            picture; the file is named.
+    """
+    ids = tuple(dataset.ids(split))
+    if supervision == "image" and labels_from is None:
+        return _tags_only(dataset, ids)
+    source = _source(dataset, split, supervision, spec, labels_from)
+    own_masks = supervision == "full" and labels_from is None and dataset.canonical_masks
+    folder = cache / "labels" / dataset.info.name / f"{split}-{supervision}-{_key(dataset, ids, source)}"
+    rows = _read_index(folder, ids, with_files=not own_masks)
+    if rows is None:
+        legal = (UNLABELLED, IGNORE) if supervision == "full" and labels_from is None else (UNLABELLED,)
+        work = partial(
+            _prepare,
+            source.label,
+            source.tags,
+            None if own_masks else folder,
+            dataset.info.num_classes,
+            legal,
+        )
+        what = f"labels of {split} ({supervision})"
+        rows = list(ordered_map(work, ids, workers=workers, kind="processes", what=what))
+        _write_index(folder, ids, rows)
+    official = supervision == "image"
+    tags = np.asarray(dataset.tags(ids), np.uint8) if official else np.stack([row.tags for row in rows])
+    masks = {i: p for i in ids if (p := dataset.mask_path(i, split)) is not None} if own_masks else {}
+    return LabelStore(
+        ids=ids,
+        folder=None if own_masks else folder,
+        tags=tags,
+        fingerprint=_fingerprint(ids, [row.sha256 for row in rows], tags),
+        statistics={
+            "images": len(ids),
+            "labelled_share": sum(r.labelled for r in rows) / max(sum(r.pixels for r in rows), 1),
+            "without_label": sum(r.labelled == 0 for r in rows),
+        },
+        masks=masks,
+    )
+
+
+def _tags_only(dataset: Dataset, ids: tuple[str, ...]) -> LabelStore:
+    tags = np.asarray(dataset.tags(ids), np.uint8)
+    statistics = {"images": len(ids), "labelled_share": 0.0, "without_label": len(ids)}
+    return LabelStore(ids, None, tags, _fingerprint(ids, [b""] * len(ids), tags), statistics, {})
+
+
+def _fingerprint(ids: Sequence[str], hashes: Sequence[bytes], tags: np.ndarray) -> str:
+    whole = hashlib.sha256()
+    for image_id, sha256, row in zip(ids, hashes, tags, strict=True):
+        whole.update(f"{image_id}\0".encode() + sha256 + row.tobytes())
+    return whole.hexdigest()
+
+
+def _key(dataset: Dataset, ids: Sequence[str], source: _Source) -> str:
+    """Hash of everything that the labels follow from."""
+    info = dataset.info
+    whole = hashlib.sha256(digest([_VERSION, info.num_classes, info.background, source.facts]).encode())
+    for image_id in ids:
+        stamps = " ".join(_stamp(file) for file in source.files(image_id))
+        whole.update(f"{image_id}\0{stamps}\0".encode())
+    return whole.hexdigest()[:12]
+
+
+def _stamp(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError:
+        return f"{file.name} missing"  # reading it says so with a remedy
+    return f"{file.name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+# --- where labels come from --------------------------------------------------------------------------
+
+
+def _source(
+    dataset: Dataset, split: str, supervision: Supervision, spec: LabelSpec, labels_from: str | None
+) -> _Source:
+    def mask_files(image_id: str) -> Iterable[Path]:
+        path = dataset.mask_path(image_id, split)
+        return () if path is None else (path,)
+
+    info = dataset.info
+    tags = partial(_label_tags, info.num_classes)
+    if labels_from is not None:
+        pseudo = Path(labels_from).expanduser()
+        if not pseudo.is_dir():
+            raise UserError(
+                "no folder of pseudo labels", where=pseudo, remedy="export them first, or mend labels_from"
+            )
+        files = partial(_one_file, pseudo)
+        return _Source({"from": "pseudo labels"}, files, partial(_pseudo, dataset, pseudo), tags)
+    if supervision == "full":
+        return _Source({"from": "masks"}, mask_files, partial(dataset.read_mask, split=split), tags)
+    if spec.source == "official":
+        facts = {"from": "annotators", **dump(spec)}
+        files = partial(dataset.label_files, spec=spec)
+        return _Source(facts, files, partial(_official, dataset, supervision, spec), tags)
+    facts = {"from": "simulator", "version": weak_labels.VERSION, "seed": spec.seed}
+    if supervision == "block":
+        facts["block_share"] = spec.block_share
+    else:
+        facts["stroke"] = spec.stroke
+    label = partial(_simulated, dataset, split, supervision, spec)
+    if supervision == "box":
+        tags = partial(_box_tags, dataset, split)
+    return _Source(facts, mask_files, label, tags)
+
+
+def _one_file(folder: Path, image_id: str) -> tuple[Path, ...]:
+    return (folder / f"{image_id}.png",)
+
+
+def _simulated(
+    dataset: Dataset, split: str, supervision: Supervision, spec: LabelSpec, image_id: str
+) -> np.ndarray:
+    return weak_labels.simulate(
+        dataset.read_mask(image_id, split),
+        supervision,
+        image_id=image_id,
+        seed=spec.seed,
+        num_classes=dataset.info.num_classes,
+        background=dataset.info.background,
+        stroke=spec.stroke,
+        block_share=spec.block_share,
+    )
+
+
+def _official(dataset: Dataset, supervision: Supervision, spec: LabelSpec, image_id: str) -> np.ndarray:
+    return dataset.read_official_label(image_id, supervision, spec)
+
+
+def _pseudo(dataset: Dataset, folder: Path, image_id: str) -> np.ndarray:
+    path = folder / f"{image_id}.png"
+    label = read_index(path)
+    check_size(label, image_size(dataset.image_path(image_id)), path)
+    illegal = illegal_values(label, dataset.info.num_classes, UNLABELLED, IGNORE)
+    if illegal:
+        raise UserError(
+            f"the pseudo label holds {illegal}; legal are 0..{dataset.info.num_classes - 1} and 255",
+            where=path,
+            remedy="export class numbers, with 255 where the label is uncertain",
+        )
+    return np.where(label == IGNORE, np.uint8(UNLABELLED), label)
+
+
+def _label_tags(num_classes: int, image_id: str, label: np.ndarray) -> np.ndarray:
+    return weak_labels.tags_from_mask(label, num_classes)
+
+
+def _box_tags(dataset: Dataset, split: str, image_id: str, label: np.ndarray) -> np.ndarray:
+    mask, info = dataset.read_mask(image_id, split), dataset.info
+    return weak_labels.simulated_tags(mask, label, "box", info.num_classes, info.background)
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    make: Callable[[str], np.ndarray],
+    tags: Callable[[str, np.ndarray], np.ndarray],
+    folder: Path | None,
+    num_classes: int,
+    legal: tuple[int, ...],
+    image_id: str,
+) -> _Row:
+    """One label, written unless an earlier or another run has; what the index keeps of it."""
+    path = None if folder is None else folder / f"{image_id}.png"
+    label = None if path is None else _whole(path)
+    if label is None:
+        label = make(image_id)
+        illegal = illegal_values(label, num_classes, *legal)
+        if illegal:
+            raise UserError(
+                f"the label of {image_id} holds {illegal}; legal are 0..{num_classes - 1} and "
+                + ", ".join(map(str, legal)),
+                remedy="mend the label, or the data set's reader",
+            )
+        if path is not None:
+            write_index(path, label)
+    content = np.array(label.shape, np.int64).tobytes() + np.ascontiguousarray(label).tobytes()
+    return _Row(
+        sha256=hashlib.sha256(content).digest(),
+        tags=tags(image_id, label),
+        labelled=int(np.count_nonzero(label < num_classes)),
+        pixels=label.size,
+        bytes=0 if path is None else path.stat().st_size,
+    )
+
+
+def _whole(path: Path) -> np.ndarray | None:
+    """A label that a run wrote before; None if there is none, or a broken one."""
+    try:
+        return read_index(path) if path.exists() else None
+    except UserError:
+        return None
+
+
+def _write_index(folder: Path, ids: Sequence[str], rows: Sequence[_Row]) -> None:
+    columns: dict[str, Any] = {
+        "ids": np.array([i.encode() for i in ids], np.bytes_),
+        "sha256": np.stack([np.frombuffer(row.sha256, np.uint8) for row in rows]),
+        "tags": np.stack([row.tags for row in rows]),
+        "labelled": np.array([row.labelled for row in rows], np.int64),
+        "pixels": np.array([row.pixels for row in rows], np.int64),
+        "bytes": np.array([row.bytes for row in rows], np.int64),
+    }
+    write_with(folder / "index.npz", lambda stream: np.savez_compressed(stream, **columns))
+
+
+def _read_index(folder: Path, ids: Sequence[str], *, with_files: bool) -> list[_Row] | None:
+    """The rows of prepared labels; None where they are not prepared, or files have gone since."""
+    try:
+        with np.load(folder / "index.npz", allow_pickle=False) as data:
+            columns = {name: data[name] for name in ("ids", "sha256", "tags", "labelled", "pixels", "bytes")}
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+    if [i.decode() for i in columns["ids"].tolist()] != list(ids):
+        return None
+    rows = [
+        _Row(sha256.tobytes(), tags, int(labelled), int(pixels), int(size))
+        for sha256, tags, labelled, pixels, size in zip(
+            *(columns[name] for name in ("sha256", "tags", "labelled", "pixels", "bytes")), strict=True
+        )
+    ]
+    if with_files:
+        changed = [
+            path
+            for image_id, row in zip(ids, rows, strict=True)
+            if not (path := folder / f"{image_id}.png").exists() or path.stat().st_size != row.bytes
+        ]
+        for path in changed:
+            path.unlink(missing_ok=True)
+        if changed:
+            return None
+    return rows

@@ -1,0 +1,52 @@
+"""Work on many files at once, with progress and results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Literal, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Below this many items a pool of processes costs more than it brings.
+_WORTH_PROCESSES = 200
+
+
+def ordered_map(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    workers: int,
+    kind: Literal["threads", "processes"],
+    what: str,
+) -> Iterator[R]:
+    """Results of ``function`` in the order of ``items``, with a progress bar on a terminal.
+
+    Threads suit decoding and hashing, which leave Python's lock; processes suit everything else and
+    are started afresh (``spawn``), since forking a process that runs Ray or CUDA is not safe.
+
+    Args:
+        function: picklable where processes are used.
+        items: what it is called with.
+        workers: threads or processes beside this one; 0 works in this thread.
+        kind: threads or processes.
+        what: text of the progress bar.
+    """
+    with ExitStack() as stack:
+        results: Iterator[R]
+        if workers <= 0 or (kind == "processes" and len(items) < _WORTH_PROCESSES):
+            results = map(function, items)
+        else:
+            pool: Executor
+            if kind == "threads":
+                pool = ThreadPoolExecutor(workers)
+            else:
+                pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            results = pool.map(function, items, chunksize=16)
+        yield from tqdm(results, desc=what, total=len(items), disable=None, leave=False, unit="file")
