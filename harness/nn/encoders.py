@@ -39,21 +39,25 @@ class Encoder(nn.Module, ABC):
 
 
 class TimmEncoder(Encoder):
-    """A timm network cut into stages; parameters keep timm's names.
+    """A timm network cut into stages, the stem aside; parameters keep timm's names.
 
     Args:
         network: what ``timm.create_model(..., features_only=True)`` returns.
     """
 
     def __init__(self, network: nn.Module) -> None:
+        from timm.models import FeatureListNet
+
         super().__init__()
-        if not isinstance(network, nn.ModuleDict):
+        if not isinstance(network, FeatureListNet):
             raise UserError(
                 "this timm model has no chain of convolutional stages", remedy="choose a ResNet, for instance"
             )
-        info: Any = network.feature_info
-        self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
-        self._stages = tuple(network.return_layers)  # type: ignore[arg-type]
+        info = network.feature_info
+        found = zip(info.module_name(), info.channels(), info.reduction(), strict=True)
+        stages = [s for s in found if s[2] >= 4]  # without the stem
+        names, self.channels, self.strides = zip(*stages, strict=True)
+        self._stages = tuple(name.replace(".", "_") for name in names)  # as timm flattens them
         for name, module in network.items():
             self.add_module(name, module)
 

@@ -1,0 +1,49 @@
+"""The rule that fills networks for golden comparisons, and their inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Seeds of the standard normal pictures by file.
+SEEDS = {"65x65": 0, "97x81": 1, "train": 3, "321x321": 4}
+
+
+def filled(key: str, shape: tuple[int, ...]) -> Tensor:
+    """The value of one state-dict entry, a function of its name alone; float32."""
+    noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if key.endswith("running_mean"):
+        value = 0.1 * noise
+    elif key.endswith("running_var"):
+        value = 1 + 0.1 * abs(noise)
+    elif key.endswith(".weight") and len(shape) >= 2:
+        value = noise / np.sqrt(np.prod(shape[1:]))
+    elif re.search(r"(^|\.)layer[1-4]\.\d+\.bn3\.weight$", key):
+        value = 0.25 * (1 + 0.1 * noise)
+    elif key.endswith(".weight"):
+        value = 1 + 0.1 * noise
+    else:
+        value = 0.1 * noise
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+@cache
+def state_dict(keys: Path) -> dict[str, Tensor]:
+    """A whole state dict under the authors' names, as their code would save it."""
+    entries = json.loads(keys.read_text())["entries"]
+    return {e["key"]: filled(e["key"], tuple(e["shape"])) for e in entries}
+
+
+def picture(kind: str, *shape: int) -> Tensor:
+    """Standard normal pictures ``(N, 3, H, W)``."""
+    noise = np.random.RandomState(SEEDS[kind]).standard_normal(shape)
+    return torch.from_numpy(noise.astype(np.float32))

@@ -1,0 +1,118 @@
+"""Full supervision, partial cross-entropy and CAM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.data.base import DatasetInfo
+from methods.base import Build
+from methods.baselines import CAMConfig, ClassActivationMap, partial_cross_entropy
+
+START = Progress(0, 100, 10)
+
+
+def info(background=0) -> DatasetInfo:
+    return DatasetInfo("toy", "Toy", tuple("wxyz"), ((0, 0, 0),) * 4, {"train": 1}, background, "toy")
+
+
+def cam(background=0, **options) -> ClassActivationMap:
+    torch.manual_seed(0)
+    config = CAMConfig(output_stride=8, **options)
+    return ClassActivationMap(config, Build(info(background), "image", (64, 64), "mini_cnn"))
+
+
+def images(size=2) -> torch.Tensor:
+    return torch.randn(size, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+
+
+def batch(tags) -> Batch:
+    x = images(len(tags))
+    labels = torch.full((len(tags), 64, 48), UNLABELLED)
+    raw = torch.zeros(x.shape, dtype=torch.uint8)
+    return Batch(x, labels, torch.tensor(tags, dtype=torch.float32), ["a"] * len(tags), raw, labels != IGNORE)
+
+
+def test_partial_cross_entropy_is_the_mean_over_annotated_pixels():
+    logits = torch.randn(2, 4, 9, 9, requires_grad=True)
+    labels = torch.randint(0, 4, (2, 9, 9))
+    labels[0, :5] = UNLABELLED
+    labels[1, 3:] = IGNORE
+    chosen = labels < 4
+    expected = -logits.log_softmax(1).gather(1, labels.clamp(max=3)[:, None])[:, 0][chosen].mean()
+    torch.testing.assert_close(partial_cross_entropy(logits, labels), expected)
+    targets = labels.where(chosen, torch.tensor(-100))
+    torch.testing.assert_close(partial_cross_entropy(logits, labels), F.cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize("value", [UNLABELLED, IGNORE])
+def test_a_batch_without_label_costs_nothing_and_moves_nothing(value):
+    logits = torch.randn(2, 4, 9, 9, requires_grad=True)
+    loss = partial_cross_entropy(logits, torch.full((2, 9, 9), value))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_cam_pools_signed_maps_as_configured():
+    maps = torch.randn(2, 3, 5, 6)
+    flat = maps.flatten(2)
+    torch.testing.assert_close(cam(pooling="average").pool(maps), flat.mean(2))
+    torch.testing.assert_close(cam(pooling="max").pool(maps), flat.amax(2))
+    sharp = cam(pooling="lse", lse_sharpness=4.0).pool(maps)
+    torch.testing.assert_close(sharp, (4 * flat).exp().mean(2).log() / 4)
+    assert ((sharp > flat.mean(2)) & (sharp < flat.amax(2))).all(), "between mean and maximum"
+
+
+def test_cam_classifies_the_foreground_alone():
+    method = cam()
+    one = method(batch([[0, 1, 0, 0]]), START)["cls"]
+    assert torch.equal(one, cam()(batch([[1, 1, 0, 0]]), START)["cls"]), "a background tag changes nothing"
+    assert method.classifier.out_channels == 3
+    one.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_pseudo_labels_hold_tagged_classes_and_background_only():
+    method = cam().eval()
+    tags = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0]])
+    label = method.pseudo_labels(images(), tags)["cam"]
+    assert label.shape == (2, 64, 48)
+    assert label.dtype == torch.int64
+    assert set(label[0].unique().tolist()) <= {0, 1, 3}
+    assert set(label[1].unique().tolist()) == {0, 2}
+    background = [(label == 0).float().mean().item()]
+    for score in (0.5, 1.0):
+        higher = cam(background_score=score).eval().pseudo_labels(images(), tags)["cam"]
+        background.append((higher == 0).float().mean().item())
+    assert background == sorted(background)
+    assert background[-1] == 1, "no normalised map exceeds 1"
+
+
+def test_prediction_without_tags_suppresses_classes_that_the_network_does_not_find():
+    with torch.no_grad():
+        method = cam(presence=1.0).eval()
+        assert (method.predict(images()).argmax(1) == 0).all()
+        method = cam(presence=0.0).eval()
+        scores = method.predict(images())
+        assert scores.shape == (2, 4, 64, 48)
+        assert ((scores >= 0) & (scores <= 1)).all()
+        tags = torch.tensor([[0.0, 1, 1, 1]] * 2)
+        assert torch.equal(scores.argmax(1), method.pseudo_labels(images(), tags)["cam"])
+
+
+def test_without_a_background_class_every_pixel_gets_a_tagged_class():
+    method = cam(background=None).eval()
+    assert method.classifier.out_channels == 4
+    label = method.pseudo_labels(images(), torch.tensor([[0.0, 1, 0, 0]] * 2))["cam"]
+    positive = method.maps(images())[:, 1]
+    assert (label[F.interpolate(positive[:, None], (64, 48), mode="bilinear")[:, 0] > 0] == 1).all()
+
+
+def test_half_precision_networks_have_single_precision_losses():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cam()(batch([[0, 1, 0, 1]] * 2), START)["cls"]
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
