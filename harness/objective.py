@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from harness.recipes import EvaluationSpec, Recipe
 from harness.schema import digest, dump
 from harness.training import Trainer
 from harness.trial import Options, Trial, build_method, prepare
-
-if TYPE_CHECKING:
-    from harness.data.label_store import LabelStore
 
 #: Name of the objective split that is cut from the training split.
 HELD_OUT = "held-out"
@@ -119,13 +116,6 @@ def held_out(ids: Sequence[str], share: float) -> np.ndarray:
     return mask
 
 
-class _Rows:
-    """Prepared labels of some rows of a split."""
-
-    def __init__(self, labels: LabelStore, rows: np.ndarray) -> None:
-        self.tags, self.path = labels.tags[rows], labels.path
-
-
 # --- one trial of a search ---------------------------------------------------------------------------
 
 
@@ -185,6 +175,7 @@ def measure(job: Job) -> Iterator[Event]:
         torch.set_num_threads(job.options.threads)
     train_ids = list(dataset.ids(recipe.train_split))
     out = held_out(train_ids, objective.share) if inside else np.zeros(len(train_ids), dtype=bool)
+    kept = [i for i, o in zip(train_ids, out, strict=True) if not o]
     scored = [i for i, o in zip(train_ids, out, strict=True) if o] if inside else None
     method = build_method(prepared.resolved, prepared.device, job.trial.seed)
     trainer = Trainer(
@@ -192,8 +183,8 @@ def measure(job: Job) -> Iterator[Event]:
         recipe,
         TrainingSet(
             dataset,
-            [i for i, o in zip(train_ids, out, strict=True) if not o],
-            cast("LabelStore", _Rows(prepared.labels, ~out)),
+            kept,
+            replace(prepared.labels, ids=tuple(kept), tags=prepared.labels.tags[~out]),
             recipe,
             job.trial.seed,
             method.views(),
