@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -284,6 +285,6 @@ def _pydensecrf(unary: Tensor, colours: Tensor, p: CRFParameters) -> Tensor:
             rgbim=picture.permute(1, 2, 0).contiguous().numpy(),
             compat=p.bilateral_compat,
         )
-        q = torch.tensor(crf.inference(p.iterations), dtype=out.dtype)
+        q = torch.from_numpy(np.array(crf.inference(p.iterations)))
         out.copy_(q.view(classes, height, width))
     return refined.to(unary.device)
