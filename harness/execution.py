@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -98,17 +99,23 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
         inspect(trial, options)
     outcomes: list[Outcome] = []
-    for number, wave in enumerate(ordered):
-        prepared = []
-        for trial in wave:
-            try:
-                prepared.append(prepare(trial, options))
-            except UserError as error:
-                if number == 0:
-                    raise
-                outcomes.append(Outcome(trial, "failed", str(error)))
-                tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
-        outcomes += run_local(prepared) if resources is None else run_ray(prepared, resources)
+    with ExitStack() as session:
+        for number, wave in enumerate(ordered):
+            prepared = []
+            for trial in wave:
+                try:
+                    prepared.append(prepare(trial, options))
+                except UserError as error:
+                    if number == 0:
+                        raise
+                    outcomes.append(Outcome(trial, "failed", str(error)))
+                    tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
+            if resources is None or all(p.done for p in prepared):
+                outcomes += run_local(prepared)
+                continue
+            if start_ray(resources):  # once, for all waves
+                session.callback(_stop_ray)
+            outcomes += run_ray(prepared, resources)
     return outcomes
 
 
@@ -231,8 +238,7 @@ class _Steps:
 def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]:
     """All trials on Ray Tune, as many at a time as their resources allow, the longest first.
 
-    Raises:
-        UserError: Ray cannot start, or a trial asks for more than there is.
+    Ray must run (:func:`start_ray`).
     """
     open_trials = [p for p in prepared if not p.done]
     outcomes = {p.trial: Outcome(p.trial, "kept") for p in prepared if p.done}
@@ -296,9 +302,13 @@ def start_ray(resources: Resources) -> bool:
     return mine
 
 
-def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
-    mine = start_ray(resources)
+def _stop_ray() -> None:
     import ray
+
+    ray.shutdown()
+
+
+def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
     from ray import tune
 
     by_index = dict(enumerate(prepared))
@@ -317,7 +327,10 @@ def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) 
 
         def step(self) -> dict[str, Any]:
             if self.steps is None:
-                self.steps = _Steps(self.job["trial"], self.job["options"])
+                try:
+                    self.steps = _Steps(self.job["trial"], self.job["options"])
+                except UserError as error:  # the data changed since the driver looked
+                    return {"at": 0, "note": "", "done": True, "wall": 0.0, "failed": str(error)}
             return self.steps.piece()
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -370,11 +383,7 @@ def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) 
                 failure_config=tune.FailureConfig(max_failures=resources.retries),
             ),
         )
-        try:
-            tuner.fit()
-        finally:
-            if mine:
-                ray.shutdown()
+        tuner.fit()
     return outcomes
 
 

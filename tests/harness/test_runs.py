@@ -157,7 +157,7 @@ def test_a_killed_run_started_again_ends_with_the_same_numbers(tmp_path, first, 
     wanted = "step,lr" if moment == "training" else "final"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
             checkpoints = list(tmp_path.glob("*/*/*/*/checkpoint/last.pt"))
             histories = list(tmp_path.glob("*/*/*/*/history.csv"))
@@ -296,7 +296,7 @@ def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsy
     [
         (["run", "agmm/mini-scribbles"], "agmm/mini-scribble"),
         (["run", RECIPE, "--set", "config.spred=unit"], "did you mean 'spread'"),
-        (["run", RECIPE, "--set", "config.spread=wide"], "config.spread"),
+        (["run", RECIPE, "--set", "config.spread=wide"], "'unit', 'pred' or 'plain'"),
         (["run", RECIPE, "--set", "supervision=full"], "does not accept 'full'"),
         (["run", RECIPE, "--set", "batch.per_group=5000"], "batch"),
         (["run", RECIPE, "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
