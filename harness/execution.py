@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -163,7 +162,7 @@ class Display:
         self.bar.close()
 
 
-def _guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
+def guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
     """Run a piece of a trial; an error becomes a failed outcome, recorded in the trial's folder."""
     try:
         work()
@@ -193,7 +192,7 @@ def run_local(prepared: Sequence[Prepared]) -> list[Outcome]:
                     for status in run(one):
                         display.update(one.trial, status.step if not status.note else 0, status.note)
 
-                failed = _guarded(one, work)
+                failed = guarded(one, work)
                 outcome = failed or Outcome(one.trial, "finished", seconds=time.monotonic() - clock)
             display.end(one, outcome)
             outcomes.append(outcome)
@@ -203,36 +202,6 @@ def run_local(prepared: Sequence[Prepared]) -> list[Outcome]:
 
 
 # --- Ray ---------------------------------------------------------------------------------------------
-
-
-class _Steps:
-    """A trial in pieces of about :data:`REPORT_SECONDS`, as a Tune trainable reports them."""
-
-    def __init__(self, trial: Trial, options: Options) -> None:
-        self.prepared = prepare(trial, options)
-        self.work: Iterator = run(self.prepared)
-        self.step, self.clock = 0, time.monotonic()
-
-    def piece(self) -> dict[str, Any]:
-        """Go on for a while; the last piece says ``done``."""
-        until = time.monotonic() + REPORT_SECONDS
-        note, ended = "", False
-
-        def work() -> None:
-            nonlocal note, ended
-            for status in self.work:
-                note = status.note
-                self.step = self.step if note else status.step
-                if time.monotonic() > until:
-                    return
-            ended = True
-
-        failed = _guarded(self.prepared, work)
-        result: dict[str, Any] = {"at": self.step, "note": note, "done": ended or failed is not None}
-        result["wall"] = time.monotonic() - self.clock
-        if failed is not None:
-            result["failed"] = failed.reason
-        return result
 
 
 def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]:
@@ -248,7 +217,9 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
             if one.trial in outcomes:
                 display.end(one, outcomes[one.trial])
         if open_trials:
-            outcomes |= _tune(sorted(open_trials, key=_cost, reverse=True), resources, display)
+            from harness.ray_trials import run_trials  # imports Ray
+
+            outcomes |= run_trials(sorted(open_trials, key=_cost, reverse=True), resources, display)
     finally:
         display.close()
     return [outcomes[p.trial] for p in prepared]
@@ -306,86 +277,3 @@ def _stop_ray() -> None:
     import ray
 
     ray.shutdown()
-
-
-def _tune(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
-    from ray import tune
-
-    by_index = dict(enumerate(prepared))
-    outcomes: dict[Trial, Outcome] = {}
-
-    class Actor(tune.Trainable):
-        """A worker process; it takes one trial after another."""
-
-        def setup(self, config: dict) -> None:
-            self.steps: _Steps | None = None
-            self.job = config["job"]
-
-        def reset_config(self, new_config: dict) -> bool:
-            self.setup(new_config)
-            return True
-
-        def step(self) -> dict[str, Any]:
-            if self.steps is None:
-                try:
-                    self.steps = _Steps(self.job["trial"], self.job["options"])
-                except UserError as error:  # the data changed since the driver looked
-                    return {"at": 0, "note": "", "done": True, "wall": 0.0, "failed": str(error)}
-            return self.steps.piece()
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Trials keep their own checkpoints."""
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """Trials find their own checkpoints."""
-
-    def finish(index: int, outcome: Outcome) -> None:
-        if outcome.trial not in outcomes:
-            outcomes[outcome.trial] = outcome
-            display.end(by_index[index], outcome)
-
-    class Watch(tune.Callback):
-        """Passes Tune's events to the display."""
-
-        def on_trial_result(
-            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
-        ) -> None:
-            index = trial.config["job"]["index"]
-            one = by_index[index].trial
-            if result.get("failed"):
-                finish(index, Outcome(one, "failed", result["failed"]))
-            elif result.get("done") and "at" in result:
-                finish(index, Outcome(one, "finished", seconds=result["wall"]))
-            elif "at" in result:
-                display.update(one, result["at"], result["note"])
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            one = by_index[trial.config["job"]["index"]].trial
-            reason = f"its worker died {resources.retries + 1} times\n  where:  {trial.error_file}"
-            finish(trial.config["job"]["index"], Outcome(one, "failed", reason))
-
-    jobs = [{"index": i, "trial": p.trial, "options": p.options} for i, p in by_index.items()]
-    with tempfile.TemporaryDirectory(prefix="wsss-tune-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
-            param_space={"job": tune.grid_search(jobs)},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                max_concurrent_trials=resources.max_concurrent,
-                trial_name_creator=_short_name,
-                trial_dirname_creator=_short_name,
-            ),
-            run_config=tune.RunConfig(
-                name="wsss",
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[Watch()],
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-            ),
-        )
-        tuner.fit()
-    return outcomes
-
-
-def _short_name(trial: Any) -> str:
-    return f"trial-{trial.config['job']['index']}"

@@ -1,0 +1,145 @@
+"""Trials as Ray Tune trainables. Importing this module imports Ray."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ray import tune
+
+from harness.errors import UserError
+from harness.execution import REPORT_SECONDS, Display, Outcome, Resources, guarded
+from harness.trial import Options, Prepared, Trial, prepare, run
+
+
+class Steps:
+    """A trial in pieces of about :data:`REPORT_SECONDS`, as a Tune trainable reports them."""
+
+    def __init__(self, trial: Trial, options: Options) -> None:
+        self.prepared = prepare(trial, options)
+        self.work: Iterator = run(self.prepared)
+        self.step, self.clock = 0, time.monotonic()
+
+    def piece(self) -> dict[str, Any]:
+        """Go on for a while; the last piece says ``done``."""
+        until = time.monotonic() + REPORT_SECONDS
+        note, ended = "", False
+
+        def work() -> None:
+            nonlocal note, ended
+            for status in self.work:
+                note = status.note
+                self.step = self.step if note else status.step
+                if time.monotonic() > until:
+                    return
+            ended = True
+
+        failed = guarded(self.prepared, work)
+        result: dict[str, Any] = {"at": self.step, "note": note, "done": ended or failed is not None}
+        result["wall"] = time.monotonic() - self.clock
+        if failed is not None:
+            result["failed"] = failed.reason
+        return result
+
+
+class Actor(tune.Trainable):
+    """A worker process; it takes one trial after another, each of which keeps its own checkpoints."""
+
+    def setup(self, config: dict) -> None:
+        """Note the trial; it is prepared with its first step."""
+        self.steps: Steps | None = None
+        self.job = config["job"]
+
+    def reset_config(self, new_config: dict) -> bool:
+        """Take another trial."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Go on for about :data:`REPORT_SECONDS`."""
+        if self.steps is None:
+            try:
+                self.steps = Steps(self.job["trial"], self.job["options"])
+            except UserError as error:  # the data changed since the driver looked
+                return {"at": 0, "note": "", "done": True, "wall": 0.0, "failed": str(error)}
+        return self.steps.piece()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: trials write their own."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: trials find their own."""
+
+
+class Watch(tune.Callback):
+    """Passes Tune's events to the display and collects outcomes.
+
+    Args:
+        prepared: trials in the order of their index.
+        display: progress in the terminal.
+        retries: how often a dead worker's trial is started again.
+    """
+
+    def __init__(self, prepared: Sequence[Prepared], display: Display, retries: int) -> None:
+        self.prepared, self.display, self.retries = prepared, display, retries
+        self.outcomes: dict[Trial, Outcome] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks to disk; a terminal cannot be pickled and is not needed there."""
+        return {}
+
+    def _end(self, index: int, outcome: Outcome) -> None:
+        if outcome.trial not in self.outcomes:
+            self.outcomes[outcome.trial] = outcome
+            self.display.end(self.prepared[index], outcome)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        """Progress, or the last report of a trial."""
+        if "at" not in result:
+            return
+        index = trial.config["job"]["index"]
+        own = self.prepared[index].trial
+        if result.get("failed"):
+            self._end(index, Outcome(own, "failed", result["failed"]))
+        elif result["done"]:
+            self._end(index, Outcome(own, "finished", seconds=result["wall"]))
+        else:
+            self.display.update(own, result["at"], result["note"])
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial whose worker died too often."""
+        index = trial.config["job"]["index"]
+        reason = f"its worker died {self.retries + 1} times (out of memory?)\n  where:  {trial.error_file}"
+        self._end(index, Outcome(self.prepared[index].trial, "failed", reason))
+
+
+def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
+    """Run trials on the Ray that is up, in the order given as far as their resources allow."""
+    watch = Watch(prepared, display, resources.retries)
+    jobs = [{"index": i, "trial": p.trial, "options": p.options} for i, p in enumerate(prepared)]
+    with tempfile.TemporaryDirectory(prefix="wsss-tune-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            param_space={"job": tune.grid_search(jobs)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=resources.max_concurrent,
+                trial_name_creator=_short_name,
+                trial_dirname_creator=_short_name,
+            ),
+            run_config=tune.RunConfig(
+                name="wsss",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[watch],
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+            ),
+        )
+        tuner.fit()
+    return watch.outcomes
+
+
+def _short_name(trial: Any) -> str:
+    return f"trial-{trial.config['job']['index']}"
