@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from harness.errors import NonFiniteLossError, UserError
 from harness.files import whole_file, write_with
 from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
 from harness.schema import digest
-from methods.base import Method
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 #: Steps between two rows of the history; checkpoints fall on such rows.
 LOG_EVERY = 10

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from PIL import Image
 
 from harness import evaluation, provenance
 from harness.batch import IGNORE
+from harness.build import Build
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.label_store import LabelStore, prepare_labels
 from harness.data.loader import StepSampler, TrainingSet
@@ -35,7 +36,9 @@ from harness.records import EvaluationRecord, Record, Store
 from harness.registry import DATASETS, METHODS
 from harness.schema import digest, dump
 from harness.training import Status, Trainer
-from methods.base import Build, Method
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 
 @dataclass(frozen=True)

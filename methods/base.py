@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.batch import Batch, Progress
-from harness.data.base import DatasetInfo, Supervision
+from harness.build import Build, ViewSpec
+from harness.data.base import Supervision
 from harness.schema import schema
 
 if TYPE_CHECKING:
-    from harness.nn.encoders import Encoder
     from optuna.distributions import BaseDistribution
+
+__all__ = ["Build", "Method", "NoConfig", "Paper", "ViewSpec"]
 
 
 @dataclass(frozen=True)
@@ -30,51 +32,6 @@ class Paper:
     doi: str = ""
     arxiv: str = ""
     code: str = ""
-
-
-@dataclass(frozen=True)
-class ViewSpec:
-    """A further view of each training picture that a method asks for.
-
-    Attributes:
-        scale: side relative to the crop (0.5 gives half-size views).
-        flip: mirror the main view left to right.
-        colour: strength of an additional colour jitter, 0 for none.
-    """
-
-    scale: float = 1.0
-    flip: bool = False
-    colour: float = 0.0
-
-
-@dataclass(frozen=True)
-class Build:
-    """What a method may know when it builds its networks.
-
-    Attributes:
-        dataset: class names, number of classes, background index.
-        supervision: kind of weak label of this run.
-        crop: training crop ``(H, W)`` in pixels.
-        backbone: name for :func:`harness.nn.encoders.create_encoder` (a timm name or one of ours).
-        weights: ``none``, ``packaged`` (ships with this project), a file, or a timm tag.
-    """
-
-    dataset: DatasetInfo
-    supervision: Supervision
-    crop: tuple[int, int]
-    backbone: str
-    weights: str = "none"
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.dataset.num_classes
-
-    def encoder(self, **options: Any) -> Encoder:
-        """The recipe's backbone with its weights; ``options`` as in ``create_encoder``."""
-        from harness.nn.encoders import create_encoder
-
-        return create_encoder(self.backbone, self.weights, **options)
 
 
 @schema

@@ -25,8 +25,8 @@ from harness.evaluation import normalise
 from harness.recipes import Recipe
 
 if TYPE_CHECKING:
+    from harness.build import ViewSpec
     from harness.data.label_store import LabelStore
-    from methods.base import ViewSpec
 
 #: One sample of a step: (step, slot in the step, index into the split).
 Slot = tuple[int, int, int]
