@@ -71,8 +71,8 @@ class AGMM(DeepLabMethod):
 
     Points, scribbles and blocks as in the CVPR paper and its code. Image tags and boxes are named in
     the TPAMI 2025 abstract alone, so their conversion is our choice: tags need ``labels_from`` (dense
-    pseudo labels, uncertain pixels unannotated) and the tags themselves feed L_cls; of boxes, everything
-    outside all of them is background and their inside is not annotated.
+    pseudo labels, uncertain pixels unannotated) and the tags themselves feed L_cls; of boxes,
+    everything outside all of them is background and ``labels.box_inside`` says what is inside.
     """
 
     name = "agmm"

@@ -65,9 +65,9 @@ class FullSupervision(DeepLabMethod):
 class PartialCrossEntropy(FullSupervision):
     """Cross-entropy on the annotated pixels alone, the field's baseline (pCE) for sparse labels.
 
-    Points, scribbles and blocks directly. Boxes: everything outside all boxes is background, their
-    inside is not annotated (our choice). Image tags: with ``labels_from``, dense pseudo labels, which
-    makes it the usual second stage of image-level methods.
+    Points, scribbles and blocks directly. Boxes: everything outside all boxes is
+    background, ``labels.box_inside`` says what is inside (our choice). Image tags: with
+    ``labels_from``, dense pseudo labels, which makes it the usual second stage of image-level methods.
     """
 
     name = "pce"

@@ -20,6 +20,7 @@ UNLABELLED = 254
 IGNORE = 255
 
 Supervision = Literal["full", "scribble", "point", "block", "box", "image"]
+BoxInside = Literal["inner", "fill", "unlabelled"]
 SUPERVISIONS: tuple[Supervision, ...] = ("full", "scribble", "point", "block", "box", "image")
 
 
@@ -39,6 +40,10 @@ class LabelSpec:
     """Width in pixels of drawn strokes and diameter of drawn clicks (1 in BLPSeg, 3 in rloss and TEL)."""
     unlabelled: int | None = None
     """PNG only: the value that means 'not annotated': 255 (TEL, rloss, BLPSeg) or K (AGMM)."""
+    box_inside: BoxInside = "inner"
+    """Simulated boxes only: the inner fifth of a box carries its class and the rest nothing (Box^i of
+    Khoreva et al., CVPR 2017), the whole box carries it, or nothing does. Outside all boxes is
+    background. [our choice]"""
     seed: int = 0
     """Simulated labels only: seed of the simulator, beside the image id."""
     block_share: float = Field(default=0.1, gt=0, le=1)

@@ -206,6 +206,8 @@ def _source(
     facts = {"from": "simulator", "version": weak_labels.VERSION, "seed": spec.seed}
     if supervision == "block":
         facts["block_share"] = spec.block_share
+    elif supervision == "box":
+        facts["box_inside"] = spec.box_inside
     else:
         facts["stroke"] = spec.stroke
     label = partial(_simulated, dataset, split, supervision, spec)
@@ -230,6 +232,7 @@ def _simulated(
         background=dataset.info.background,
         stroke=spec.stroke,
         block_share=spec.block_share,
+        box_inside=spec.box_inside,
     )
 
 

@@ -4,7 +4,7 @@ Real scribbles are biased: people draw in the spacious interior of a thing, alon
 stay away from its boundary and corners (the bias that BLPSeg models). A simulated scribble therefore
 is a cheap path where depth, the distance to the boundary, makes a step cheap; it joins the two ends of
 a region that lie farthest apart and is smoothed. Lengths and depths were set against a few strokes of
-ScribbleSup: on objects about as long as the diagonal of their bounding box, on background longer than
+ScribbleSup: on objects nearly as long as the diagonal of their bounding box, on background longer than
 that, winding round the objects. All numbers below are our choice unless a source is named.
 
 Every label follows from the mask, the image id and the seed alone, whatever process draws it.
@@ -27,7 +27,7 @@ from harness.data.base import IGNORE, UNLABELLED, Supervision
 from harness.errors import UserError
 
 #: Part of the digest of prepared labels; raised whenever equal masks may give other labels.
-VERSION = 1
+VERSION = 2
 
 #: Parts smaller than this share of the picture, or of the largest part of their class, get no label of
 #: their own; the largest part of each class always gets one.
@@ -41,6 +41,8 @@ _BACKGROUND_CLICKS = 3
 _BLOCK_SIDE = (1 / 40, 1 / 8)
 #: Width of VOC's void borders in pixels.
 _VOID_BORDER = 5
+#: Share of a box's area that Khoreva et al. (CVPR 2017) keep as its class in Box^i, as we read them.
+_INNER_SHARE = 0.2
 
 _AROUND = np.ones((3, 3), bool)
 
@@ -125,12 +127,13 @@ def simulate(
     background: int | None,
     stroke: int = 3,
     block_share: float = 0.1,
+    box_inside: BoxInside = "inner",
 ) -> np.ndarray:
     """Draw the weak label of a dense mask.
 
-    Labelled pixels lie on their own class and never on void, and every class of the mask is hit
-    (``box`` and ``image`` label no object pixels; the tags of a box label are the classes that have
-    a box).
+    Labelled pixels never lie on void, and every class of the mask is hit; under ``scribble``, ``point``
+    and ``block`` they lie on their own class, and outside of boxes on background. What is inside a box
+    follows the box alone. The tags of a box label are the classes that have a box.
 
     Args:
         mask: ``(H, W)`` uint8: ``0..K-1`` class, anything else void.
@@ -141,6 +144,7 @@ def simulate(
         background: label of the background class, None where there is none.
         stroke: width of strokes and diameter of clicks in pixels.
         block_share: ``block`` only: share of each class's pixels that is labelled, in ``(0, 1]``.
+        box_inside: ``box`` only: see ``LabelSpec.box_inside``.
 
     Returns:
         ``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere; under ``full`` the mask itself,
@@ -161,7 +165,7 @@ def simulate(
                 where=image_id,
                 remedy="choose another supervision",
             )
-        return _outside_boxes(mask, num_classes, background)
+        return _draw_boxes(mask, num_classes, background, box_inside)
     if supervision == "block":
         _draw_blocks(label, mask, num_classes, block_share, rng)
     elif supervision == "scribble":
@@ -246,7 +250,7 @@ def _path(part: _Part, size: tuple[int, int], rng: np.random.Generator) -> np.nd
     number = np.full(inside.shape, -1)
     number[inside] = np.arange(np.count_nonzero(inside))
     graph = _graph(number, cost)
-    roomy = depth[inside] >= 0.06 * depth.max()
+    roomy = depth[inside] >= 0.16 * depth.max()
     start = int(np.argmax(depth[inside]))
     first, _ = _farthest(graph, start, roomy)
     last, before = _farthest(graph, first, roomy)
@@ -387,26 +391,40 @@ def _draw_blocks(
 # --- boxes -------------------------------------------------------------------------------------------
 
 
-def _outside_boxes(mask: np.ndarray, num_classes: int, background: int) -> np.ndarray:
-    """Background outside the boxes of all object parts, 254 inside and on void.
+def _draw_boxes(mask: np.ndarray, num_classes: int, background: int, inside: BoxInside) -> np.ndarray:
+    """Background outside the boxes of all object parts; their inside as asked, smaller boxes on top.
 
     A box takes in the void border of its object: a strip of void that juts out of a box would show
     where the object ends.
     """
     label = np.full(mask.shape, UNLABELLED, np.uint8)
     label[mask == background] = background
-    for part in _parts(mask, num_classes):
-        if part.label == background:
-            continue
-        height, width = part.inside.shape
-        top, left = max(part.top - _VOID_BORDER, 0), max(part.left - _VOID_BORDER, 0)
-        bottom, right = part.top + height + _VOID_BORDER, part.left + width + _VOID_BORDER
-        near = mask[top:bottom, left:right]
-        shape = np.zeros(near.shape, bool)
-        row, column = part.top - top, part.left - left
-        shape[row : row + height, column : column + width] = part.inside
-        reach = ndimage.maximum_filter(shape, 2 * _VOID_BORDER + 1)
-        shape |= reach & (near == IGNORE)
-        rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
-        label[top + rows[0] : top + rows[-1] + 1, left + columns[0] : left + columns[-1] + 1] = UNLABELLED
+    found = [
+        (part.label, *_box(part, mask)) for part in _parts(mask, num_classes) if part.label != background
+    ]
+    for _, top, bottom, left, right in found:
+        label[top:bottom, left:right] = UNLABELLED
+    if inside == "unlabelled":
+        return label
+    side = 1.0 if inside == "fill" else _INNER_SHARE**0.5
+    for kind, top, bottom, left, right in sorted(found, key=lambda b: -(b[2] - b[1]) * (b[4] - b[3])):
+        height, width = (max(1, round(side * n)) for n in (bottom - top, right - left))
+        first, start = top + (bottom - top - height) // 2, left + (right - left - width) // 2
+        label[first : first + height, start : start + width] = kind
+    label[mask == IGNORE] = UNLABELLED
     return label
+
+
+def _box(part: _Part, mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right (ends exclusive) of a part's box, void border included."""
+    height, width = part.inside.shape
+    top, left = max(part.top - _VOID_BORDER, 0), max(part.left - _VOID_BORDER, 0)
+    bottom, right = part.top + height + _VOID_BORDER, part.left + width + _VOID_BORDER
+    near = mask[top:bottom, left:right]
+    shape = np.zeros(near.shape, bool)
+    row, column = part.top - top, part.left - left
+    shape[row : row + height, column : column + width] = part.inside
+    reach = ndimage.maximum_filter(shape, 2 * _VOID_BORDER + 1)
+    shape |= reach & (near == IGNORE)
+    rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+    return top + int(rows[0]), top + int(rows[-1]) + 1, left + int(columns[0]), left + int(columns[-1]) + 1

@@ -64,9 +64,40 @@ def test_drawn_labels_lie_on_their_class_and_hit_every_class(
 
 
 @settings(max_examples=80, deadline=None)
+@given(masks(), st.sampled_from(["inner", "fill"]))
+def test_boxes_carry_their_class_inside_and_nothing_on_void(mask: np.ndarray, inside: str) -> None:
+    label = _simulate(mask, "box", box_inside=inside)
+    bare = _simulate(mask, "box", box_inside="unlabelled")
+    np.testing.assert_array_equal(label[bare == 0], 0)
+    assert not ((label != 254) & (mask == 255)).any()
+    assert set(np.unique(label[(label > 0) & (label < 254)])) <= set(np.unique(mask))
+    if inside == "fill":
+        assert (label[(mask > 0) & (mask < 21) & (bare == 254)] != 0).all()
+
+
+def test_the_inner_fifth_of_a_box_carries_its_class() -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:50, 20:70] = 5
+    label = _simulate(mask, "box")
+    rows, columns = np.nonzero(label == 5)
+    assert (rows.mean(), columns.mean()) == (29.5, 44.5)
+    assert (label == 5).sum() == pytest.approx(0.2 * 40 * 50, rel=0.05)
+    assert ((label == 0) == (mask == 0)).all()
+    filled = _simulate(mask, "box", box_inside="fill")
+    np.testing.assert_array_equal(filled, mask)
+
+
+def test_a_small_box_lies_on_top_of_a_large_one() -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[5:55, 5:75] = 5
+    mask[25:35, 35:45] = 7
+    assert (_simulate(mask, "box", box_inside="fill")[25:35, 35:45] == 7).all()
+
+
+@settings(max_examples=80, deadline=None)
 @given(masks())
 def test_outside_of_boxes_is_background_and_nothing_else(mask: np.ndarray) -> None:
-    label = _simulate(mask, "box")
+    label = _simulate(mask, "box", box_inside="unlabelled")
     assert set(np.unique(label)) <= {0, 254}
     assert (mask[label == 0] == 0).all()
     objects = (mask > 0) & (mask < 21)
@@ -202,7 +233,7 @@ def test_real_masks_keep_the_properties(real_data: Path, supervision: Supervisio
     share = []
     for image_id in list(dataset.ids("train_aug"))[::3]:
         mask = dataset.read_mask(image_id, "train_aug")
-        label = _simulate(mask, supervision, image_id=image_id)
+        label = _simulate(mask, supervision, image_id=image_id, box_inside="unlabelled")
         legal = (label == mask) | (label == 254) if supervision != "full" else label == mask
         assert legal.all()
         share.append((label < 21).mean())
