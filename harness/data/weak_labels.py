@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from harness.data.annotations import Stroke, draw_clicks, draw_strokes
-from harness.data.base import IGNORE, UNLABELLED, Supervision
+from harness.data.base import IGNORE, UNLABELLED, BoxInside, Supervision
 from harness.errors import UserError
 
 #: Part of the digest of prepared labels; raised whenever equal masks may give other labels.
