@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from harness.errors import UserError
 from harness.recipes import expand
-from harness.trial import Options, Prepared, Trial, inspect, prepare, run, source_of
+from harness.running import run
+from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
 
 #: Seconds between two reports of a running trial.
 REPORT_SECONDS = 1.0

@@ -21,10 +21,11 @@ from harness import evaluation
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import read_json, write_json
+from harness.networks import build_method
 from harness.recipes import EvaluationSpec, Recipe
 from harness.schema import digest, dump
 from harness.training import Trainer
-from harness.trial import Options, Trial, build_method, prepare
+from harness.trial import Options, Trial, prepare
 
 #: Name of the objective split that is cut from the training split.
 HELD_OUT = "held-out"

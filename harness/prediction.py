@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from harness import evaluation
-from harness.data.images import read_rgb
+from harness.data.images import read_rgb, save_index
 from harness.errors import UserError
 from harness.files import whole_file
+from harness.networks import load_network
 from harness.recipes import resolve
 from harness.registry import DATASETS
-from harness.trial import choose_device, load_network, save_index
+from harness.trial import choose_device
 
 
 def segment(

@@ -11,7 +11,8 @@ from ray import tune
 
 from harness.errors import UserError
 from harness.execution import REPORT_SECONDS, Display, Outcome, Resources, guarded
-from harness.trial import Options, Prepared, Trial, prepare, run
+from harness.running import run
+from harness.trial import Options, Prepared, Trial, prepare
 
 
 class Steps:

@@ -1,44 +1,36 @@
-"""One trial: a recipe with overrides and a seed, checked, trained, evaluated and recorded.
+"""One trial: a recipe with overrides and a seed, and every check that can be made before it trains.
 
-``prepare`` finds every mistake that can be found before training; ``run`` does the work and may be
-stopped at any moment: calling it again goes on where it stopped and repeats nothing.
+``prepare`` finds what can be found before training: data, labels, weights, configuration, device.
+:func:`harness.running.run` does the work.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from harness import evaluation, provenance
-from harness.batch import IGNORE
-from harness.build import Build
+from harness import evaluation
 from harness.data.base import Dataset, LabelSpec, Supervision
+from harness.data.images import save_index
 from harness.data.label_store import LabelStore, prepare_labels
-from harness.data.loader import StepSampler, TrainingSet
+from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
-from harness.files import cache_folder, sha256_of, write_json, write_with
-from harness.nn.checkpoints import load_checkpoint
+from harness.files import cache_folder, write_json
+from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
 from harness.recipes import EvaluationSpec, Resolved, recipe_names, resolve
-from harness.records import EvaluationRecord, Record, Store
-from harness.registry import DATASETS, METHODS
+from harness.records import Record, Store
+from harness.registry import DATASETS
 from harness.schema import digest, dump
-from harness.training import Status, Trainer
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    pass
 
 
 @dataclass(frozen=True)
@@ -375,240 +367,3 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> Path:
             save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
         write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
     return place
-
-
-def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:
-    """The method of a recipe with freshly initialised networks, on a device."""
-    recipe = resolved.recipe
-    info = DATASETS.get(recipe.dataset).info
-    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights)
-    torch.manual_seed(seed)
-    return METHODS.get(recipe.method)(resolved.config, build).to(device)
-
-
-# --- the run -----------------------------------------------------------------------------------------
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def run(prepared: Prepared) -> Iterator[Status]:
-    """Train, evaluate, record; yields wherever progress can be shown.
-
-    What is on disk already is not done again. A trial that cannot go on is recorded as failed with
-    the reason, and the error is raised.
-    """
-    if prepared.done:
-        return
-    trial, recipe = prepared.trial, prepared.resolved.recipe
-    if prepared.device.type == "cpu":
-        torch.set_num_threads(prepared.options.threads)
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    started, clock = _now(), time.monotonic()
-    record = prepared.record
-    method = build_method(prepared.resolved, prepared.device, trial.seed)
-    common = {
-        "name": trial.name,
-        "method": recipe.method,
-        "title": type(method).title,
-        "recipe": prepared.resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
-        "overrides": dump(dict(trial.overrides)),
-        "seed": trial.seed,
-        "digest": prepared.digest,
-        "code": provenance.code(),
-        "environment": provenance.environment(),
-        "hardware": provenance.hardware(prepared.device),
-        **prepared.facts,
-        "parameters": sum(p.numel() for p in method.parameters()),
-        "started": started,
-    }
-    training: dict[str, Any] = {}
-    try:
-        if record is None or not record.finished:
-            training = yield from _train(prepared, method)
-        for spec in prepared.missing_evaluations():
-            yield from evaluate_into_record(prepared, method, spec)
-    except UserError as error:
-        if record is None or not record.finished:
-            reason = {"status": "failed", "reason": str(error), "ended": _now()}
-            Store.write_record(prepared.folder, common | reason)
-        raise
-    if record is not None and record.finished:
-        return  # evaluations were added to an old record, which stays as it is
-    checkpoint = prepared.folder / "checkpoint" / "last.pt"
-    Store.write_record(
-        prepared.folder,
-        common
-        | training
-        | {
-            "status": "finished",
-            "ended": _now(),
-            "seconds": time.monotonic() - clock,
-            "peak_memory_mib": provenance.peak_memory_mib(prepared.device),
-            "checkpoint": {"file": "checkpoint/last.pt", "sha256": sha256_of(checkpoint)},
-        },
-    )
-
-
-def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[str, Any]]:
-    """Train to the end; returns what the record says of it."""
-    recipe, options = prepared.resolved.recipe, prepared.options
-    data = TrainingSet(
-        prepared.dataset,
-        prepared.dataset.ids(recipe.train_split),
-        prepared.labels,
-        recipe,
-        prepared.trial.seed,
-        method.views(),
-    )
-
-    def validate() -> float:
-        assert recipe.selection is not None
-        spec = EvaluationSpec(
-            split=recipe.selection.split,
-            protocol=recipe.selection.protocol,
-            network=recipe.selection.network,
-        )
-        counts = evaluation.gather(_pairs(prepared, method, spec), prepared.dataset.info.num_classes)
-        figures = evaluation.summarise(
-            counts, prepared.dataset.info.classes, evaluation.protocol(spec.protocol)
-        )
-        return figures["miou"] if figures["miou"] is not None else -np.inf
-
-    trainer = Trainer(
-        method,
-        recipe,
-        data,
-        seed=prepared.trial.seed,
-        folder=prepared.folder,
-        workers=options.workers,
-        checkpoint_seconds=options.checkpoint_seconds,
-        validate=validate,
-    )
-    clock = time.monotonic()
-    yield from trainer.run()
-    seconds = time.monotonic() - clock
-    fresh = trainer.total - trainer.resumed_at
-    return {
-        "steps": trainer.total,
-        "resumed": trainer.resumed_at,
-        "steps_per_second": fresh / seconds if fresh else None,
-        "best": None if trainer.best.step < 0 else {"miou": trainer.best.miou, "step": trainer.best.step},
-    }
-
-
-def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
-    return evaluation.predictions(
-        method,
-        prepared.dataset,
-        spec.split,
-        evaluation.protocol(spec.protocol),
-        network=spec.network,
-        output=spec.output,
-        device=prepared.device,
-        workers=prepared.options.workers,
-    )
-
-
-def load_weights(method: Method, checkpoint: Path) -> None:
-    """Load a checkpoint that this harness wrote.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another network.
-    """
-    if not checkpoint.exists():
-        raise UserError("no checkpoint", where=checkpoint, remedy="train the recipe again: `wsss run RECIPE`")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        method.load_state_dict(state["method"])
-    except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
-        raise UserError(
-            f"the checkpoint does not fit this recipe: {str(error).splitlines()[0]}",
-            where=checkpoint,
-            remedy="name the recipe that it was trained with, or --table for another code's file",
-        ) from error
-
-
-def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, table: str | None) -> Method:
-    """A method in evaluation mode with the weights of a checkpoint.
-
-    Args:
-        resolved: the recipe that the network belongs to.
-        device: where to put it.
-        checkpoint: the file.
-        table: None for this project's own, else the name of a key table of the method.
-
-    Raises:
-        UserError: the file is missing, damaged or of another network, or the table is unknown.
-    """
-    untrained = replace(resolved, recipe=replace(resolved.recipe, weights="none"))
-    method = build_method(untrained, device, seed=0)
-    if table is None:
-        load_weights(method, checkpoint)
-    else:
-        tables = method.key_tables()
-        if table not in tables:
-            raise UserError(
-                f"{resolved.recipe.method} reads no checkpoints of {table!r}",
-                where="--table",
-                remedy=nearest(table, tables),
-            )
-        load_checkpoint(method, checkpoint, tables[table])
-    return method.eval()
-
-
-def evaluate_into_record(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Iterator[Status]:
-    """Score one evaluation of a trained network and add it to the trial's folder."""
-    checkpoint = prepared.folder / "checkpoint" / f"{spec.checkpoint}.pt"
-    load_weights(method, checkpoint)
-    info = prepared.dataset.info
-    total = prepared.dataset.coverage(spec.split)[0]
-    place = prepared.evaluation_folder(spec) / "predictions"
-    save = prepared.options.save_predictions
-    clock = time.monotonic()
-    parts = []
-    pairs = iter(_pairs(prepared, method, spec))
-    while chunk := list(itertools.islice(pairs, 50)):
-        if save:
-            for image_id, prediction, _ in chunk:
-                save_index(place / f"{image_id}.png", prediction, info.palette)
-        parts.append(evaluation.gather(chunk, info.num_classes))
-        done = sum(len(p.ids) for p in parts)
-        yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {spec.name}")
-    counts = evaluation.joined(parts)
-    write_evaluation(prepared, spec, counts, sha256_of(checkpoint), time.monotonic() - clock)
-
-
-def write_evaluation(
-    prepared: Prepared, spec: EvaluationSpec, counts: Any, checkpoint_sha256: str, seconds: float
-) -> EvaluationRecord:
-    """Add an evaluation to the trial's folder."""
-    p = evaluation.protocol(spec.protocol)
-    split = prepared.facts["data"]["splits"][spec.split]
-    return Store.write_evaluation(
-        prepared.folder,
-        counts,
-        {
-            "name": spec.name,
-            "digest": prepared.evaluation_digest(spec),
-            "spec": dump(spec),
-            "protocol": dump(p),
-            "official_images": split["official"],
-            "data_fingerprint": split["fingerprint"],
-            "checkpoint_sha256": checkpoint_sha256,
-            "seconds": seconds,
-            "written": _now(),
-            **evaluation.summarise(counts, prepared.dataset.info.classes, p),
-        },
-    )
-
-
-def save_index(path: Path, labels: np.ndarray, palette: Any) -> None:
-    """Write ``(H, W)`` uint8 labels as a palette PNG; 255 is drawn in VOC's cream."""
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
-    colours = np.full((256, 3), 0, dtype=np.uint8)
-    colours[: len(palette)] = palette
-    colours[IGNORE] = (224, 224, 192)
-    image.putpalette(colours.flatten().tolist())
-    write_with(path, lambda f: image.save(f, format="PNG"))

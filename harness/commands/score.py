@@ -146,8 +146,10 @@ def folder_pairs(dataset: Dataset, folder: Path, split: str) -> Iterator[tuple[s
 
 def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]) -> int:
     """Add an evaluation to every finished record of a recipe."""
+    from harness.networks import build_method
     from harness.records import Store
-    from harness.trial import Trial, build_method, evaluate_into_record, prepare
+    from harness.running import evaluate_into_record
+    from harness.trial import Trial, prepare
 
     found = [
         r for r in Store(options.results).records(name) if r.finished and r.data["overrides"] == overrides
@@ -177,10 +179,12 @@ def _score_checkpoint(
     from tqdm import tqdm
 
     from harness import evaluation
+    from harness.data.images import save_index
     from harness.data.verify import preflight
     from harness.files import sha256_of, write_json
+    from harness.networks import load_network
     from harness.schema import dump
-    from harness.trial import choose_device, load_network, open_dataset, save_index
+    from harness.trial import choose_device, open_dataset
 
     dataset = open_dataset(resolved.recipe.dataset, options.data_roots, options.cache)
     fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]

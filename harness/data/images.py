@@ -8,7 +8,7 @@ pixels, and a picture that is turned on reading no longer lies under its mask.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,3 +114,13 @@ def write_index(path: Path, labels: np.ndarray) -> None:
     """Write ``(H, W)`` uint8 labels as a grey PNG, whole; equal labels give equal bytes."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     write_with(path, lambda stream: image.save(stream, format="PNG"))
+
+
+def save_index(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write ``(H, W)`` uint8 labels as a palette PNG; 255 is drawn in VOC's cream."""
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    colours = np.full((256, 3), 0, dtype=np.uint8)
+    colours[: len(palette)] = palette
+    colours[255] = (224, 224, 192)
+    image.putpalette(colours.flatten().tolist())
+    write_with(path, lambda f: image.save(f, format="PNG"))
