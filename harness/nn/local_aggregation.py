@@ -39,8 +39,9 @@ _BLOCK_BYTES = {"cpu": 8 << 20}
 _BLOCK_BYTES_ACCELERATOR = 32 << 20
 _MIN_ROWS = 64
 
-# exp(-80) is lost in any sum that holds a 1, and a CPU's exp is ten times slower once results are denormal.
-_LOWEST = -80.0
+# Probabilities end here, as e to this power: a sum that holds a 1 loses them anyhow, and products with small
+# gradients stay away from denormal numbers, on which a CPU is ten times slower.
+_LOWEST = {torch.float32: -40.0, torch.float64: -80.0}
 
 
 def local_aggregation(
@@ -114,7 +115,7 @@ class _Distance:
 
 
 def _exp_(x: Tensor) -> Tensor:
-    return x.clamp_(min=_LOWEST).exp_()
+    return x.clamp_(min=_LOWEST[x.dtype]).exp_()
 
 
 def _softmax_(block: Tensor) -> tuple[Tensor, Tensor]:
