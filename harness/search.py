@@ -381,7 +381,7 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
         """Tune's view of the study."""
 
         def __init__(self) -> None:
-            super().__init__(metric="value", mode="max")
+            super().__init__()  # no metric: the study reads events
             self.jobs: dict[str, Job] = {}
 
         def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
