@@ -267,9 +267,10 @@ def prepare(
     """
     checked = inspect(trial, options, evaluations)
     recipe, dataset = checked.resolved.recipe, checked.dataset
-    labels_from = recipe.labels_from
+    labels_from, origin = recipe.labels_from, None
     if labels_from is not None and is_recipe(labels_from):
-        labels_from = str(exported(labels_from, trial.seed, recipe.train_split, options))
+        folder, origin = exported(labels_from, trial.seed, recipe.train_split, options)
+        labels_from = str(folder)
     labels = _labels(
         dataset,
         recipe.train_split,
@@ -279,6 +280,8 @@ def prepare(
         options.workers,
         labels_from,
     )
+    # Seeds of one row have labels of their own where another trial of the same seed made them.
+    fingerprint = origin or labels.fingerprint
     facts = {
         "data": {
             "dataset": recipe.dataset,
@@ -286,16 +289,16 @@ def prepare(
                 split: {
                     "images": dataset.coverage(split)[0],
                     "official": dataset.coverage(split)[1],
-                    "fingerprint": fingerprint,
+                    "fingerprint": value,
                 }
-                for split, fingerprint in checked.fingerprints.items()
+                for split, value in checked.fingerprints.items()
             },
-            "labels": {"fingerprint": labels.fingerprint, **labels.statistics},
+            "labels": {"fingerprint": fingerprint, "content": labels.fingerprint, **labels.statistics},
         },
         "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": checked.weights},
     }
     train = checked.fingerprints[recipe.train_split]
-    own = checked.resolved.digest(train, labels.fingerprint, checked.weights or "")
+    own = checked.resolved.digest(train, fingerprint, checked.weights or "")
     folder = Store(options.results).folder(trial.name, own, trial.seed)
     return Prepared(
         trial, options, checked.resolved, dataset, labels, facts, own, folder, checked.device, checked.steps
@@ -318,7 +321,7 @@ def source_of(trial: Trial) -> Trial | None:
     return Trial(labels_from.partition(":")[0], trial.seed)
 
 
-def exported(labels_from: str, seed: int, split: str, options: Options) -> Path:
+def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple[Path, str]:
     """The folder of a finished trial's pseudo labels on a split; written first where it is not there.
 
     Args:
@@ -328,7 +331,8 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> Path:
         options: where records and data are.
 
     Returns:
-        A folder of ``<id>.png`` index maps, 255 where uncertain.
+        A folder of ``<id>.png`` index maps, 255 where uncertain; and what made them, whatever the seed:
+        the source's name, output and training digest.
 
     Raises:
         UserError: the trial is not finished, or gives no such output.
@@ -366,4 +370,4 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> Path:
         for image_id, labels, _ in pairs:
             save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
         write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
-    return place
+    return place, f"{name}:{output} {source.digest}"

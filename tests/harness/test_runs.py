@@ -359,3 +359,21 @@ def test_list_show_and_doctor_say_what_there_is(capsys):
     assert "exp(-D^2)" in capsys.readouterr().out
     assert wsss("doctor") == 0
     assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_labels_of_another_recipe_come_from_its_trial_of_the_same_seed(tmp_path, small, capsys):
+    arguments = ["--set", "schedule.steps=2", "--seeds", "2", "--local", "--device", "cpu"]
+    assert wsss("run", "pce/mini-image", *arguments, "--data-root", small, "--results", tmp_path) == 0
+    sources = {r.seed: r for r in Store(tmp_path).records("cam/*")}
+    records = list(Store(tmp_path).records("pce/*"))
+    assert sorted(sources) == [r.seed for r in records] == [0, 1]
+    assert len({r.digest for r in records}) == 1, "seeds of one recipe share a digest"
+    content = [r.data["data"]["labels"]["content"] for r in records]
+    assert content[0] != content[1], "each seed has the labels of its own source"
+    for record in records:
+        source = sources[record.seed]
+        assert source.digest in record.data["data"]["labels"]["fingerprint"]
+        labels = sorted((source.path / "pseudo_labels" / "train-cam").glob("*.png"))
+        assert len(labels) == 16
+        assert set(np.unique(np.array(Image.open(labels[0])))) <= {*range(7), 255}
