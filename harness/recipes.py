@@ -106,8 +106,11 @@ class AugmentSpec:
     """Probability of a brightness shift."""
     shift_range: tuple[float, float] = (-10.0, 10.0)
     """Range of the shift in grey levels."""
-    pad: Literal["corner", "centre"] = "corner"
-    """Where padding goes when the picture is smaller than the crop: right and bottom, or all round."""
+    pad: Literal["corner", "centre", "random"] = "corner"
+    """Where padding goes when the picture is smaller than the crop: right and bottom, evenly all round, or
+    so that the picture lies anywhere in the crop."""
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the random resize reads the picture (labels: nearest neighbour)."""
 
 
 @schema

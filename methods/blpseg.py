@@ -16,7 +16,7 @@ released code (YudeWang/BLPSeg at 61866a1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,8 @@ class BLPSegConfig:
     """`reference` keeps the 1e-7 of local aggregation's normaliser, `none` drops it: at the authors'
     initialisation on photographs it moves fewer than one position in 9216 by a percent. [our choice;
     reference: BLPSeg blpseg.py]"""
-    self_training_step: int | None = Field(default=10000, ge=0)
-    """First step that trains on confident predictions too; none switches self-training off.
+    self_training_step: Annotated[int, Field(ge=0)] | Literal["off"] = 10000
+    """First step that trains on confident predictions too; `off` for no self-training.
     [BLPSeg experiment/blpseg-voc/config.py]"""
     confidence: float = Field(default=0.9, ge=0, le=1)
     """Least probability of a pixel's own prediction to become its target. [BLPSeg blpseg.py]"""
@@ -119,7 +119,7 @@ class BLPSeg(Method):
             annotation = resize(output.annotation, size, align_corners=False)
             target = batch.labels
             start = config.self_training_step
-            if start is not None and progress.step >= start:
+            if start != "off" and progress.step >= start:
                 present = self._present(batch.tags)
                 target = self_training_target(logits, target, present, config.confidence)
             drawn = annotation_loss(annotation, batch.labels, config.unlabelled_weight)

@@ -35,11 +35,16 @@ class Sample:
 
 
 def resize(
-    image: Image.Image, label: Image.Image, scale: tuple[float, float], rng: random.Random
+    image: Image.Image,
+    label: Image.Image,
+    scale: tuple[float, float],
+    rng: random.Random,
+    resample: str = "bilinear",
 ) -> tuple[Image.Image, Image.Image]:
     """Random long side, an integer uniform in ``scale`` times the present one; proportions are kept.
 
-    Bilinear for the picture, nearest neighbour for the label (AGMM-SASS dataset/transform.py).
+    Bilinear (AGMM-SASS dataset/transform.py) or bicubic (BLPSeg transform.py) for the picture, nearest
+    neighbour for the label.
     """
     width, height = image.size
     longest = max(width, height)
@@ -49,7 +54,8 @@ def resize(
     else:
         size = (side, int(height * side / width + 0.5))
     size = (max(size[0], 1), max(size[1], 1))
-    return image.resize(size, Image.Resampling.BILINEAR), label.resize(size, Image.Resampling.NEAREST)
+    method = Image.Resampling[resample.upper()]
+    return image.resize(size, method), label.resize(size, Image.Resampling.NEAREST)
 
 
 def crop(
@@ -58,7 +64,11 @@ def crop(
     """Pad to at least ``size`` = (height, width), then cut a random window; also returns validity."""
     height, width = size
     short = (max(width - image.width, 0), max(height - image.height, 0))
-    before = (short[0] // 2, short[1] // 2) if pad == "centre" else (0, 0)
+    before = (0, 0)
+    if pad == "centre":
+        before = (short[0] // 2, short[1] // 2)
+    elif pad == "random":
+        before = (rng.randint(0, short[0]), rng.randint(0, short[1]))
     border = (*before, short[0] - before[0], short[1] - before[1])
     valid = ImageOps.expand(Image.new("L", image.size, 1), border, fill=0)
     image = ImageOps.expand(image, border, fill=(0, 0, 0))
@@ -114,7 +124,7 @@ def augment(
     """
     picture, mask = Image.fromarray(image), Image.fromarray(label)
     if spec.scale != (1.0, 1.0):
-        picture, mask = resize(picture, mask, spec.scale, rng)
+        picture, mask = resize(picture, mask, spec.scale, rng, spec.resample)
     picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
     if rng.random() < spec.flip:
         mirror = Image.Transpose.FLIP_LEFT_RIGHT

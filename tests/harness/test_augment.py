@@ -33,7 +33,7 @@ def test_the_whole_pipeline_draws_the_geometry_in_the_same_order(golden):
         np.testing.assert_array_equal(sample.label, data[f"s{seed}/mask"])
 
 
-@pytest.mark.parametrize("pad", ["corner", "centre"])
+@pytest.mark.parametrize("pad", ["corner", "centre", "random"])
 def test_picture_label_and_validity_move_together(pad):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 9, (30, 45)).astype(np.uint8)
@@ -45,6 +45,27 @@ def test_picture_label_and_validity_move_together(pad):
         np.testing.assert_array_equal(sample.valid, sample.label != 255)
         np.testing.assert_array_equal(sample.image[..., 0][sample.valid], sample.label[sample.valid] * 20 + 1)
         assert (sample.image[~sample.valid] == 0).all()
+
+
+def test_random_padding_places_the_picture_anywhere():
+    """Top rows of a small picture in its crop (BLPSeg transform.py)."""
+    image, label = np.zeros((30, 30, 3), np.uint8), np.zeros((30, 30), np.uint8)
+    spec = AugmentSpec(scale=(1.0, 1.0), pad="random")
+    valid = [augment(image, label, (33, 34), spec, random.Random(seed)).valid for seed in range(60)]
+    assert {v.any(1).argmax() for v in valid} == set(range(4))
+    assert {v.any(0).argmax() for v in valid} == set(range(5))
+
+
+def test_bicubic_resize_overshoots_at_edges_and_leaves_labels_alone():
+    image = np.full((32, 32, 3), 100, np.uint8)
+    image[:, 16:] = 150
+    label = (image[..., 0] > 120).astype(np.uint8)
+    pair = Image.fromarray(image), Image.fromarray(label)
+    smooth = resize(*pair, (1.5, 1.5), random.Random(0))
+    sharp = resize(*pair, (1.5, 1.5), random.Random(0), "bicubic")
+    assert np.array(smooth[0]).max() == 150
+    assert np.array(sharp[0]).max() > 150
+    assert np.array_equal(np.array(smooth[1]), np.array(sharp[1]))
 
 
 def test_colours_change_only_the_picture_and_padding_stays_black():

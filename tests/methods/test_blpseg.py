@@ -320,7 +320,7 @@ def test_self_training_starts_at_its_step_and_can_be_switched_off():
 
     assert seg(4) == seg(0)
     assert seg(5) != seg(0)
-    assert seg(5, self_training_step=None) == seg(0)
+    assert seg(5, self_training_step="off") == seg(0)
     assert seg(0, self_training_step=0) == seg(5)
 
 
