@@ -52,11 +52,10 @@ def _methods() -> list[dict[str, str]]:
     rows = []
     for name in METHODS.names():
         cls = METHODS.get(name)
-        paper = (
-            f"{cls.paper.authors.split(',')[0]} et al., {cls.paper.venue} {cls.paper.year}"
-            if cls.paper
-            else "baseline"
-        )
+        paper = "baseline"
+        if cls.paper is not None:
+            first = cls.paper.authors.split(",")[0].removesuffix(" et al.")
+            paper = f"{first} et al., {cls.paper.venue} {cls.paper.year}"
         rows.append(
             {
                 "name": name,
