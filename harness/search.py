@@ -380,15 +380,20 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
     class Suggestions(Searcher):
         """Tune's view of the study."""
 
-        def __init__(self) -> None:
+        def __init__(self, study: Study, retries: int) -> None:
             super().__init__()  # no metric: the study reads events
+            self.study, self.retries = study, retries
             self.jobs: dict[str, Job] = {}
+
+        def __getstate__(self) -> dict[str, Any]:
+            """Tune pickles its searcher to disk; the journal is the state."""
+            return {}
 
         def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
             return True
 
         def suggest(self, trial_id: str) -> Any:
-            job = study.next()
+            job = self.study.next()
             if job is None:
                 return Searcher.FINISHED
             self.jobs[trial_id] = job
@@ -397,10 +402,10 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             number = self.jobs[trial_id].number
             if error:
-                reason = f"its worker died {resources.retries + 1} times"
-                study.absorb(number, Event(ended="failed", reason=reason))
+                reason = f"its worker died {self.retries + 1} times"
+                self.study.absorb(number, Event(ended="failed", reason=reason))
             elif result and "event" in result:
-                study.absorb(number, result["event"])
+                self.study.absorb(number, result["event"])
 
         def save(self, checkpoint_path: str) -> None:
             """The journal is the state."""
@@ -411,10 +416,18 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
     class Judge(FIFOScheduler):
         """Stops a trial when the study says so."""
 
+        def __init__(self, study: Study, progress: Callable[[Job, Event], None]) -> None:
+            super().__init__()
+            self.study, self.progress = study, progress
+
+        def __getstate__(self) -> dict[str, Any]:
+            """Tune pickles its scheduler to disk; a terminal cannot be pickled."""
+            return {}
+
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
             job, event = trial.config["job"], result["event"]
-            progress(job, event)
-            return self.STOP if study.absorb(job.number, event) else self.CONTINUE
+            self.progress(job, event)
+            return self.STOP if self.study.absorb(job.number, event) else self.CONTINUE
 
     fits = [
         ray.cluster_resources().get(kind, 0) // wanted
@@ -426,8 +439,8 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
         tuner = tune.Tuner(
             tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
             tune_config=tune.TuneConfig(
-                search_alg=Suggestions(),
-                scheduler=Judge(),
+                search_alg=Suggestions(study, resources.retries),
+                scheduler=Judge(study, progress),
                 num_samples=study.left,
                 # Never ask for a suggestion before there is room for it: it would know less.
                 max_concurrent_trials=resources.max_concurrent or max(int(min(fits, default=1)), 1),
