@@ -10,7 +10,7 @@ import torch
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.evaluation import normalise
-from harness.recipes import recipe_names, resolve, suites
+from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
 from harness.schema import fields, load
 from methods.base import Build
@@ -20,7 +20,7 @@ SIDE = 48
 
 def mini_recipes() -> list[str]:
     """One miniature recipe for each method and supervision."""
-    return [n for n in suites().get("mini", []) if "/mini-" in n]
+    return [n for n in recipe_names() if "/mini-" in n]
 
 
 def build(name: str, seed: int = 0):
