@@ -9,6 +9,8 @@ from harness.data.base import DatasetInfo, Supervision
 
 if TYPE_CHECKING:
     from harness.nn.encoders import Encoder
+    from harness.nn.vit import ViTEncoder
+    from harness.recipes import AugmentSpec
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,19 @@ class ViewSpec:
 
     Attributes:
         scale: side relative to the crop (0.5 gives half-size views).
-        flip: mirror the main view left to right.
+        flip: mirror the view left to right, always.
         colour: strength of an additional colour jitter, 0 for none.
+        independent: a crop of its own, with its own mirror and colours, drawn by the recipe's
+            ``[augment]``; otherwise the view shows what the main view shows.
+        recolour: additional jitter, grey, blur and shift, each with its probability there; its geometry
+            is not used.
     """
 
     scale: float = 1.0
     flip: bool = False
     colour: float = 0.0
+    independent: bool = False
+    recolour: AugmentSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -54,3 +62,9 @@ class Build:
         from harness.nn.encoders import create_encoder
 
         return create_encoder(self.backbone, self.weights, **options)
+
+    def vit(self, **options: Any) -> ViTEncoder:
+        """The recipe's backbone as a vision transformer; ``options`` as in ``create_vit``."""
+        from harness.nn.vit import create_vit
+
+        return create_vit(self.backbone, self.weights, crop=self.crop, **options)

@@ -88,8 +88,16 @@ class ScheduleSpec:
 class AugmentSpec:
     """Random augmentation; image, label and raw colours move together."""
 
+    crop_mode: Literal["window", "area"] = "window"
+    """`window`: random resize, padding where the picture is too small, a window of the crop's size cut out.
+    `area`: a window of random area and proportions is cut out and resized to the crop, without padding
+    (torchvision's RandomResizedCrop; FSR and DSKD+GC)."""
+    area: tuple[float, float] = (0.32, 1.0)
+    """`area` only: range of the window's share of the picture."""
+    aspect: tuple[float, float] = (0.75, 1.3333333333333333)
+    """`area` only: range of the window's width / height; its logarithm is uniform."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random resize, of the long side."""
+    """`window` only: range of the random resize, of the long side."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right mirror."""
     jitter: float = Field(default=0.0, ge=0, le=1)
@@ -107,10 +115,10 @@ class AugmentSpec:
     shift_range: tuple[float, float] = (-10.0, 10.0)
     """Range of the shift in grey levels."""
     pad: Literal["corner", "centre", "random"] = "corner"
-    """Where padding goes when the picture is smaller than the crop: right and bottom, evenly all round, or
-    so that the picture lies anywhere in the crop."""
+    """`window` only: where padding goes when the picture is smaller than the crop: right and bottom,
+    evenly all round, or so that the picture lies anywhere in the crop."""
     resample: Literal["bilinear", "bicubic"] = "bilinear"
-    """How the random resize reads the picture (labels: nearest neighbour)."""
+    """How a resize reads the picture (labels: nearest neighbour)."""
 
 
 @schema

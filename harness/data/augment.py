@@ -6,6 +6,7 @@ draws it and whatever was drawn before it.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -79,6 +80,49 @@ def crop(
     return image.crop(box), label.crop(box), valid.crop(box)
 
 
+def area_box(
+    size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """A window of random area and proportions, drawn as torchvision's RandomResizedCrop does.
+
+    Ten draws; when none fits into the picture, the largest central window of allowed proportions.
+
+    Args:
+        size: (width, height) of the picture.
+        area: range of the window's share of the picture.
+        aspect: range of its width / height, drawn uniformly in the logarithm.
+        rng: the sample's generator.
+
+    Returns:
+        Left, top, right and bottom in pixels.
+    """
+    width, height = size
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(10):
+        pixels = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    w = min(width, round(height * aspect[1]))
+    h = min(height, round(width / aspect[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def area_crop(
+    image: Image.Image, label: Image.Image, size: tuple[int, int], spec: AugmentSpec, rng: random.Random
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Cut out :func:`area_box` and resize it to ``size`` = (height, width); everything is valid."""
+    box = area_box(image.size, spec.area, spec.aspect, rng)
+    target = (size[1], size[0])
+    method = Image.Resampling[spec.resample.upper()]
+    picture = image.crop(box).resize(target, method)
+    mask = label.crop(box).resize(target, Image.Resampling.NEAREST)
+    return picture, mask, Image.new("L", target, 1)
+
+
 def jitter(
     image: Image.Image, strength: tuple[float, float, float, float], rng: random.Random
 ) -> Image.Image:
@@ -113,7 +157,7 @@ def recolour(image: Image.Image, spec: AugmentSpec, rng: random.Random) -> Image
 def augment(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], spec: AugmentSpec, rng: random.Random
 ) -> Sample:
-    """Resize, pad, crop, mirror, recolour: in this order.
+    """Crop (see ``AugmentSpec.crop_mode``), mirror, recolour: in this order.
 
     Args:
         image: ``(h, w, 3)`` uint8.
@@ -123,9 +167,12 @@ def augment(
         rng: the sample's generator.
     """
     picture, mask = Image.fromarray(image), Image.fromarray(label)
-    if spec.scale != (1.0, 1.0):
-        picture, mask = resize(picture, mask, spec.scale, rng, spec.resample)
-    picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
+    if spec.crop_mode == "area":
+        picture, mask, valid = area_crop(picture, mask, size, spec, rng)
+    else:
+        if spec.scale != (1.0, 1.0):
+            picture, mask = resize(picture, mask, spec.scale, rng, spec.resample)
+        picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
     if rng.random() < spec.flip:
         mirror = Image.Transpose.FLIP_LEFT_RIGHT
         picture, mask, valid = picture.transpose(mirror), mask.transpose(mirror), valid.transpose(mirror)

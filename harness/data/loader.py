@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from harness.batch import UNLABELLED, Batch, View
-from harness.data.augment import augment, jitter
+from harness.data.augment import Sample, augment, jitter, recolour
 from harness.data.base import Dataset
 from harness.data.images import read_index
 from harness.errors import UserError
@@ -114,12 +115,35 @@ class TrainingSet(TorchDataset):
             "image": sample.image,
             "label": sample.label,
             "valid": sample.valid,
-            "views": {name: _view(sample.image, sample.valid, v, rng) for name, v in self.views.items()},
+            "views": {name: self._view(spec, sample, image, label, rng) for name, spec in self.views.items()},
         }
 
+    def _view(
+        self, spec: ViewSpec, main: Sample, image: np.ndarray, label: np.ndarray, rng: random.Random
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Colours ``(h, w, 3)`` and validity ``(h, w)`` of a further view: of the main one, or of its own."""
+        if not spec.independent:
+            return view(main.image, main.valid, spec, rng)
+        height, width = self.recipe.crop_size
+        size = (round(height * spec.scale), round(width * spec.scale))
+        own = augment(image, label, size, self.recipe.augment, rng)
+        return view(own.image, own.valid, replace(spec, scale=1.0), rng)
 
-def _view(image: np.ndarray, valid: np.ndarray, spec: ViewSpec, rng: random.Random) -> tuple[np.ndarray, ...]:
-    """A further view of an augmented picture; mirrored, resized, recoloured as asked."""
+
+def view(
+    image: np.ndarray, valid: np.ndarray, spec: ViewSpec, rng: random.Random
+) -> tuple[np.ndarray, np.ndarray]:
+    """An augmented picture resized, mirrored and recoloured as asked; padding stays black.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        valid: ``(H, W)`` bool.
+        spec: what is asked; ``independent`` plays no part here.
+        rng: the sample's generator.
+
+    Returns:
+        Colours ``(h, w, 3)`` uint8 and validity ``(h, w)`` bool.
+    """
     picture, inside = Image.fromarray(image), Image.fromarray(valid.astype(np.uint8))
     if spec.scale != 1:
         size = (round(picture.width * spec.scale), round(picture.height * spec.scale))
@@ -131,7 +155,12 @@ def _view(image: np.ndarray, valid: np.ndarray, spec: ViewSpec, rng: random.Rand
     if spec.colour:
         s = spec.colour
         picture = jitter(picture, (s, s, s, min(s / 2, 0.5)), rng)
-    return np.array(picture), np.array(inside, dtype=bool)
+    if spec.recolour is not None:
+        picture = recolour(picture, spec.recolour, rng)
+    colours, known = np.array(picture), np.array(inside, dtype=bool)
+    if spec.colour or spec.recolour is not None:
+        colours[~known] = 0
+    return colours, known
 
 
 def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
+import torchvision.transforms.functional as vision
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from harness.data.augment import augment, crop, resize
-from harness.recipes import AugmentSpec
+from harness.build import ViewSpec
+from harness.data.augment import area_box, area_crop, augment, crop, resize
+from harness.data.loader import StepSampler, TrainingSet, training_loader, view
+from harness.recipes import AugmentSpec, resolve
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -91,3 +98,150 @@ def test_the_same_generator_gives_the_same_sample():
     other = augment(image, label, (32, 32), spec, random.Random("7/3/2"))
     np.testing.assert_array_equal(one.image, two.image)
     assert (one.image != other.image).any()
+
+
+# --- windows of random area --------------------------------------------------------------------------
+
+AREA = AugmentSpec(crop_mode="area", area=(0.32, 1.0), aspect=(3 / 4, 4 / 3), flip=0.0, resample="bicubic")
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 60), (64, 64), (50, 81)])
+def test_area_windows_keep_to_their_ranges_and_fill_them(width, height):
+    rng = random.Random(0)
+    boxes = np.array([area_box((width, height), (0.32, 1.0), (3 / 4, 4 / 3), rng) for _ in range(2000)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= width
+    assert boxes[:, 3].max() <= height
+    share, ratio = w * h / (width * height), w / h
+    slack = 1.5 / min(width, height)  # sides are whole pixels
+    assert share.min() >= 0.32 - slack
+    assert ratio.min() >= 0.75 - 2 * slack
+    assert ratio.max() <= 4 / 3 + 2 * slack
+    assert share.min() < 0.34
+    assert ratio.max() - ratio.min() > 0.5
+    assert boxes[:, 0].min() == boxes[:, 1].min() == 0
+
+
+def test_area_windows_are_distributed_as_torchvisions():
+    size, count = (90, 60), 4000
+    torch.manual_seed(0)
+    picture = Image.new("L", size)
+    theirs = [RandomResizedCrop.get_params(picture, [0.32, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    top, left, h, w = np.array(theirs).T
+    rng = random.Random(1)
+    ours = np.array([area_box(size, (0.32, 1.0), (3 / 4, 4 / 3), rng) for _ in range(count)])
+    pairs = [(ours[:, 0], left), (ours[:, 1], top), (ours[:, 2], left + w), (ours[:, 3], top + h)]
+    for own, other in pairs:
+        error = np.hypot(own.std(), other.std()) / count**0.5
+        assert abs(own.mean() - other.mean()) < 4 * error
+        assert own.std() == pytest.approx(other.std(), rel=0.06)
+
+
+def test_a_picture_too_long_for_any_window_gives_its_middle():
+    rng = random.Random(0)
+    assert area_box((400, 20), (0.9, 1.0), (0.75, 1.25), rng) == (187, 0, 212, 20)
+    assert area_box((20, 400), (0.9, 1.0), (0.8, 1.25), rng) == (0, 187, 20, 212)
+
+
+def test_an_area_crop_is_torchvisions_resized_crop():
+    image = Image.fromarray(np.random.default_rng(4).integers(0, 256, (61, 83, 3)).astype(np.uint8))
+    label = Image.fromarray(np.random.default_rng(5).integers(0, 9, (61, 83)).astype(np.uint8))
+    for seed in range(5):
+        left, top, right, bottom = area_box(image.size, AREA.area, AREA.aspect, random.Random(seed))
+        picture, mask, valid = area_crop(image, label, (40, 56), AREA, random.Random(seed))
+        window = top, left, bottom - top, right - left
+        expected = vision.resized_crop(image, *window, [40, 56], vision.InterpolationMode.BICUBIC)
+        np.testing.assert_array_equal(np.array(picture), np.array(expected))
+        expected = vision.resized_crop(label, *window, [40, 56], vision.InterpolationMode.NEAREST)
+        np.testing.assert_array_equal(np.array(mask), np.array(expected))
+        assert np.array(valid).all()
+
+
+def test_area_crops_move_picture_and_label_together_without_padding():
+    label = np.repeat(np.arange(10, dtype=np.uint8), 20).reshape(20, 10).repeat(6, 1)
+    image = np.stack([label * 20 + 1] * 3, -1)
+    spec = dataclasses.replace(AREA, flip=0.5, resample="bilinear")
+    for seed in range(20):
+        sample = augment(image, label, (32, 32), spec, random.Random(seed))
+        assert sample.image.shape == (32, 32, 3)
+        assert sample.valid.all()
+        exact = sample.image[..., 0].astype(int) == sample.label.astype(int) * 20 + 1
+        assert exact.mean() > 0.5  # everywhere but between two stripes
+        assert np.abs(sample.image[..., 0].astype(int) - sample.label.astype(int) * 20 - 1).max() <= 21
+
+
+# --- further views -----------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Three pictures without labels, as a training set reads them."""
+
+    ids: ClassVar = ["a", "b", "c"]
+    tags = np.eye(3, dtype=np.uint8)
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        return np.random.default_rng(ord(image_id)).integers(0, 256, (48, 60, 3)).astype(np.uint8)
+
+    def path(self, image_id: str) -> None:
+        return None
+
+
+def training_set(views: dict[str, ViewSpec], augment: dict, seed: int = 0) -> TrainingSet:
+    resolved = resolve("cam/mini-image", {f"augment.{k}": v for k, v in augment.items()} | {"crop": 32})
+    pictures = Pictures()
+    return TrainingSet(pictures, pictures.ids, pictures, resolved.recipe, seed, views)
+
+
+def test_an_independent_view_has_a_crop_a_mirror_and_colours_of_its_own():
+    data = training_set({"second": ViewSpec(independent=True)}, {"crop_mode": "area", "jitter": 0.5})
+    plain = training_set({}, {"crop_mode": "area", "jitter": 0.5})
+    seen = set()
+    for step in range(6):
+        sample, alone = data[step, 0, 1], plain[step, 0, 1]
+        np.testing.assert_array_equal(sample["image"], alone["image"])  # the main view does not depend on it
+        colours, inside = sample["views"]["second"]
+        assert colours.shape == (32, 32, 3)
+        assert inside.all()
+        assert (colours != sample["image"]).any()
+        seen.add(colours.tobytes())
+    assert len(seen) == 6
+
+
+def test_an_independent_view_obeys_the_recipe():
+    whole = {"crop_mode": "area", "area": [1.0, 1.0], "aspect": [1.25, 1.25], "flip": 0.0}
+    data = training_set({"small": ViewSpec(independent=True, scale=0.5)}, whole)
+    colours, _ = data[0, 0, 0]["views"]["small"]
+    picture = Image.fromarray(Pictures().read_image("a"))
+    np.testing.assert_array_equal(colours, np.array(picture.resize((16, 16), Image.Resampling.BILINEAR)))
+
+
+def test_recolouring_a_view_happens_with_its_probability_and_leaves_padding_black():
+    image = np.random.default_rng(6).integers(1, 256, (20, 24, 3)).astype(np.uint8)
+    valid = np.ones((20, 24), dtype=bool)
+    valid[-4:] = False
+    image[~valid] = 0
+    changes = AugmentSpec(jitter=0.4, shift=0.0, jitter_strength=(0.4, 0.4, 0.2, 0.1))
+    spec = ViewSpec(flip=True, recolour=changes)
+    changed = []
+    for seed in range(200):
+        colours, inside = view(image, valid, spec, random.Random(seed))
+        np.testing.assert_array_equal(inside, valid[:, ::-1])
+        assert (colours[~inside] == 0).all()
+        changed.append((colours != image[:, ::-1]).any())
+    assert 0.25 < np.mean(changed) < 0.55
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_views_are_the_same_for_any_number_of_loader_workers(workers):
+    views = {"second": ViewSpec(independent=True), "third": ViewSpec(recolour=AugmentSpec(jitter=0.5))}
+    data = training_set(views, {"crop_mode": "area", "jitter": 0.5})
+
+    def batches(workers: int, start: int) -> list:
+        sampler = StepSampler(3, 3, 3, 0, start)
+        return [groups[0] for groups in training_loader(data, sampler, 1, workers=workers, pin=False)]
+
+    for one, other in zip(batches(0, 1), batches(workers, 0)[1:], strict=True):
+        assert torch.equal(one.images, other.images)
+        for name in views:
+            assert torch.equal(one.views[name].raw, other.views[name].raw)
