@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.batch import IGNORE
 from harness.data.base import Dataset
 from harness.errors import UserError, nearest
+from harness.nn.dense_crf import crf_parameters, mean_field
 from harness.records import PerImage
 from harness.schema import load, schema
 
@@ -56,9 +57,16 @@ class Protocol:
     window_softmax: Literal["once", "twice"] = "once"
     """Only with windows and mean-softmax: `twice` is what AGMM's code does to each window."""
     align_corners: bool = False
-    """Of every resize of pictures and scores."""
+    """Of every resize of scores, and of pictures resized bilinearly."""
+    picture_resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """How a scaled picture is made; `bicubic` is OpenCV's (a = -0.75, half-pixel centres; BLPSeg)."""
     absent: Literal["keep", "suppress"] = "keep"
     """`suppress` removes foreground classes without an image tag: for pseudo labels of training pictures."""
+    crf: str | None = None
+    """Dense-CRF post-processing with a parameter set of `harness/nn/crf_parameters.toml`; none by default."""
+    crf_engine: Literal["torch", "pydensecrf"] = "torch"
+    """`torch` needs nothing else; `pydensecrf` is the compiled package (extra `crf`), a little different
+    in the last digits."""
     classes: Literal["occurring", "labelled"] = "occurring"
     """mIoU over classes that occur in prediction or label (the field's), or in the label only."""
 
@@ -74,7 +82,11 @@ def protocols() -> dict[str, Protocol]:
         parent = own.pop("extends", None)
         return {**(inherited(parent) if parent else {}), **own}
 
-    return {name: load(Protocol, inherited(name), f"{file} [{name}]") for name in tables}
+    loaded = {name: load(Protocol, inherited(name), f"{file} [{name}]") for name in tables}
+    for p in loaded.values():
+        if p.crf is not None:
+            crf_parameters(p.crf)  # an unknown set is found here, not after training
+    return loaded
 
 
 def protocol(name: str) -> Protocol:
@@ -100,6 +112,13 @@ def _resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def _scaled(images: Tensor, size: tuple[int, int], p: Protocol) -> Tensor:
+    """The picture at one scale."""
+    if p.picture_resize == "bilinear" or tuple(images.shape[-2:]) == size:
+        return _resize(images, size, p.align_corners)
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
 def _windows(length: int, window: int, overlap: float) -> list[int]:
@@ -164,7 +183,7 @@ def predict_scores(
     height, width = images.shape[-2:]
     merged: Tensor | None = None
     for scale in p.scales:
-        scaled = _resize(images, (int(height * scale), int(width * scale)), p.align_corners)
+        scaled = _scaled(images, (int(height * scale), int(width * scale)), p)
         scores = _resize(_view_scores(predict, scaled, p), size, p.align_corners)
         if p.flip:
             mirrored = _view_scores(predict, scaled.flip(-1), p).flip(-1)
@@ -186,6 +205,25 @@ def predict_scores(
             keep[background] = True
         merged = merged.masked_fill(~keep.view(1, -1, 1, 1), -math.inf)
     return merged
+
+
+@torch.inference_mode()
+def post_process(scores: Tensor, raw: Tensor, p: Protocol) -> Tensor:
+    """Dense-CRF refinement of merged scores where the protocol has one.
+
+    Args:
+        scores: ``(1, K, H, W)`` from :func:`predict_scores`.
+        raw: ``(1, 3, H, W)`` uint8 picture of the same size.
+        p: the protocol.
+
+    Returns:
+        ``scores`` itself, or ``(1, K, H, W)`` probabilities. Probabilities that mirror and scales have
+        averaged enter the CRF as they are, logits through a softmax.
+    """
+    if p.crf is None:
+        return scores
+    probabilities = scores if p.merge == "mean-softmax" else scores.softmax(1)
+    return mean_field(probabilities, raw, p.crf, engine=p.crf_engine)
 
 
 # --- counting ----------------------------------------------------------------------------------------
@@ -314,7 +352,7 @@ def predictions(
                 tags=own_tags,
                 background=dataset.info.background,
             )
-            prediction = scores.argmax(1)[0]
+            prediction = post_process(scores, raw[None], p).argmax(1)[0]
         else:
             assert own_tags is not None
             labels = method.pseudo_labels(images, own_tags[None].to(device))

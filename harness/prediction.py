@@ -64,6 +64,7 @@ def segment(
         scores = evaluation.predict_scores(
             lambda x: method.predict(x, network).float(), evaluation.normalise(raw)[None], p
         )
+        scores = evaluation.post_process(scores, raw[None], p)
         labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
         save_index(out / f"{file.stem}.png", labels, info.palette)
         blended = Image.fromarray(overlay(image, labels, info.palette, info.background))

@@ -76,6 +76,8 @@ class ScheduleSpec:
     """Share of the learning rate at step 0 of the warm-up."""
     floor: float = Field(default=0.0, ge=0)
     """Smallest share of the base learning rate."""
+    beyond: int = Field(default=0, ge=0)
+    """Steps added to the schedule's T alone: with 1 the last step's rate is not that of T (BLPSeg)."""
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
-from harness.evaluation import Protocol, predict_scores
+from harness.evaluation import Protocol, predict_scores, protocol
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.resize import resize
 from methods.base import Build
@@ -233,6 +233,14 @@ def test_the_test_protocol_from_given_scaled_pictures(networks):
     np.testing.assert_allclose(merged, gold["mean_logits"], rtol=0, atol=5e-6)
     np.testing.assert_allclose(merged.softmax(1), gold["probs"], rtol=0, atol=5e-6)
     np.testing.assert_allclose(merged[..., ::4, ::4], gold["mean_logits_f64_s4"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.golden
+def test_the_named_test_protocol_from_the_picture_alone(networks):
+    gold = load(networks / "voc_msflip_64x80.npz")
+    picture = torch.from_numpy(gold["image_1"])
+    merged = predict_scores(method(networks / "keys_voc.json").predict, picture, protocol("blpseg-ms"))
+    np.testing.assert_allclose(merged, gold["mean_logits"], rtol=0, atol=5e-6)
 
 
 def trained_once(built: BLPSeg, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
