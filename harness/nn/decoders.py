@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,3 +130,39 @@ class DeepLabV3Plus(nn.Module):
         features = self.features(self.backbone(images))
         logits = resize(self.classifier(features), images.shape[-2:], align_corners=True)
         return Segmentation(logits, features)
+
+
+class LargeFOV(nn.Module):
+    """DeepLab's head with a large field of view: two dilated 3x3 convolutions and a 1x1, without biases.
+
+    As in ToCo and FSR (model/decoder/conv_head.py); names are theirs.
+
+    Args:
+        inputs: channels of the features.
+        num_classes: K.
+        width: channels between.
+        dilation: of both 3x3 convolutions.
+        init: ``kaiming`` normal by fan-out (FSR), or ``torch``'s own (ToCo, whose code never calls the
+            other one).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        num_classes: int,
+        *,
+        width: int = 512,
+        dilation: int = 5,
+        init: Literal["kaiming", "torch"] = "torch",
+    ) -> None:
+        super().__init__()
+        self.conv6 = nn.Conv2d(inputs, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv7 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv8 = nn.Conv2d(width, num_classes, 1, bias=False)
+        if init == "kaiming":
+            for conv in (self.conv6, self.conv7, self.conv8):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, inputs, h, w)`` to logits ``(B, K, h, w)``."""
+        return self.conv8(self.conv7(self.conv6(features).relu()).relu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TypeVar
 
 import torch
@@ -41,3 +42,11 @@ def ema_update(average: nn.Module, network: nn.Module, momentum: float) -> None:
     buffers = dict(network.named_buffers())
     for name, buffer in average.named_buffers():
         buffer.copy_(buffers[name])
+
+
+def cosine_momentum(start: float, step: int, total: int) -> float:
+    """Momentum that rises from ``start`` at step 0 to 1 at step ``total`` along half a cosine.
+
+    ``1 + (start - 1) (1 + cos(pi step / total)) / 2`` (FSR utils/pyutils.py).
+    """
+    return 1 + (start - 1) * (1 + math.cos(math.pi * step / total)) / 2

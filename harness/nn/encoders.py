@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before timm)
@@ -58,16 +59,21 @@ class TimmEncoder(Encoder):
         stages = [s for s in found if s[2] >= 4]  # without the stem
         names, self.channels, self.strides = zip(*stages, strict=True)
         self._stages = tuple(name.replace(".", "_") for name in names)  # as timm flattens them
+        self._channels_last = str(network.output_fmt) == "NHWC"
+        patch = getattr(network, "patch_embed", None)
+        self._patch = tuple(patch.patch_size) if patch is not None else (1, 1)
         for name, module in network.items():
             self.add_module(name, module)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See :class:`Encoder`."""
-        x, stages = images, []
+        height, width = images.shape[-2:]
+        x = F.pad(images, (0, -width % self._patch[1], 0, -height % self._patch[0]))  # whole patches
+        stages = []
         for name, module in self.named_children():
             x = module(x)
             if name in self._stages:
-                stages.append(x)
+                stages.append(x.movedim(-1, 1).contiguous() if self._channels_last else x)
         return stages
 
 
@@ -77,6 +83,7 @@ def create_encoder(
     *,
     output_stride: int | None = None,
     multi_grid: Sequence[int] = (),
+    drop_path: float | None = None,
 ) -> Encoder:
     """Build a backbone with its weights.
 
@@ -176,7 +183,13 @@ def apply_multi_grid(encoder: nn.Module, multi_grid: Sequence[int]) -> None:
         block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
 
-def load_encoder(encoder: Encoder, path: Path) -> None:
+_RESNET_REMEDY = (
+    "the file belongs to another network; AGMM's ResNet with three 3x3 convolutions in "
+    "its stem is timm's resnet50s and resnet101s, torchvision's is resnet50 and resnet101"
+)
+
+
+def load_encoder(encoder: nn.Module, path: Path, remedy: str = _RESNET_REMEDY) -> None:
     """Load a backbone from a file; only a classification head's tensors may be left over.
 
     Counters of batch normalisation may be missing (files from before torch 0.4.1 lack them).
@@ -194,7 +207,6 @@ def load_encoder(encoder: Encoder, path: Path) -> None:
             raise UserError(
                 f"the weights file {problem} {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}",
                 where=path,
-                remedy="the file belongs to another network; AGMM's ResNet with three 3x3 convolutions in "
-                "its stem is timm's resnet50s and resnet101s, torchvision's is resnet50 and resnet101",
+                remedy=remedy,
             )
     encoder.load_state_dict(state, strict=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.encoders import Encoder
+from harness.nn.encoders import Encoder  # also cures torchvision before timm is imported
 
 
 class _Block(nn.Module):
@@ -93,3 +93,25 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, classes)`` of ``(B, 3, H, W)`` normalised images."""
         return self.head(self.encoder(images)[-1].mean((2, 3)))
+
+
+def mini_vit(drop_path: float = 0.0) -> nn.Module:
+    """The miniature suite's vision transformer: patches of 8 pixels, width 128, six blocks, four heads.
+
+    timm's ``VisionTransformer``; its position table has the 7 x 7 grid of pretraining pictures. The
+    proportions are our choice, made for speed.
+
+    Args:
+        drop_path: stochastic depth in the last block, growing linearly from 0 in the first.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=56,
+        patch_size=8,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        num_classes=0,
+        drop_path_rate=drop_path,
+    )

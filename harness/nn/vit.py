@@ -1,0 +1,256 @@
+"""Vision transformers as encoders: tokens of the last and of an intermediate block on the patch grid.
+
+The blocks are timm's; parameters keep timm's names. What is ours is what dense methods add: pictures of
+any size, the position table for them, masked patches, and outputs as maps. The two settings of ToCo
+(model/backbone/vit.py) and FSR (models/vit.py) are spelled out at :class:`ViTEncoder`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import harness.compat  # noqa: F401  (before timm)
+from harness.errors import UserError, nearest
+from harness.nn.encoders import load_encoder
+from harness.nn.weights import is_file, timm_name, weights_file
+
+#: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
+OWN = {"mini_vit": "harness.nn.mini_encoder:mini_vit"}
+
+ClassToken = Literal["travels", "apart"]
+Position = Literal["frozen", "trained"]
+
+
+class Tokens(NamedTuple):
+    """What a transformer returns; maps are ``(B, C, h, w)`` on the grid of whole patches.
+
+    Attributes:
+        final: patch tokens after the last block and the final LayerNorm.
+        aux: patch tokens after block ``aux_layer``, not normalised.
+        raw: patch tokens after the last block, not normalised.
+        cls: class token ``(B, C)`` after the final LayerNorm; None where it does not travel.
+    """
+
+    final: Tensor
+    aux: Tensor
+    raw: Tensor
+    cls: Tensor | None
+
+
+class ViTEncoder(nn.Module):
+    """A plain vision transformer without its classifier.
+
+    ToCo: ``class_token="travels", position="frozen"``. FSR: ``class_token="apart",
+    position="trained", mask_token=True``, and a linear drop path of 0.1.
+
+    Args:
+        network: timm's ``VisionTransformer``, whose modules are taken over.
+        crop: training crop (height, width) in pixels, for the trained position table.
+        aux_layer: block whose output is ``Tokens.aux``; negative counts from the end.
+        class_token: ``travels`` through the blocks with the patches, or stays ``apart``: then
+            ``cls_token`` is a parameter that this encoder does not use.
+        position: ``frozen`` keeps the table of pretraining, without gradient, and resizes it in every
+            forward pass; ``trained`` resizes it once to the grid of ``crop``, trains it there, and
+            resizes that one at other sizes. Both bicubic without antialiasing, as in both codes (timm's
+            own resizing antialiases, which gives other values even when enlarging).
+        mask_token: make the learned token that takes the place of masked patches.
+
+    Attributes:
+        channels: C.
+        patch: side of a patch in pixels.
+        depth: number of blocks.
+
+    Raises:
+        UserError: not a plain transformer, or no such block.
+    """
+
+    mask_token: nn.Parameter | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        crop: tuple[int, int],
+        aux_layer: int = -3,
+        class_token: ClassToken = "travels",
+        position: Position = "frozen",
+        mask_token: bool = False,
+    ) -> None:
+        super().__init__()
+        net = _plain(network)
+        self.channels: int = net.embed_dim
+        self.patch: int = net.patch_embed.patch_size[0]
+        self.depth: int = len(net.blocks)
+        if not -self.depth <= aux_layer < self.depth:
+            raise UserError(
+                f"the transformer has {self.depth} blocks, not one numbered {aux_layer}",
+                where="config.aux_layer",
+                remedy=f"use -{self.depth} to {self.depth - 1}",
+            )
+        self.aux_layer = aux_layer % self.depth
+        self.class_token, self.position = class_token, position
+        self.cls_token: nn.Parameter = net.cls_token
+        self.pos_embed: nn.Parameter = net.pos_embed
+        self._grid: tuple[int, int] = net.patch_embed.grid_size
+        if position == "trained":
+            self._grid = (crop[0] // self.patch, crop[1] // self.patch)
+            table = resize_positions(net.pos_embed.detach(), net.patch_embed.grid_size, self._grid)
+            self.pos_embed = nn.Parameter(table)
+        else:
+            self.pos_embed.requires_grad_(False)
+        if mask_token:
+            self.mask_token = nn.Parameter(torch.empty(1, self.channels))
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+        else:
+            self.register_parameter("mask_token", None)
+        self.patch_embed = net.patch_embed
+        self.blocks = net.blocks
+        self.norm = net.norm
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tokens:
+        """Tokens of ``images`` ``(B, 3, H, W)``.
+
+        The grid is ``H // patch`` by ``W // patch``: a remainder at the right and the bottom is not seen.
+
+        Args:
+            images: normalised, of any size from one patch on.
+            mask: ``(B, h, w)`` bool, True where the mask token replaces the patch, before positions are
+                added. All patches are seen by default.
+        """
+        x = self.patch_embed.proj(images)
+        grid = (x.shape[2], x.shape[3])
+        x = x.flatten(2).mT
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("this transformer was built without a mask token")
+            x = torch.where(mask.flatten(1)[..., None], self.mask_token.to(x.dtype), x)
+        table = resize_positions(self.pos_embed, self._grid, grid)
+        x = x + table[:, 1:]
+        travels = self.class_token == "travels"
+        if travels:
+            x = torch.cat([(self.cls_token + table[:, :1]).expand(len(x), -1, -1).to(x.dtype), x], 1)
+        aux = x
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index == self.aux_layer:
+                aux = x
+        final = self.norm(x)
+
+        def on_grid(tokens: Tensor) -> Tensor:
+            patches = tokens[:, 1:] if travels else tokens
+            return patches.mT.unflatten(2, grid)
+
+        return Tokens(on_grid(final), on_grid(aux), on_grid(x), final[:, 0] if travels else None)
+
+
+def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A position table ``(1, 1 + h w, C)`` for another grid; the class token's row stays first.
+
+    Bicubic without antialiasing and without aligned corners; the table itself when the grid is right.
+    """
+    if old == new:
+        return table
+    patches = table[:, 1:].mT.unflatten(2, old)
+    with torch.autocast(table.device.type, enabled=False):
+        resized = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], resized.flatten(2).mT], 1)
+
+
+def create_vit(
+    name: str,
+    weights: str = "none",
+    *,
+    crop: tuple[int, int],
+    aux_layer: int = -3,
+    class_token: ClassToken = "travels",
+    position: Position = "frozen",
+    mask_token: bool = False,
+    drop_path: float = 0.0,
+) -> ViTEncoder:
+    """Build a transformer with its weights.
+
+    Args:
+        name: a name of :data:`OWN`, or a timm architecture of plain vision transformers.
+        weights: ``none``, ``packaged``, a file, or a timm tag (:mod:`harness.nn.weights`).
+        crop, aux_layer, class_token, position, mask_token: see :class:`ViTEncoder`.
+        drop_path: probability of stochastic depth in the last block, growing linearly from 0 in the
+            first.
+
+    Returns:
+        The encoder, on the CPU, in training mode.
+
+    Raises:
+        UserError: unknown or unfit name, no such block, or weights that are missing or do not fit.
+    """
+    path = weights_file(name, weights)
+    by_tag = path is not None and weights != "packaged" and not is_file(weights)
+    if name in OWN:
+        module, _, attribute = OWN[name].partition(":")
+        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
+        network = make(drop_path=drop_path)
+    else:
+        options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path}
+        if by_tag:  # timm reads the file itself: it knows how to convert older ones
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+        network = _timm_network(timm_name(name, weights) if by_tag else name, options)
+    if path is not None and not by_tag:
+        load_encoder(
+            network, path, remedy="the file belongs to another transformer than the recipe's backbone"
+        )
+    return ViTEncoder(
+        network,
+        crop=crop,
+        aux_layer=aux_layer,
+        class_token=class_token,
+        position=position,
+        mask_token=mask_token,
+    )
+
+
+def _timm_network(name: str, options: dict[str, Any]) -> nn.Module:
+    import timm
+
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        known = [*OWN, *timm.list_models("vit_*"), *timm.list_models("deit_*")]
+        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:  # a network that takes other options
+        raise UserError(
+            f"{name!r} is not a vision transformer: {error}",
+            where="backbone",
+            remedy="choose a plain one, such as vit_base_patch16_224",
+        ) from error
+
+
+def _plain(network: nn.Module) -> Any:
+    """The network itself if it has patches, class token, position table, blocks and a last norm alone.
+
+    Raises:
+        UserError: anything else.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    plain = (
+        isinstance(network, VisionTransformer)
+        and network.cls_token is not None
+        and network.reg_token is None
+        and network.pos_embed is not None
+        and not network.no_embed_class
+        and isinstance(network.norm_pre, nn.Identity)
+        and isinstance(network.norm, nn.LayerNorm)
+    )
+    if not plain:
+        raise UserError(
+            "this backbone is not a plain vision transformer with a class token",
+            where="backbone",
+            remedy="choose vit_base_patch16_224, deit_base_patch16_224 or mini_vit, for instance",
+        )
+    return network
