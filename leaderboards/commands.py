@@ -1,4 +1,4 @@
-"""``wsss leaderboard`` and ``wsss plot``; what they do is imported when they are used."""
+"""``wsss leaderboard``, ``plot`` and ``claims``; what they do is imported when they are used."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Examples:
   wsss leaderboard                               all records below ./results
   wsss leaderboard --dataset mini
   wsss leaderboard --results /data/results --out paper/tables --format csv
-  wsss leaderboard --validate                    published cells against recipes
+  wsss leaderboard --validate                    published cells and claims against recipes
 
 Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show."""
 )
@@ -55,7 +55,9 @@ Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing 
     show_default=True,
     help="Files to write, separated by commas: md, csv.",
 )
-@click.option("--validate", "check", is_flag=True, help="Compare published cells with recipes instead.")
+@click.option(
+    "--validate", "check", is_flag=True, help="Compare published cells and claims with recipes instead."
+)
 def leaderboard(results: Path, out: Path, dataset: str | None, formats: str, check: bool) -> int:
     """Tables of records beside published values.
 
@@ -78,13 +80,16 @@ def leaderboard(results: Path, out: Path, dataset: str | None, formats: str, che
 
 
 def _validate() -> int:
+    from leaderboards import claims
     from leaderboards.published import row_means, validate
 
-    findings = [*validate(_recipes()), *row_means()]
-    for finding in findings:
+    recipes = _recipes()
+    findings = [*validate(recipes), *row_means()]
+    wrong = [f"claim: {text}" for text in claims.validate(recipes)]
+    for finding in (*findings, *wrong):
         click.echo(str(finding))
-    click.echo(f"{len(findings)} findings")
-    return 1 if any(f.kind in ("unknown cell", "disagreement") for f in findings) else 0
+    click.echo(f"{len(findings) + len(wrong)} findings")
+    return 1 if wrong or any(f.kind in ("unknown cell", "disagreement") for f in findings) else 0
 
 
 @click.command(
@@ -128,4 +133,40 @@ def plot(results: Path, out: Path, dataset: str | None, kind: str, formats: str)
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
     for file in write_plots(rows, out / "plots", kind=kind, formats=_split(formats)):
+        click.echo(f"wrote {file}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wsss claims                        every claim, with the records of ./results
+  wsss claims --suite mini-claims    those of one suite
+  wsss run mini mini-claims          what the claims on miniature scenes need
+
+Exit codes: 0 done, whatever the verdicts; 2 nothing to judge."""
+)
+@together(RESULTS, _OUT)
+@click.option(
+    "--suite", "suites", multiple=True, metavar="NAME", help="Only claims of this suite; repeatable."
+)
+@click.option(
+    "--format",
+    "formats",
+    default="md,csv",
+    show_default=True,
+    help="Files to write, separated by commas: md, csv.",
+)
+def claims(results: Path, out: Path, suites: tuple[str, ...], formats: str) -> None:
+    """What the papers say, and whether the records bear it out.
+
+    A claim is a comparison of two recipes on the same images. It `holds` where the 95 % interval of the
+    difference, over images and seeds, lies above the margin, `does not hold` where it lies at or below
+    it, and is `undecided` in between or with one seed. Writes claims.md and claims.csv.
+    """
+    from harness.records import Store
+    from leaderboards.report import write_claims
+
+    done = write_claims(Store(results), out, recipes=_recipes(), suites=suites, formats=_split(formats))
+    click.echo(done.tables)
+    for file in done.files:
         click.echo(f"wrote {file}")

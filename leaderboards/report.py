@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 import harness
 from harness.errors import UserError, nearest
 from harness.files import whole_file
 from harness.provenance import code
 from harness.records import Store
+from leaderboards import claims
+from leaderboards.claims import Judged, judge
 from leaderboards.gathering import dataset_title, gather
 from leaderboards.published import Cell, Published, published
 from leaderboards.tables import Row, as_frame, leaderboard, per_class
+from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
 
 FORMATS = ("md", "csv")
-
-_DASH = "–"
 
 #: Column, alignment, and what it means.
 _COLUMNS = (
@@ -53,6 +53,22 @@ _COLUMNS = (
     ("Commit", "left", "code that trained it"),
     ("Notes", "left", "numbers of the notes below the table"),
 )
+
+
+#: Head of ``claims.md``: what the columns mean.
+CLAIMS_HEADER = """# Claims
+
+Generated: do not edit. A difference is the mean over seeds of the first recipe minus that of the second, in
+points of mIoU, on the same images.
+
+- **95 % interval**: images are resampled together for both recipes, the spread over seeds enters by
+  Student's t.
+- **Verdict**: `holds`: the interval lies above the margin; `does not hold`: it lies at or below it;
+  `undecided`: the margin lies inside, or a recipe has one seed.
+- **p images**: permutation test, methods swapped image by image; it speaks of these trained networks only.
+- **p seeds**: signs of the paired differences over seeds, exact; from six seeds on.
+- **Holm**: adjusted for all comparisons of this table.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,9 +108,7 @@ def write_leaderboard(
     Raises:
         UserError: the store holds no records, or none of this data set; an unknown format.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"unknown format {name!r}", where="--format", remedy=nearest(name, FORMATS))
+    check_formats(formats, FORMATS)
     known = published() if known is None else known
     frame = gather(store)
     require_records(frame, store, dataset)
@@ -112,6 +126,60 @@ def write_leaderboard(
             text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
             files.append(_write(out / name, text))
     return Written(rows, tables, files)
+
+
+@dataclass(frozen=True)
+class WrittenClaims:
+    """What :func:`write_claims` left behind.
+
+    Attributes:
+        judged: the comparisons.
+        tables: the Markdown text, without header.
+        files: files written.
+    """
+
+    judged: list[Judged]
+    tables: str
+    files: list[Path]
+
+
+def write_claims(
+    store: Store,
+    out: Path,
+    *,
+    recipes: Mapping[str, Any],
+    suites: Sequence[str] = (),
+    formats: Sequence[str] = FORMATS,
+) -> WrittenClaims:
+    """Judge the claims by the records of a store and write ``claims.md`` and ``claims.csv``.
+
+    Args:
+        store: where the records are; it may be empty, every claim is then not run.
+        out: folder for the files.
+        recipes: ``harness.recipes.all_recipes()``.
+        suites: only claims of these suites.
+        formats: of ``md`` and ``csv``.
+
+    Raises:
+        UserError: an unknown suite or format.
+    """
+    check_formats(formats, FORMATS)
+    judged = judge(gather(store), recipes, suites_wanted=suites)
+    tables = claims.markdown(judged)
+    files = []
+    if "md" in formats:
+        files.append(_write(out / "claims.md", f"{CLAIMS_HEADER}\n{tables}"))
+    if "csv" in formats:
+        text = claims.as_frame(judged).to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        files.append(_write(out / "claims.csv", text))
+    return WrittenClaims(judged, tables, files)
+
+
+def check_formats(wanted: Sequence[str], possible: Sequence[str]) -> None:
+    """Raises UserError for a format that is not possible."""
+    for name in wanted:
+        if name not in possible:
+            raise UserError(f"unknown format {name!r}", where="--format", remedy=nearest(name, possible))
 
 
 def require_records(frame: pd.DataFrame, store: Store, dataset: str | None = None) -> None:
@@ -158,28 +226,10 @@ def header(frame: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def number(value: float, digits: int = 2, sign: bool = False) -> str:
-    """A figure in a table, a dash for NaN."""
-    if math.isnan(value):
-        return _DASH
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def mean_text(row: Row) -> str:
-    """``57.32 ± 0.81``, ``57.32 (one seed)``, or a dash."""
-    if row.n == 0 or math.isnan(row.mean):
-        return _DASH
-    return f"{row.mean:.2f} (one seed)" if row.n == 1 else f"{row.mean:.2f} ± {row.std:.2f}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def _line(row: Row, notes: dict[str, int]) -> list[str]:
     numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
-    interval = _DASH if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
-    value = _DASH if not row.source else f"{row.published:.2f} ({row.source})"
+    interval = DASH if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+    value = DASH if not row.source else f"{row.published:.2f} ({row.source})"
     name = f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
     images = "" if row.images == row.official_images else f" [{row.images} of {row.official_images} images]"
     cells = [
@@ -195,18 +245,14 @@ def _line(row: Row, notes: dict[str, int]) -> list[str]:
         number(row.difference, sign=True),
         number(row.share, 1),
         row.verdict,
-        row.commit or _DASH,
+        row.commit or DASH,
         ", ".join(map(str, numbers)),
     ]
-    return [_escaped(cell) for cell in cells]
-
-
-def _table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:
-    return tabulate(list(lines), headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return [escaped(cell) for cell in cells]
 
 
 def _noted(notes: Mapping[str, int]) -> list[str]:
-    return [f"{i}. {_escaped(text)}" for text, i in notes.items()]
+    return [f"{i}. {escaped(text)}" for text, i in notes.items()]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -222,7 +268,7 @@ def markdown(rows: Sequence[Row]) -> str:
         notes: dict[str, int] = {}
         lines = [_line(row, notes) for row in members]
         parts.append(f"## {dataset_title(dataset)}, {supervision} supervision\n")
-        parts.append(_table(lines, names, align) + "\n")
+        parts.append(pipe_table(lines, names, align) + "\n")
         parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
     if untouched:
         notes = {}
@@ -237,7 +283,7 @@ def markdown(rows: Sequence[Row]) -> str:
             lines.append([dataset_title(row.dataset), row.supervision, *(line[i] for i in kept)])
         parts.append("## Not run\n")
         heads = ["Data set", "Supervision", *(names[i] for i in kept)]
-        parts.append(_table(lines, heads, ["left", "left", *(align[i] for i in kept)]) + "\n")
+        parts.append(pipe_table(lines, heads, ["left", "left", *(align[i] for i in kept)]) + "\n")
         parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
     return "\n".join(parts)
 
@@ -246,7 +292,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cell_line(cell: Cell, known: Published) -> list[str]:
-    value = _DASH if cell.value is None else f"{cell.value:g}"
+    value = DASH if cell.value is None else f"{cell.value:g}"
     value += ".0" if value.isdigit() else ""
     value += f" ± {cell.std:g}" if cell.std is not None else ""
     caveat = cell.reason or cell.notes
@@ -255,7 +301,7 @@ def _cell_line(cell: Cell, known: Published) -> list[str]:
     unit = "" if cell.metric == "miou" else f" {cell.metric}"
     kind = known.sources[cell.source].kind
     place = [cell.backbone or "not stated", scored, cell.protocol, value + unit]
-    return [_escaped(c) for c in (label, *place, kind, cell.id, caveat)]
+    return [escaped(c) for c in (label, *place, kind, cell.id, caveat)]
 
 
 def published_markdown(known: Published, dataset: str | None = None) -> str:
@@ -268,7 +314,7 @@ def published_markdown(known: Published, dataset: str | None = None) -> str:
         sorted(cells, key=lambda c: (c.dataset, c.supervision)), key=lambda c: (c.dataset, c.supervision)
     ):
         parts.append(f"## {dataset_title(data)}, {supervision} supervision\n")
-        parts.append(_table((_cell_line(c, known) for c in group), names, align) + "\n")
+        parts.append(pipe_table((_cell_line(c, known) for c in group), names, align) + "\n")
     parts.append("## Sources\n")
     for key, source in known.sources.items():
         facts = [

@@ -3,6 +3,10 @@
 A bootstrap resample draws N of N images with replacement. That is one weight per image, so the counts
 of all resamples are one matrix product ``weights (R, N) @ counts (N, columns)`` (exact in float64: the
 sums stay far below 2^53).
+
+Two levels can move a difference: other images and other seeds. Images are resampled. Three seeds cannot
+be (27 resamples, and a spread that is a third too small), so the level of seeds is drawn from the
+Student distribution that the spread over seeds implies, see :func:`two_level_difference`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from scipy.special import stdtrit
 
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
@@ -23,6 +28,10 @@ from harness.records import PerImage
 RESAMPLES = 1000
 #: Seed of the resampling, so that equal records give equal tables.
 SEED = 20_120_601
+#: Random swaps of the permutation test: p-values are multiples of 1 / (1 + PERMUTATIONS) [our choice].
+PERMUTATIONS = 1999
+#: Seeds from which on a p-value over seeds is given: 2^5 sign patterns cannot reach 0.05, 2^6 can.
+SEEDS_FOR_P = 6
 #: Entries of one block of weights: bounds memory whatever the number of images.
 _BLOCK = 4_000_000
 
@@ -61,6 +70,23 @@ class Comparison:
 
     difference: Interval
     worse: float
+
+
+@dataclass(frozen=True)
+class TwoLevel:
+    """A difference with the uncertainty of images and of seeds.
+
+    Attributes:
+        difference: interval of mIoU(a) - mIoU(b) in points; over images alone where ``seed_error`` is NaN.
+        seed_error: standard error of the difference over seeds; NaN if a or b has one seed only.
+        freedom: degrees of freedom of that error (Welch, Satterthwaite); NaN likewise.
+        seeds: number of seeds of a and of b.
+    """
+
+    difference: Interval
+    seed_error: float
+    freedom: float
+    seeds: tuple[int, int]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -112,10 +138,15 @@ def _stacked(runs: Sequence[PerImage], seeds: Seeds) -> np.ndarray:
     return counts.astype(np.float64)
 
 
+def _scores(summed: np.ndarray, classes: Classes) -> np.ndarray:
+    """mIoU in percent of each seed, ``(..., S, 3, K)`` to ``(..., S)``."""
+    intersection, predicted, labelled = (summed[..., i, :] for i in range(3))
+    return iou_from_counts(intersection, predicted, labelled, classes)[1]
+
+
 def _statistic(summed: np.ndarray, classes: Classes) -> np.ndarray:
     """Mean over seeds of mIoU in percent, ``(..., S, 3, K)`` to ``(...)``."""
-    intersection, predicted, labelled = (summed[..., i, :] for i in range(3))
-    return iou_from_counts(intersection, predicted, labelled, classes)[1].mean(axis=-1)
+    return _scores(summed, classes).mean(axis=-1)
 
 
 @lru_cache(maxsize=2)
@@ -206,3 +237,148 @@ def paired_bootstrap(
     differences = values[0] - values[1]
     interval = _interval(estimates[0] - estimates[1], differences, level, counts[0].shape[0])
     return Comparison(interval, float((differences <= 0).mean()))
+
+
+# --- two levels: images and seeds ----------------------------------------------------------------------
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Standard error and degrees of freedom of mean(a) - mean(b) (Welch 1947, Satterthwaite 1946).
+
+    Args:
+        a, b: scores of the seeds, one-dimensional; they are independent and may differ in number.
+
+    Returns:
+        NaN and NaN where either has fewer than two values.
+    """
+    if min(len(a), len(b)) < 2:
+        return math.nan, math.nan
+    parts = [float(x.var(ddof=1)) / len(x) for x in (a, b)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0, math.inf
+    freedom = total**2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (a, b), strict=True))
+    return math.sqrt(total), freedom
+
+
+def _student(freedom: float, resamples: int, seed: int) -> np.ndarray:
+    """``(R,)`` Student's t in random order, one value from each of R equally probable strata."""
+    places = np.random.default_rng([seed, 1]).permutation(resamples)
+    return stdtrit(min(freedom, 1e9), (places + 0.5) / resamples)
+
+
+def two_level_difference(
+    a: Sequence[PerImage],
+    b: Sequence[PerImage],
+    *,
+    classes: Classes = "occurring",
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> TwoLevel:
+    """Interval of mIoU(a) - mIoU(b) when both the images and the seeds are drawn anew.
+
+    Resample r is ``D_r + e t_r``: ``D_r`` is the difference of the means over seeds on the r-th resample
+    of the images, the same images for all runs; ``e`` is Welch's standard error of the difference over
+    seeds, and ``t_r`` follows Student's distribution with his degrees of freedom. Seeds of a and b count
+    as independent. With one seed on either side nothing is known of that level: the interval is then
+    over images alone and ``seed_error`` is NaN.
+
+    Args:
+        a, b: per-image counts of the seeds of each row, on the same images in any order.
+        classes, level, resamples, seed: as in :func:`bootstrap_miou`.
+
+    Raises:
+        UserError: the runs hold different images or numbers of classes.
+    """
+    both = aligned([*a, *b])
+    counts = [_stacked(both[: len(a)], "mean"), _stacked(both[len(a) :], "mean")]
+    scores = [_scores(c.sum(axis=0), classes) for c in counts]
+    values = _resampled(counts, classes, resamples, seed)
+    differences = values[0] - values[1]
+    error, freedom = welch(*scores)
+    if not math.isnan(error):
+        differences = differences + error * _student(freedom, resamples, seed)
+    interval = _interval(float(scores[0].mean() - scores[1].mean()), differences, level, counts[0].shape[0])
+    return TwoLevel(interval, error, freedom, (len(a), len(b)))
+
+
+def permutation_test(
+    a: Sequence[PerImage],
+    b: Sequence[PerImage],
+    *,
+    classes: Classes = "occurring",
+    permutations: int = PERMUTATIONS,
+    seed: int = SEED,
+) -> float:
+    """Two-sided p-value of mIoU(a) = mIoU(b) on these images, these trained networks given.
+
+    Under the hypothesis it does not matter which of the two methods segmented an image, so each random
+    permutation swaps the methods on about half of the images. Counts are averaged over the seeds of a
+    method first. The p-value is ``(1 + hits) / (1 + permutations)`` and never 0.
+
+    Args:
+        a, b: per-image counts, on the same images in any order.
+        classes: as in :func:`bootstrap_miou`.
+        permutations: random swaps.
+        seed: of the swaps.
+
+    Raises:
+        UserError: the runs hold different images or numbers of classes.
+    """
+    both = aligned([*a, *b])
+    one, other = (_stacked(part, "mean").mean(axis=1) for part in (both[: len(a)], both[len(a) :]))
+    change = (other - one).reshape(len(one), -1)
+    sums = [x.sum(axis=0) for x in (one, other)]
+
+    def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return _scores(first, classes) - _scores(second, classes)
+
+    observed = abs(float(difference(*sums)))
+    rng = np.random.default_rng([seed, 2])
+    hits, rows = 0, max(1, _BLOCK // len(one))
+    for start in range(0, permutations, rows):
+        swaps = rng.random((min(rows, permutations - start), len(one))) < 0.5
+        moved = (swaps.astype(np.float64) @ change).reshape(len(swaps), *sums[0].shape)
+        hits += int((np.abs(difference(sums[0] + moved, sums[1] - moved)) >= observed - 1e-9).sum())
+    return (1 + hits) / (1 + permutations)
+
+
+def seed_test(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided exact p-value of equal mIoU over seeds: the signs of the paired differences are flipped.
+
+    Args:
+        a, b: scores of the same seeds in the same order.
+
+    Returns:
+        NaN below :data:`SEEDS_FOR_P` seeds, where the smallest possible value (2 / 2^n, with three
+        seeds 0.25) could not speak against the hypothesis; from 17 seeds on, 65,536 random patterns
+        stand for all of them.
+
+    Raises:
+        ValueError: different numbers of seeds.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} seeds cannot be paired")
+    if len(a) < SEEDS_FOR_P:
+        return math.nan
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    n, extra = len(differences), 0
+    if n <= 16:
+        patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        patterns, extra = np.random.default_rng(SEED).integers(0, 2, size=(2**16, n)), 1
+    sums = np.abs((1 - 2 * patterns) @ differences)
+    hits = int((sums >= abs(differences.sum()) - 1e-9).sum())
+    return (hits + extra) / (len(patterns) + extra)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted by Holm's step-down method (Holm 1979); NaN stays NaN."""
+    values = np.asarray(p_values, dtype=np.float64)
+    tested = np.flatnonzero(~np.isnan(values))
+    order = tested[np.argsort(values[tested], kind="stable")]
+    adjusted = np.full(len(values), np.nan)
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return adjusted.tolist()

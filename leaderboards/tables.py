@@ -147,9 +147,11 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
     runs: tuple[EvaluationRecord, ...] = tuple(group["run"])
     records: tuple[Record, ...] = tuple(group["record"])
     mean, std = spread(group["miou"].tolist())
-    interval = bootstrap_miou(
-        [run.per_image for run in runs], classes=runs[0].data["protocol"]["classes"], resamples=resamples
-    )
+    low, high = math.nan, math.nan
+    if resamples:
+        classes = runs[0].data["protocol"]["classes"]
+        interval = bootstrap_miou([run.per_image for run in runs], classes=classes, resamples=resamples)
+        low, high = interval.low, interval.high
     now = _spec(recipes, first["name"], first["evaluation"])
     value, source, cell_notes = _cells(now.cells if now else runs[0].data["spec"]["cells"], known)
     tolerances = [run.data["spec"]["tolerance"] for run in runs]
@@ -179,8 +181,8 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
         seeds=tuple(int(s) for s in group["seed"]),
         mean=mean,
         std=std,
-        low=interval.low,
-        high=interval.high,
+        low=low,
+        high=high,
         published=value,
         source=source,
         difference=difference,
@@ -310,7 +312,7 @@ def leaderboard(
         recipes: name to ``Resolved`` (``harness.recipes.all_recipes()``): what should have been run, and
             what counts as stale. Without them there are no holes.
         known: published cells, the packaged ones by default.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; 0 leaves the intervals out, and no counts are read.
 
     Returns:
         Rows by data set, supervision (strongest label first) and evaluation; in each, standing rows from

@@ -12,8 +12,9 @@ from synthetic import Factory
 from harness.errors import UserError
 from harness.recipes import EvaluationSpec
 from harness.records import Store
-from leaderboards.report import markdown, mean_text, number, write_leaderboard
+from leaderboards.report import markdown, write_leaderboard
 from leaderboards.tables import Row
+from leaderboards.text import mean_text, number
 
 
 def fill(factory: Factory) -> dict:

@@ -1,0 +1,39 @@
+"""Figures and tables as text, the same in every output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from leaderboards.tables import Row
+
+#: Stands where there is no figure.
+DASH = "–"
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A figure in a table, a dash for NaN."""
+    if math.isnan(value):
+        return DASH
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def mean_text(row: Row) -> str:
+    """``57.32 ± 0.81``, ``57.32 (one seed)``, or a dash."""
+    if row.n == 0 or math.isnan(row.mean):
+        return DASH
+    return f"{row.mean:.2f} (one seed)" if row.n == 1 else f"{row.mean:.2f} ± {row.std:.2f}"
+
+
+def escaped(text: str) -> str:
+    """Text that keeps a Markdown table whole."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def pipe_table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:
+    """A Markdown table; ``align`` is ``left`` or ``right`` for each column."""
+    return tabulate(list(lines), headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
