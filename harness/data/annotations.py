@@ -8,7 +8,7 @@ Coordinates are pixels, x to the right and y down, from the top left pixel.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,6 +100,7 @@ def read_label(
     *,
     size: tuple[int, int],
     names: Mapping[str, int],
+    files: Callable[[], tuple[Path, ...]] | None = None,
 ) -> np.ndarray:
     """The label of one picture: ``(H, W)`` uint8, ``0..K-1`` annotated class, 254 elsewhere.
 
@@ -110,6 +111,7 @@ def read_label(
         spec: format, folder, stroke width, value that means 'not annotated'.
         size: ``(H, W)`` of the picture.
         names: class names and aliases to labels ``0..K-1``.
+        files: gives the files that hold the label; by default those of :func:`label_files`.
 
     Raises:
         UserError: a file is missing or malformed, does not fit the picture, names an unknown class,
@@ -123,16 +125,16 @@ def read_label(
             where="labels.format",
             remedy=f"valid: {', '.join(formats)}" if formats else "use simulated labels or labels_from",
         )
-    files = label_files(root, image_id, spec)
+    found = label_files(root, image_id, spec) if files is None else files()
     num_classes = max(names.values()) + 1
     if spec.format == "png":
-        return read_png(files[0], spec.unlabelled, size=size, num_classes=num_classes)
+        return read_png(found[0], spec.unlabelled, size=size, num_classes=num_classes)
     if spec.format == "clicks":
-        return draw_clicks(read_clicks(files, image_id, num_classes), size, spec.stroke)
+        return draw_clicks(read_clicks(found, image_id, num_classes), size, spec.stroke)
     if spec.format == "xml":
-        strokes = read_xml(files[0], size=size, names=names)
+        strokes = read_xml(found[0], size=size, names=names)
     else:
-        strokes = read_polylines(files[0], num_classes)
+        strokes = read_polylines(found[0], num_classes)
     return draw_strokes(strokes, size, spec.stroke)
 
 

@@ -7,6 +7,8 @@ pixels, and a picture that is turned on reading no longer lies under its mask.
 
 from __future__ import annotations
 
+import errno
+import glob
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from harness.files import write_with
 
 #: Modes that have one meaning as eight-bit colours. 16-bit and floating-point pictures have none.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -30,6 +32,13 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem)}.*"))
+        if beside:
+            raise UserError(
+                f"the {what} is missing; beside its place stands {beside[0]}",
+                where=path,
+                remedy=f"name all files *{path.suffix}: rename .JPG and .jpeg, convert other formats",
+            ) from None
         raise UserError(
             f"the {what} is missing", where=path, remedy="complete the data set, or take its id off the list"
         ) from None
@@ -41,10 +50,20 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise UserError(f"the {what} is a folder", where=path, remedy="put the file in its place") from None
     except PermissionError:
         raise UserError(f"the {what} may not be read", where=path, remedy="check its permissions") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(
+                f"the {what} is a symbolic link that leads back to itself",
+                where=path,
+                remedy="replace the link by the file",
+            ) from None
+        raise _corrupt(path, what, error) from error
     except _DECODE_ERRORS as error:
-        raise UserError(
-            f"the {what} is corrupt: {error}", where=path, remedy="copy or unpack the file again"
-        ) from error
+        raise _corrupt(path, what, error) from error
+
+
+def _corrupt(path: Path, what: str, error: Exception) -> UserError:
+    return UserError(f"the {what} is corrupt: {error}", where=path, remedy="copy or unpack the file again")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -74,8 +93,12 @@ def read_rgb(path: Path) -> np.ndarray:
     )
 
 
-def read_index(path: Path) -> np.ndarray:
+def read_index(path: Path, colours: Sequence[Sequence[int]] = ()) -> np.ndarray:
     """``(H, W)`` uint8 index values of a palette or grey PNG; the palette's colours play no role.
+
+    Args:
+        path: the file.
+        colours: the data set's class colours; a colour picture made of them alone is called so.
 
     Grey PNGs of fewer than eight bits are refused: decoders stretch their values to 0..255, so
     that it cannot be told whether 255 meant 1, 3, 15 or void.
@@ -87,11 +110,22 @@ def read_index(path: Path) -> np.ndarray:
         fault = _not_an_index_map(image)
         if fault is None:
             return np.array(image)
+        if _made_of(image, colours):
+            fault += " in the colours of the classes"
     raise UserError(
         f"the mask is {fault}; an index map is needed (one class number for each pixel)",
         where=path,
         remedy="save it as an 8-bit palette or grey PNG whose values are class numbers",
     )
+
+
+def _made_of(image: Image.Image, colours: Sequence[Sequence[int]]) -> bool:
+    """Whether a colour picture has no other colours than those given, black and white and VOC's cream."""
+    if not colours or image.mode not in ("RGB", "RGBA"):
+        return False
+    found = image.convert("RGB").getcolors(len(colours) + 3)
+    known = {tuple(c) for c in colours} | {(0, 0, 0), (255, 255, 255), (224, 224, 192)}
+    return found is not None and {colour for _, colour in found} <= known
 
 
 def _not_an_index_map(image: Image.Image) -> str | None:

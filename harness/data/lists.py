@@ -1,0 +1,97 @@
+"""Lists of image ids and image tags: reading, writing, and those that travel with the project."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.files import write_with
+
+PACKAGED = Path(__file__).parent / "lists"
+
+
+@cache
+def packaged_list(dataset: str, split: str) -> tuple[str, ...] | None:
+    """The official list that travels with the project, None where none does."""
+    path = PACKAGED / dataset / f"{split}.txt.gz"
+    return read_list(path) if path.exists() else None
+
+
+def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tuple[str, ...]:
+    """Image ids of a list, one for each line; blank lines, trailing blanks and Windows line ends pass.
+
+    Args:
+        path: a text file, or a gzip-compressed one (``.gz``).
+        is_id: asked for lines with blanks inside: whether the whole line is one id (a picture of that
+            name exists), or a line of several columns.
+
+    Raises:
+        UserError: further columns, an id with a path, an id twice, not a single id, or not text.
+    """
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError("the list is not UTF-8 text", where=path, remedy="save it as plain text") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"the list cannot be read: {error}", where=path, remedy="check its permissions, or copy it again"
+        ) from None
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        word, where = line.strip(), f"{path}, line {number}"
+        if not word:
+            continue
+        columns = len(word.split())
+        if columns > 1 and not is_id(word):
+            raise UserError(
+                f"the list has {columns} columns, one id for each line is wanted",
+                where=where,
+                remedy="keep the ids only, without paths, labels or second columns",
+            )
+        if "/" in word or "\\" in word:
+            raise UserError(
+                f"{word!r} is a path, an image id is wanted",
+                where=where,
+                remedy="drop folders and file endings",
+            )
+        if word in seen:
+            raise UserError(
+                f"the id {word!r} stands on line {seen[word]} already", where=where, remedy="list it once"
+            )
+        seen[word] = number
+    if not seen:
+        raise UserError("the list holds no ids", where=path, remedy="write one image id for each line")
+    return tuple(seen)
+
+
+def write_tags(path: Path, image_ids: Sequence[str], tags: np.ndarray) -> None:
+    """Write ``(N, K)`` multi-hot image tags: an npz of ids, bits packed along K, and K."""
+    names = np.array([i.encode() for i in image_ids], dtype=np.bytes_)
+    bits = np.packbits(np.asarray(tags, dtype=bool), axis=1)
+    write_with(path, lambda f: np.savez_compressed(f, ids=names, bits=bits, classes=np.int64(tags.shape[1])))
+
+
+def read_tags(path: Path) -> dict[str, np.ndarray]:
+    """Image id to ``(K,)`` uint8 tags, from a file of :func:`write_tags`.
+
+    Raises:
+        UserError: the file is missing or not such a file.
+    """
+    if not path.exists():
+        raise UserError(
+            "no official image tags", where=path, remedy="choose another supervision, or provide them"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            tags = np.unpackbits(data["bits"], axis=1, count=int(data["classes"]))
+            return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"not a file of image tags: {error}", where=path, remedy="write it again") from None
