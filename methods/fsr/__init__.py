@@ -1,0 +1,1 @@
+"""FSR: progressive feature self-reinforcement (AAAI 2024)."""
