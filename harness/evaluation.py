@@ -46,8 +46,9 @@ class Protocol:
     """Add the mirrored picture at every scale."""
     merge: Literal["mean-softmax", "mean-logits", "max-logits"] = "mean-logits"
     """Over scales: mean of probabilities (AGMM), mean of logits (BLPSeg), maximum of logits (FSR)."""
-    flip_merge: Literal["same", "mean", "max"] = "same"
-    """Over a picture and its mirror, before scales are merged; `same`: as `merge`."""
+    flip_merge: Literal["same", "mean", "max", "sum"] = "same"
+    """Over a picture and its mirror, before scales are merged; `same`: as `merge`. `sum` (FSR, ToCo) decides
+    as `mean` does, but makes a dense CRF that follows more certain."""
     squash: tuple[int, int] | None = None
     """Resize the picture to this (height, width) first, whatever its proportions (ToCo on COCO)."""
     window: tuple[int, int] | None = None
@@ -129,12 +130,12 @@ def _windows(length: int, window: int, overlap: float) -> list[int]:
 
 
 def _view_scores(predict: Callable[[Tensor], Tensor], images: Tensor, p: Protocol) -> Tensor:
-    """Scores of one view: logits or probabilities ``(1, K, h, w)`` at the size of ``images``."""
+    """Probabilities ``(1, K, h, w)`` of one view at the size of ``images``, or logits as they come."""
     soft = p.merge == "mean-softmax"
 
     def whole(x: Tensor) -> Tensor:
         logits = predict(x)
-        return logits.softmax(1) if soft else logits
+        return _resize(logits, x.shape[-2:], p.align_corners).softmax(1) if soft else logits
 
     if p.window is None:
         return whole(images)
@@ -144,7 +145,8 @@ def _view_scores(predict: Callable[[Tensor], Tensor], images: Tensor, p: Protoco
     for top in _windows(height, p.window[0], p.overlap):
         for left in _windows(width, p.window[1], p.overlap):
             rows, columns = slice(top, top + p.window[0]), slice(left, left + p.window[1])
-            scores = whole(images[..., rows, columns])
+            window = images[..., rows, columns]
+            scores = _resize(whole(window), window.shape[-2:], p.align_corners)
             if soft and p.window_softmax == "twice":
                 scores = scores.softmax(1)
             if total is None:
@@ -167,7 +169,7 @@ def predict_scores(
     """Scores of one picture under a protocol.
 
     Args:
-        predict: images ``(1, 3, h, w)`` to logits ``(1, K, h, w)``.
+        predict: images ``(1, 3, h, w)`` to logits ``(1, K, h', w')`` of any size, which are resized once.
         images: ``(1, 3, H, W)`` normalised.
         p: the protocol.
         size: size of the result, that of ``images`` by default.
@@ -189,7 +191,10 @@ def predict_scores(
             mirrored = _view_scores(predict, scaled.flip(-1), p).flip(-1)
             mirrored = _resize(mirrored, size, p.align_corners)
             by_max = p.flip_merge == "max" or (p.flip_merge == "same" and p.merge == "max-logits")
-            scores = torch.maximum(scores, mirrored) if by_max else (scores + mirrored) / 2
+            if by_max:
+                scores = torch.maximum(scores, mirrored)
+            else:
+                scores = (scores + mirrored) / (1 if p.flip_merge == "sum" else 2)
         if merged is None:
             merged = scores
         else:
@@ -346,7 +351,7 @@ def predictions(
         own_tags = None if tags is None else tags[index]
         if output == "segmentation":
             scores = predict_scores(
-                lambda x: method.predict(x, network).float(),
+                lambda x: method.grid_logits(x, network).float(),
                 images,
                 p,
                 tags=own_tags,

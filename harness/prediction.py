@@ -62,7 +62,7 @@ def segment(
         image = read_rgb(file)
         raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(on)
         scores = evaluation.predict_scores(
-            lambda x: method.predict(x, network).float(), evaluation.normalise(raw)[None], p
+            lambda x: method.grid_logits(x, network).float(), evaluation.normalise(raw)[None], p
         )
         scores = evaluation.post_process(scores, raw[None], p)
         labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()

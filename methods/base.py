@@ -78,6 +78,11 @@ class Method(nn.Module, ABC):
     def predict(self, images: Tensor, network: str = "default") -> Tensor:
         """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
 
+    def grid_logits(self, images: Tensor, network: str = "default") -> Tensor:
+        """Logits ``(B, K, h, w)`` before the last bilinear resize, for protocols that resize once to the
+        size of the masks, whatever the scale; by default those of :meth:`predict`."""
+        return self.predict(images, network)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Same as :meth:`loss`."""
         return self.loss(batch, progress)

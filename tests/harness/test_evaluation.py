@@ -146,6 +146,35 @@ def test_maximum_over_scales_is_taken_per_pixel():
     assert predict_scores(predict, torch.zeros(1, 3, 8, 8), p).unique().tolist() == [8.0]
 
 
+def test_a_mirror_that_is_summed_counts_twice_and_decides_alike():
+    p = Protocol(scales=(1.0, 1.25), flip=True, flip_merge="sum", merge="max-logits")
+    torch.manual_seed(0)
+    image, kernel = torch.randn(1, 3, 12, 15), torch.randn(4, 3, 3, 3)
+
+    def predict(x):
+        return F.conv2d(x, kernel, stride=2, padding=1)
+
+    total = predict_scores(predict, image, p)
+    mean = predict_scores(predict, image, dataclasses.replace(p, flip_merge="mean"))
+    torch.testing.assert_close(total, 2 * mean)
+
+
+def test_logits_on_a_coarse_grid_are_resized_once_to_the_masks():
+    """Enlarging to the scaled picture first, then to the mask, would smooth twice."""
+    torch.manual_seed(0)
+    image, grid = torch.randn(1, 3, 16, 20), torch.randn(1, 4, 5, 6)
+    p = Protocol(scales=(1.0, 1.5), merge="mean-logits")
+    scores = predict_scores(lambda x: grid, image, p, size=(33, 21))
+    once = F.interpolate(grid, (33, 21), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(scores, once)
+    soft = predict_scores(lambda x: grid, image, Protocol(merge="mean-softmax"))
+    whole = F.interpolate(grid, (16, 20), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(soft, whole.softmax(1))
+    tiles = predict_scores(lambda x: grid, image, Protocol(window=(8, 8)))
+    tile = F.interpolate(grid, (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(tiles[..., :8, :8], tile)
+
+
 def test_an_unknown_protocol_names_the_nearest():
     with pytest.raises(UserError, match="agmm-voc"):
         protocol("agmm-vocs")
