@@ -1,0 +1,327 @@
+"""What ToCo, FSR and DSKD+GC share: one network on a vision transformer, its maps, labels and losses.
+
+A transformer with two multi-label classifiers (last and intermediate tokens), activation maps from their
+weights, and a LargeFOV head that trains on labels made from the maps. The three papers differ in what
+they add; class 0 is the background everywhere here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.batch import IGNORE
+from harness.errors import UserError
+from harness.nn.cam import activation_maps, cam_to_label, multi_scale_cam, present_cam
+from harness.nn.colours import colours, denormalise
+from harness.nn.decoders import LargeFOV
+from harness.nn.dense_crf import dense_crf_loss
+from harness.nn.par import refine_cams
+from harness.nn.resize import resize
+from harness.nn.vit import Tokens, ViTEncoder
+from harness.schema import schema
+from methods.base import Build, Method
+from methods.segmenter import at_least_float32, outside_autocast
+
+ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss weight
+
+
+@schema
+class ViTConfig:
+    """Network, maps and pseudo labels as ToCo has them on VOC."""
+
+    aux_layer: int = -3
+    """Block whose tokens the auxiliary classifier reads; -3 is the tenth of twelve.
+    [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
+    pooling: Literal["max", "lse"] = "max"
+    """How token scores become a class score: maximum, or log-sum-exp, which spreads the maps.
+    [ToCo model/model_seg_neg.py; lse: our choice for the miniature suite]"""
+    lse_sharpness: float = Field(default=5.0, gt=0)
+    """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
+    decoder_width: int = Field(default=512, ge=1)
+    """Channels of the LargeFOV head. [ToCo model/decoder/conv_head.py]"""
+    decoder_dilation: int = Field(default=5, ge=1)
+    """Dilation of its 3x3 convolutions, in tokens. [ToCo model/decoder/conv_head.py]"""
+    decoder_init: Literal["torch", "kaiming"] = "torch"
+    """Its initial weights: torch's own, or Kaiming's normal ones (FSR). ToCo's code defines the latter and
+    never calls them. [ToCo model/decoder/conv_head.py]"""
+    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    """Scales of the activation maps, each with its mirror; scale 1 always takes part.
+    [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    high: float = Field(default=0.7, ge=0, le=1)
+    """A token or pixel is foreground where its map exceeds this; 0.65 on COCO.
+    [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    low: float = Field(default=0.25, ge=0, le=1)
+    """Background where no map exceeds this; between both thresholds undecided.
+    [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    background_score: float = Field(default=0.5, ge=0, le=1)
+    """The one threshold of maps that are scored; 0.45 on COCO. [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    cam_size: int | None = Field(default=448, ge=1)
+    """Side in pixels to which pictures are squashed before maps are made for scoring; their own size if
+    none. [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
+    refine_iterations: int = Field(default=10, ge=0)
+    """Iterations of PAR. [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    refine_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    """Distances of PAR's neighbours in pixels of the shrunk picture.
+    [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    refine_down_scale: int = Field(default=2, ge=1)
+    """PAR works on pictures this many times smaller. [ToCo utils/camutils.py]"""
+    head_lr_scale: float = Field(default=10.0, ge=0)
+    """Learning rate of everything but the encoder, relative to it.
+    [ToCo scripts/dist_train_voc_seg_neg.py]"""
+
+
+class Output(NamedTuple):
+    """What the network returns.
+
+    Attributes:
+        tokens: of the encoder.
+        cls: ``(B, K - 1)`` logits of the foreground classes from the final tokens.
+        aux_cls: the same from the auxiliary tokens.
+        seg: ``(B, K, h, w)`` logits on the token grid.
+    """
+
+    tokens: Tokens
+    cls: Tensor
+    aux_cls: Tensor
+    seg: Tensor
+
+
+class ViTNetwork(nn.Module):
+    """Encoder, both classifiers and the LargeFOV head; names are those of the authors' checkpoints.
+
+    Args:
+        encoder: the transformer.
+        num_classes: K, background included.
+        config: pooling and head.
+    """
+
+    def __init__(self, encoder: ViTEncoder, num_classes: int, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.decoder = LargeFOV(
+            encoder.channels,
+            num_classes,
+            width=config.decoder_width,
+            dilation=config.decoder_dilation,
+            init=config.decoder_init,
+        )
+        self.classifier = nn.Conv2d(encoder.channels, num_classes - 1, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(encoder.channels, num_classes - 1, 1, bias=False)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
+        """Outputs for normalised ``images`` ``(B, 3, H, W)``; ``mask`` as in :class:`ViTEncoder`."""
+        return self.heads(self.encoder(images, mask))
+
+    def heads(self, tokens: Tokens) -> Output:
+        """Class and segmentation logits of tokens."""
+        return Output(
+            tokens,
+            self.class_scores(tokens.final, self.classifier),
+            self.class_scores(tokens.aux, self.aux_classifier),
+            self.decoder(tokens.final),
+        )
+
+    def class_scores(self, features: Tensor, classifier: nn.Conv2d) -> Tensor:
+        """Class logits ``(B, K - 1)`` from tokens ``(B, C, h, w)``.
+
+        The authors classify the channel-wise maximum of the tokens; log-sum-exp pools the class scores
+        of the tokens instead.
+        """
+        if self.config.pooling == "max":
+            return classifier(features.amax((2, 3), keepdim=True)).flatten(1)
+        scores = at_least_float32(classifier(features).flatten(2))
+        sharpness, tokens = self.config.lse_sharpness, scores.shape[2]
+        share = torch.full((), tokens, dtype=scores.dtype, device=scores.device).log()
+        return ((sharpness * scores).logsumexp(2) - share) / sharpness
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed activation maps ``(B, K - 1, h, w)`` of final and auxiliary tokens, without gradient.
+
+        FSR cuts negative values off here, ToCo after resizing.
+        """
+        with torch.no_grad():
+            tokens = self.encoder(images)
+        return (
+            activation_maps(tokens.final, self.classifier.weight),
+            activation_maps(tokens.aux, self.aux_classifier.weight),
+        )
+
+
+class ViTSegmenter(Method):
+    """A method on :class:`ViTNetwork`; subclasses make ``self.network`` with :meth:`make_network`."""
+
+    network: ViTNetwork
+
+    def __init__(self, config: Any, build: Build) -> None:
+        super().__init__(config, build)
+        if build.dataset.background != 0:
+            raise UserError(
+                f"{self.title} takes class 0 as the background, {build.dataset.title} does not",
+                where="dataset",
+                remedy="train it on VOC 2012, COCO 2014 or the miniature scenes",
+            )
+
+    def named_network(self, name: str) -> ViTNetwork:
+        """The network behind a name of ``networks``; here there is one."""
+        return self.network
+
+    def predict(self, images: Tensor, network: str = "default") -> Tensor:
+        """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
+        seg = self.named_network(network)(images).seg
+        return resize(at_least_float32(seg), images.shape[-2:], align_corners=False)
+
+    def cams(self, images: Tensor, network: ViTNetwork | None = None) -> tuple[Tensor, Tensor]:
+        """Multi-scale activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens."""
+        maps = (network or self.network).maps
+        cam, aux = multi_scale_cam(maps, images, self.config.cam_scales)
+        return cam, aux
+
+    def token_labels(self, cam: Tensor, tags: Tensor, grid: Sequence[int], valid: Tensor | None) -> Tensor:
+        """Labels ``(B, h, w)`` of tokens by both thresholds, from maps ``(B, K - 1, H, W)``.
+
+        Args:
+            cam: in [0, 1].
+            tags: ``(B, K - 1)``.
+            grid: (h, w).
+            valid: ``(B, h, w)`` bool, elsewhere undecided; everywhere if None.
+        """
+        small = resize(cam, grid, align_corners=False)
+        return cam_to_label(small, tags, (self.config.low, self.config.high), valid)
+
+    def refined_labels(
+        self, images: Tensor, cam: Tensor, tags: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Pseudo labels ``(B, H, W)``, 255 undecided: :func:`harness.nn.par.refine_cams` as configured.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised.
+            cam: ``(B, K - 1, H, W)`` in [0, 1].
+            tags: ``(B, K - 1)``.
+            valid: ``(B, H, W)`` bool, elsewhere undecided; everywhere if None.
+        """
+        c = self.config
+        return refine_cams(
+            denormalise(images),
+            present_cam(cam, tags),
+            tags,
+            c.low,
+            c.high,
+            valid=valid,
+            dilations=c.refine_dilations,
+            iterations=c.refine_iterations,
+            down_scale=c.refine_down_scale,
+        )
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """``cam`` and ``aux-cam`` by the one threshold, and ``refined`` training labels (255 undecided)."""
+        return self.labels_of(self.network, images, tags)
+
+    @torch.no_grad()
+    def labels_of(self, network: ViTNetwork, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """:meth:`pseudo_labels` of one network."""
+        size, side = images.shape[-2:], self.config.cam_size
+        squashed = images if side is None else resize(images, (side, side), align_corners=False)
+        present = tags[:, 1:]
+        cam, aux = (resize(c, size, align_corners=False) for c in self.cams(squashed, network))
+        return {
+            "cam": cam_to_label(cam, present, self.config.background_score),
+            "aux-cam": cam_to_label(aux, present, self.config.background_score),
+            "refined": self.refined_labels(images, cam, present),
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder, and everything else with ``head_lr_scale``; decay on all."""
+        return optimiser_groups(self, ("network.encoder.",), self.config.head_lr_scale)
+
+
+def optimiser_groups(
+    module: nn.Module,
+    encoder: tuple[str, ...],
+    head_lr_scale: float,
+    decay: Literal["all", "matrices"] = "all",
+) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay.
+
+    Args:
+        module: whose parameters.
+        encoder: prefixes of names that learn at the base rate.
+        head_lr_scale: rate of the others, relative to it.
+        decay: ``all``, or ``matrices``: no decay of biases, vectors, position tables and learned tokens
+            (FSR utils/optimizer.py).
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decayed = decay == "all" or _is_matrix(name, parameter)
+            groups.setdefault((name.startswith(encoder), decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": 1.0 if slow else head_lr_scale}
+        | ({} if decayed else {"weight_decay": 0.0})
+        for (slow, decayed), parameters in groups.items()
+    ]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    last = name.rpartition(".")[2]
+    return parameter.ndim > 1 and last not in ("bias", "pos_embed", "cls_token", "mask_token")
+
+
+# --- losses ------------------------------------------------------------------------------------------
+
+
+def classification_loss(logits: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft margin loss, mean over pictures and classes; both ``(B, K - 1)``."""
+    return F.multilabel_soft_margin_loss(at_least_float32(logits), tags.to(at_least_float32(logits).dtype))
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Half the mean cross-entropy of background pixels plus half that of foreground pixels.
+
+    A side without pixels is 0 with zero gradient (the authors' mean over nothing is NaN: ToCo and FSR
+    model/losses.py).
+
+    Args:
+        logits: ``(B, K, H, W)``.
+        labels: ``(B, H, W)`` int64; 255 does not count.
+    """
+    with outside_autocast(logits.device):
+        each = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="none")
+        behind, before = labels == 0, (labels != 0) & (labels != IGNORE)
+        sides = [(each * side).sum() / side.sum().clamp(min=1) for side in (behind, before)]
+        return (sides[0] + sides[1]) / 2
+
+
+def dense_energy(logits: Tensor, images: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The gated dense energy of ToCo and FSR (model/losses.py) at half size, times 1e-7.
+
+    Args:
+        logits: ``(B, K, H, W)``.
+        images: ``(B, 3, H, W)`` normalised.
+        labels: ``(B, H, W)``; where they are 255 the gate is open.
+        valid: ``(B, H, W)`` bool region of interest, everything by default.
+    """
+    with outside_autocast(logits.device):
+        probabilities = at_least_float32(logits).softmax(1)
+        energy = dense_crf_loss(probabilities, colours(images), roi=valid, unlabelled=labels == IGNORE)
+        return ENERGY_SCALE * energy
+
+
+def from_step(weight: float, start: int, step: int) -> float:
+    """``weight`` from step ``start`` on, 0 before."""
+    return weight if step >= start else 0.0
+
+
+Terms = dict[str, tuple[float, Callable[[], Tensor]]]
+
+
+def weighted(terms: Terms) -> dict[str, Tensor]:
+    """Evaluate the terms whose weight is not 0, and weigh them."""
+    return {name: weight * term() for name, (weight, term) in terms.items() if weight != 0}
