@@ -174,8 +174,11 @@ class ViTSegmenter(Method):
 
     def predict(self, images: Tensor, network: str = "default") -> Tensor:
         """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
-        seg = self.named_network(network)(images).seg
-        return resize(at_least_float32(seg), images.shape[-2:], align_corners=False)
+        return resize(self.grid_logits(images, network), images.shape[-2:], align_corners=False)
+
+    def grid_logits(self, images: Tensor, network: str = "default") -> Tensor:
+        """Logits ``(B, K, h, w)`` on the token grid."""
+        return at_least_float32(self.named_network(network)(images).seg)
 
     def cams(self, images: Tensor, network: ViTNetwork | None = None) -> tuple[Tensor, Tensor]:
         """Multi-scale activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens."""
