@@ -23,14 +23,18 @@ class ViewSpec:
         colour: strength of an additional colour jitter, 0 for none.
         independent: a crop of its own, with its own mirror and colours, drawn by the recipe's
             ``[augment]``; otherwise the view shows what the main view shows.
-        recolour: additional jitter, grey, blur and shift, each with its probability there; its geometry
-            is not used.
+        augment: with ``independent``, draws the crop instead of the recipe's ``[augment]``.
+        plain: without ``independent``, the view starts from the main view before its colours are changed.
+        recolour: additional jitter, grey, blur, solarisation and shift, each with its probability there;
+            its geometry is not used.
     """
 
     scale: float = 1.0
     flip: bool = False
     colour: float = 0.0
     independent: bool = False
+    augment: AugmentSpec | None = None
+    plain: bool = False
     recolour: AugmentSpec | None = None
 
 

@@ -78,6 +78,9 @@ class ScheduleSpec:
     """Smallest share of the base learning rate."""
     beyond: int = Field(default=0, ge=0)
     """Steps added to the schedule's T alone: with 1 the last step's rate is not that of T (BLPSeg)."""
+    count_from: Literal["warmup", "start"] = "warmup"
+    """Where i and T begin: after the warm-up, or at step 0, with a step down at the warm-up's end
+    (ToCo)."""
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""
@@ -112,6 +115,8 @@ class AugmentSpec:
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of its standard deviation in pixels."""
+    solarise: float = Field(default=0.0, ge=0, le=1)
+    """Probability that colours from 128 on are inverted."""
     shift: float = Field(default=0.0, ge=0, le=1)
     """Probability of a brightness shift."""
     shift_range: tuple[float, float] = (-10.0, 10.0)

@@ -42,13 +42,14 @@ def lr_factor(spec: ScheduleSpec, step: int, total: int) -> float:
     """Share of the base learning rate at a 0-based optimiser step.
 
     After a linear warm-up of ``warmup_steps``: poly ``(1 - i/T)^power``, cosine ``(1 + cos(pi i/T)) / 2``
-    or constant, with i and T counted from the end of the warm-up and T made longer by ``beyond``; never
-    below ``floor``.
+    or constant, with i and T counted from the end of the warm-up (or, by ``count_from``, from step 0) and T
+    made longer by ``beyond``; never below ``floor``.
     """
     if step < spec.warmup_steps:
         share = step / spec.warmup_steps
         return spec.warmup_factor + (1 - spec.warmup_factor) * share
-    done = (step - spec.warmup_steps) / max(total + spec.beyond - spec.warmup_steps, 1)
+    start = spec.warmup_steps if spec.count_from == "warmup" else 0
+    done = (step - start) / max(total + spec.beyond - start, 1)
     factor = {
         "poly": (1 - done) ** spec.power,
         "cosine": (1 + math.cos(math.pi * done)) / 2,

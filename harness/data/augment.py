@@ -28,11 +28,13 @@ class Sample:
         image: ``(H, W, 3)`` uint8 RGB, black where padded.
         label: ``(H, W)`` uint8, 255 where padded.
         valid: ``(H, W)`` bool, False where padded.
+        plain: ``(H, W, 3)`` uint8, ``image`` before its colours were changed.
     """
 
     image: np.ndarray
     label: np.ndarray
     valid: np.ndarray
+    plain: np.ndarray
 
 
 def resize(
@@ -141,13 +143,15 @@ def jitter(
 
 
 def recolour(image: Image.Image, spec: AugmentSpec, rng: random.Random) -> Image.Image:
-    """Colour jitter, grey, blur and brightness shift, each with its own probability."""
+    """Colour jitter, grey, blur, solarisation and brightness shift, each with its own probability."""
     if spec.jitter and rng.random() < spec.jitter:
         image = jitter(image, spec.jitter_strength, rng)
     if spec.grey and rng.random() < spec.grey:
         image = image.convert("L").convert("RGB")
     if spec.blur and rng.random() < spec.blur:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*spec.blur_sigma)))
+    if spec.solarise and rng.random() < spec.solarise:
+        image = ImageOps.solarize(image)
     if spec.shift and rng.random() < spec.shift:
         shifted = np.asarray(image, dtype=np.float32) + rng.uniform(*spec.shift_range)
         image = Image.fromarray(shifted.clip(0, 255).astype(np.uint8))
@@ -181,4 +185,4 @@ def augment(
     array = np.array(coloured)
     if coloured is not picture:
         array[~inside] = 0  # padding stays black whatever the colours do
-    return Sample(array, np.array(mask), inside)
+    return Sample(array, np.array(mask), inside, array if coloured is picture else np.array(picture))

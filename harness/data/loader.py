@@ -123,10 +123,10 @@ class TrainingSet(TorchDataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Colours ``(h, w, 3)`` and validity ``(h, w)`` of a further view: of the main one, or of its own."""
         if not spec.independent:
-            return view(main.image, main.valid, spec, rng)
+            return view(main.plain if spec.plain else main.image, main.valid, spec, rng)
         height, width = self.recipe.crop_size
         size = (round(height * spec.scale), round(width * spec.scale))
-        own = augment(image, label, size, self.recipe.augment, rng)
+        own = augment(image, label, size, spec.augment or self.recipe.augment, rng)
         return view(own.image, own.valid, replace(spec, scale=1.0), rng)
 
 

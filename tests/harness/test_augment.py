@@ -245,3 +245,32 @@ def test_views_are_the_same_for_any_number_of_loader_workers(workers):
         assert torch.equal(one.images, other.images)
         for name in views:
             assert torch.equal(one.views[name].raw, other.views[name].raw)
+
+
+def test_a_plain_view_shows_the_main_crop_before_its_colours():
+    data = training_set({"plain": ViewSpec(plain=True)}, {"jitter": 1.0, "blur": 1.0, "flip": 0.5})
+    uncoloured = training_set({}, {"jitter": 0.0, "blur": 0.0, "flip": 0.5})
+    for step in range(4):
+        sample = data[step, 0, 1]
+        np.testing.assert_array_equal(sample["views"]["plain"][0], uncoloured[step, 0, 1]["image"])
+        assert (sample["image"] != sample["views"]["plain"][0]).any()
+
+
+def test_an_independent_view_may_have_an_augmentation_of_its_own():
+    """The recipe pads a picture of 48 x 60 to 96; a view of random area has no padding."""
+    own = AugmentSpec(crop_mode="area", area=(0.4, 1.0), grey=1.0)
+    data = training_set({"second": ViewSpec(independent=True, augment=own)}, {"scale": [0.5, 0.5]})
+    sample = data[0, 0, 0]
+    assert not sample["valid"].all()
+    colours, inside = sample["views"]["second"]
+    assert inside.all()
+    assert (colours[..., 0] == colours[..., 1]).all()
+    assert (sample["image"][..., 0] != sample["image"][..., 1]).any()
+
+
+def test_solarisation_inverts_bright_colours():
+    image = np.tile(np.array([0, 100, 127, 128, 200, 255], np.uint8)[:, None, None], (1, 6, 3))
+    spec = AugmentSpec(scale=(1.0, 1.0), flip=0.0, solarise=1.0)
+    sample = augment(image, image[..., 0], (6, 6), spec, random.Random(0))
+    assert sample.image[:, 0, 0].tolist() == [0, 100, 127, 127, 55, 0]
+    assert sample.plain[:, 0, 0].tolist() == image[:, 0, 0].tolist()

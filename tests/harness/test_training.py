@@ -37,6 +37,21 @@ def test_warm_up_rises_to_one_then_the_schedule_falls_to_its_floor():
     assert values[:11] == sorted(values[:11])
 
 
+def test_a_schedule_may_count_from_the_first_step_of_its_warm_up(golden):
+    """ToCo's poly: the rate steps down where the warm-up ends."""
+    data = np.load(golden / "fsr" / "schedules.npz")
+    spec = ScheduleSpec(steps=1, kind="poly", power=0.9, warmup_steps=1500, count_from="start")
+    for total, steps, name in (
+        (20000, "lr_steps", "toco_poly_lr_base_head"),
+        (80000, "lr_steps80k", "toco_poly_lr_80k"),
+    ):
+        factors = [lr_factor(spec, int(i), total) for i in data[steps]]
+        np.testing.assert_allclose(np.outer(factors, [6e-5, 6e-4]), data[name], rtol=1e-9)
+    tenth = dataclasses.replace(spec, warmup_factor=0.1)
+    factors = [lr_factor(tenth, int(i), 20000) for i in data["lr_steps"]]
+    np.testing.assert_allclose(np.outer(factors, [6e-5, 6e-4]), data["fsr_poly_lr_base_head"], rtol=1e-9)
+
+
 def test_a_schedule_has_one_unit():
     with pytest.raises(UserError, match="exactly one"):
         ScheduleSpec(steps=3, epochs=3).total_steps(10)
