@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -79,13 +80,32 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far: allocated on the GPU, or resident in this process."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_mib` count from now: a worker process takes one trial after another.
+
+    On the CPU this needs Linux; elsewhere the peak is that of the process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Largest memory since :func:`reset_peak_memory`: allocated on the GPU, or resident in this process.
+
+    None where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
     try:
         import resource
     except ImportError:  # Windows
-        return float("nan")
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -43,6 +43,7 @@ def run(prepared: Prepared) -> Iterator[Status]:
     if prepared.device.type == "cpu":
         torch.set_num_threads(prepared.options.threads)
     prepared.folder.mkdir(parents=True, exist_ok=True)
+    provenance.reset_peak_memory(prepared.device)
     started, clock = _now(), time.monotonic()
     record = prepared.record
     method = build_method(prepared.resolved, prepared.device, trial.seed)
