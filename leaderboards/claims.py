@@ -318,7 +318,8 @@ def _obstacles(a: Row, b: Row) -> list[str]:
     one, other = a.runs[0].data, b.runs[0].data
     if one["data_fingerprint"] != other["data_fingerprint"]:
         return ["scored on different data"]
-    if one["protocol"] != other["protocol"]:
+    shared = (set(one["protocol"]) & set(other["protocol"])) - {"about"}  # fields are added, never dropped
+    if any(one["protocol"][key] != other["protocol"][key] for key in shared):
         return ["scored by different versions of the protocol"]
     return []
 
@@ -392,8 +393,8 @@ def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
 
 _COLUMNS = (
     ("Claim", "left"),
-    ("Should lie above", "left"),
-    ("What", "left"),
+    ("This recipe", "left"),
+    ("should lie above", "left"),
     ("Evaluation", "left"),
     ("n", "right"),
     ("Difference", "right"),
@@ -432,7 +433,7 @@ def markdown(judged: Sequence[Judged]) -> str:
             ]
             for j in holes
         ]
-        heads = ["Claim", "Should lie above", "What", "Evaluation", "Run it with", "Notes"]
+        heads = ["Claim", "This recipe", "should lie above", "Evaluation", "Run it with", "Notes"]
         parts += ["## Not run\n", pipe_table(lines, heads, ["left"] * 6) + "\n"]
     return "\n".join(parts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,42 +17,13 @@ from harness.provenance import code
 from harness.records import Store
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
+from leaderboards.columns import NOTES, explained, sections
 from leaderboards.gathering import dataset_title, gather
 from leaderboards.published import Cell, Published, published
 from leaderboards.tables import Row, as_frame, leaderboard, per_class
-from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
+from leaderboards.text import DASH, escaped, pipe_table
 
 FORMATS = ("md", "csv")
-
-#: Column, alignment, and what it means.
-_COLUMNS = (
-    ("Method", "left", ""),
-    ("Recipe", "left", "what was trained, as `wsss show` explains it; overrides stand in brackets"),
-    ("Backbone", "left", ""),
-    ("Weak label", "left", "where the training labels come from, and the width of drawn strokes"),
-    ("Evaluation", "left", "split and protocol, network and output where they are not the usual ones"),
-    ("n", "right", "seeds that finished"),
-    ("mIoU (%)", "right", "mean ± standard deviation over seeds (divisor n - 1); `one seed` where n = 1"),
-    (
-        "95 % interval",
-        "right",
-        "bootstrap over images of the mean over seeds: it says how far other pictures would move the figure, "
-        "not how far other seeds would",
-    ),
-    ("Published", "right", "the printed value, with the id of its cell"),
-    ("Difference", "right", "mean minus published, in points"),
-    ("Full (%)", "right", "share of full supervision: same data set, backbone, weights and evaluation"),
-    (
-        "Verdict",
-        "left",
-        "`reproduced`: |difference| within the tolerance that the recipe fixed before the run; `below`, "
-        "`above`; `not comparable`: no published value, or other data; `stale`: recipe, protocol or data "
-        "have changed since; `not run`: a hole",
-    ),
-    ("Commit", "left", "code that trained it"),
-    ("Notes", "left", "numbers of the notes below the table"),
-)
-
 
 #: Head of ``claims.md``: what the columns mean.
 CLAIMS_HEADER = """# Claims
@@ -221,34 +191,9 @@ def header(frame: pd.DataFrame) -> str:
         "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
         "[published.md](published.md).",
         "",
-        *(f"- **{name}**: {meaning}" for name, _, meaning in _COLUMNS if meaning),
+        *(f"- **{name}**: {meaning}" for name, meaning in explained()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _line(row: Row, notes: dict[str, int]) -> list[str]:
-    numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
-    interval = DASH if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
-    value = DASH if not row.source else f"{row.published:.2f} ({row.source})"
-    name = f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
-    images = "" if row.images == row.official_images else f" [{row.images} of {row.official_images} images]"
-    cells = [
-        row.title,
-        name,
-        row.backbone,
-        row.weak_label,
-        row.evaluation + images,
-        str(row.n),
-        mean_text(row),
-        interval,
-        value,
-        number(row.difference, sign=True),
-        number(row.share, 1),
-        row.verdict,
-        row.commit or DASH,
-        ", ".join(map(str, numbers)),
-    ]
-    return [escaped(cell) for cell in cells]
 
 
 def _noted(notes: Mapping[str, int]) -> list[str]:
@@ -256,34 +201,22 @@ def _noted(notes: Mapping[str, int]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table for each data set and supervision with records; the others are one table of holes."""
-    names, align = [c[0] for c in _COLUMNS], [c[1] for c in _COLUMNS]
+    """The tables of :func:`leaderboards.columns.sections`, each with its notes below."""
     parts: list[str] = []
-    untouched: list[Row] = []
-    for (dataset, supervision), group in groupby(rows, key=lambda r: (r.dataset, r.supervision)):
-        members = list(group)
-        if not any(row.n for row in members):
-            untouched += members
-            continue
+    for section in sections(rows):
+        noted = section.kind != "cost"
         notes: dict[str, int] = {}
-        lines = [_line(row, notes) for row in members]
-        parts.append(f"## {dataset_title(dataset)}, {supervision} supervision\n")
-        parts.append(pipe_table(lines, names, align) + "\n")
-        parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
-    if untouched:
-        notes = {}
-        kept = [
-            i
-            for i, name in enumerate(names)
-            if name in ("Recipe", "Backbone", "Evaluation", "Published", "Notes")
-        ]
         lines = []
-        for row in untouched:
-            line = _line(row, notes)
-            lines.append([dataset_title(row.dataset), row.supervision, *(line[i] for i in kept)])
-        parts.append("## Not run\n")
-        heads = ["Data set", "Supervision", *(names[i] for i in kept)]
-        parts.append(pipe_table(lines, heads, ["left", "left", *(align[i] for i in kept)]) + "\n")
+        for row in section.rows:
+            line = [escaped(column.text(row)) for column in section.columns]
+            if noted:
+                numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
+                line.append(", ".join(map(str, numbers)))
+            lines.append(line)
+        names = [c.name for c in section.columns] + ([NOTES] if noted else [])
+        align = [c.align for c in section.columns] + (["left"] if noted else [])
+        parts.append(f"## {section.title}\n")
+        parts.append(pipe_table(lines, names, align) + "\n")
         parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
     return "\n".join(parts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,64 @@ Verdict = Literal["reproduced", "below", "above", "not comparable", "stale", "no
 
 #: Slack for the last bit where |difference| equals the tolerance.
 _SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training took, from its records; NaN where they do not say.
+
+    Attributes:
+        parameters: of the whole method.
+        steps: optimiser steps.
+        seconds: training time of one seed, mean over seeds: steps divided by the recorded rate.
+        memory_mib: peak memory, largest over seeds.
+        images_per_second: of the evaluation in this row, mean over seeds.
+        machine: GPU, or processor with the number of threads; several are joined.
+    """
+
+    parameters: float = math.nan
+    steps: float = math.nan
+    seconds: float = math.nan
+    memory_mib: float = math.nan
+    images_per_second: float = math.nan
+    machine: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the records say anything."""
+        figures = (self.parameters, self.seconds, self.memory_mib, self.images_per_second)
+        return not all(math.isnan(f) for f in figures)
+
+
+def cost_of(records: Sequence[Record], runs: Sequence[EvaluationRecord]) -> Cost:
+    """The cost of one training, from its seeds and their runs of one evaluation."""
+
+    def figures(key: str) -> np.ndarray:
+        return np.array([r.data.get(key) or math.nan for r in records], dtype=np.float64)
+
+    def folded(values: np.ndarray, fold: Callable[[np.ndarray], Any]) -> float:
+        present = values[~np.isnan(values)]
+        return float(fold(present)) if present.size else math.nan
+
+    seconds = np.array([run.data.get("seconds") or math.nan for run in runs], dtype=np.float64)
+    images = np.array([run.data["images"] for run in runs], dtype=np.float64)
+    return Cost(
+        parameters=folded(figures("parameters"), np.max),
+        steps=folded(figures("steps"), np.max),
+        seconds=folded(figures("steps") / figures("steps_per_second"), np.mean),
+        memory_mib=folded(figures("peak_memory_mib"), np.max),
+        images_per_second=folded(images / seconds, np.mean),
+        machine="; ".join(sorted({_machine(r.data.get("hardware", {})) for r in records} - {""})),
+    )
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    if not hardware:
+        return ""
+    if hardware.get("gpu"):
+        return str(hardware["gpu"])
+    threads = hardware.get("threads", 1)
+    return f"{hardware.get('processor', 'CPU')}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +108,11 @@ class Row:
         share: percent of the ``full`` row of the same data set, backbone, weights and evaluation.
         verdict: see :func:`judge`; ``stale`` and ``not run`` come before it.
         images, official_images: evaluated, and in the official split.
+        split, output: of the evaluation; every output but ``segmentation`` is a pseudo label.
+        coverage: share of the labelled pixels with a decision, mean over seeds.
+        background: of pseudo labels, share of the decided pixels called background, mean over seeds.
+        true_background: of pseudo labels, share of the labelled pixels that are background.
+        cost: of the training, see :class:`Cost`.
         commit: of the code that trained, every one of them.
         notes: what a reader must know.
     """
@@ -80,6 +143,12 @@ class Row:
     verdict: Verdict = "not run"
     images: int = 0
     official_images: int = 0
+    split: str = ""
+    output: str = "segmentation"
+    coverage: float = math.nan
+    background: float = math.nan
+    true_background: float = math.nan
+    cost: Cost = Cost()
     commit: str = ""
     notes: tuple[str, ...] = ()
     runs: tuple[EvaluationRecord, ...] = field(default=(), repr=False, compare=False)
@@ -140,6 +209,18 @@ def _absent(runs: Sequence[EvaluationRecord]) -> str:
     return f"neither labelled nor predicted, left out of the mean: {', '.join(words)}" if words else ""
 
 
+def _backgrounds(runs: Sequence[EvaluationRecord]) -> tuple[float, float]:
+    """Shares of background among decided and among labelled pixels, mean over seeds; NaN without one."""
+    names = list(runs[0].data["classes"])
+    if "background" not in names:
+        return math.nan, math.nan
+    shares = []
+    for run in runs:
+        for counts in (run.per_image.predicted.sum(0), run.per_image.labelled.sum(0)):
+            shares.append(counts[names.index("background")] / counts.sum() if counts.sum() else math.nan)
+    return float(np.mean(shares[0::2])), float(np.mean(shares[1::2]))
+
+
 def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, resamples: int) -> Row:
     """One row from the seeds of one training digest and one evaluation."""
     group = group.sort_values("seed", kind="stable")
@@ -152,6 +233,9 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
         classes = runs[0].data["protocol"]["classes"]
         interval = bootstrap_miou([run.per_image for run in runs], classes=classes, resamples=resamples)
         low, high = interval.low, interval.high
+    pseudo = runs[0].data["spec"]["output"] != "segmentation"
+    background, true_background = _backgrounds(runs) if pseudo and resamples else (math.nan, math.nan)
+    coverages = [math.nan if run.data.get("coverage") is None else run.data["coverage"] for run in runs]
     now = _spec(recipes, first["name"], first["evaluation"])
     value, source, cell_notes = _cells(now.cells if now else runs[0].data["spec"]["cells"], known)
     tolerances = [run.data["spec"]["tolerance"] for run in runs]
@@ -190,6 +274,12 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
         verdict=verdict,
         images=images,
         official_images=official,
+        split=first["split"],
+        output=spec["output"],
+        coverage=float(np.mean(coverages)),
+        background=background,
+        true_background=true_background,
+        cost=cost_of(records, runs),
         commit=", ".join(sorted(set(group["commit"]))),
         notes=tuple(n for n in [stale, *obstacles, *notes, _absent(runs), *cell_notes] if n),
         runs=runs,
@@ -272,6 +362,8 @@ def _holes(
                     weak_label=weak_label(dump(recipe)),
                     evaluation=spec.name,
                     protocol=spec.protocol,
+                    split=spec.split,
+                    output=spec.output,
                     published=value,
                     source=source,
                     tolerance=math.nan if spec.tolerance is None else spec.tolerance,
@@ -339,9 +431,10 @@ def _order(row: Row) -> tuple:
 
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as plain values, one column for each attribute; notes joined by ``; ``."""
-    names = [f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records")]
-    lines = [{k: getattr(row, k) for k in names} for row in rows]
-    frame = pd.DataFrame(lines, columns=names)
+    names = [f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records", "cost")]
+    costs = [f.name for f in dataclasses.fields(Cost)]
+    lines = [{k: getattr(row, k) for k in names} | {k: getattr(row.cost, k) for k in costs} for row in rows]
+    frame = pd.DataFrame(lines, columns=[*names, *costs])
     frame["seeds"] = [" ".join(map(str, row.seeds)) for row in rows]
     frame["notes"] = ["; ".join(row.notes) for row in rows]
     return frame

@@ -29,6 +29,22 @@ def mean_text(row: Row) -> str:
     return f"{row.mean:.2f} (one seed)" if row.n == 1 else f"{row.mean:.2f} ± {row.std:.2f}"
 
 
+def time_text(seconds: float) -> str:
+    """``47 s``, ``12.3 min`` or ``5.2 h``."""
+    if math.isnan(seconds):
+        return DASH
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def memory_text(mib: float) -> str:
+    """``412 MiB`` or ``11.3 GiB``."""
+    if math.isnan(mib):
+        return DASH
+    return f"{mib:.0f} MiB" if mib < 2048 else f"{mib / 1024:.1f} GiB"
+
+
 def escaped(text: str) -> str:
     """Text that keeps a Markdown table whole."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -107,6 +107,11 @@ class Factory:
             "code": {"version": "0.1.0", "commit": "a" * 40, "dirty": False},
             "data": {"dataset": recipe.dataset, "splits": splits, "labels": {"fingerprint": "labels-1"}},
             "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": "1" * 64},
+            "hardware": {"processor": "CPU 1", "cores": 2, "threads": 1, "device": "cpu"},
+            "parameters": 1_230_000,
+            "steps": 100,
+            "steps_per_second": 4.0,
+            "peak_memory_mib": 500.0 + seed,
             "ended": "2025-01-01T00:00:00+00:00",
             **values,
         }

@@ -62,7 +62,7 @@ def test_packaged_claims_name_recipes_and_sources_that_exist() -> None:
 
 
 def test_packaged_claims_are_documented() -> None:
-    assert {c.method for c in claims().values()} == {"agmm", "blpseg", "dfr", "dskd_gc", "fsr", "toco"}
+    assert {"agmm", "blpseg", "dfr", "fsr", "dskd_gc", "toco"} <= {c.method for c in claims().values()}
     for claim in claims().values():
         assert claim.statement.endswith(".")
         assert claim.place

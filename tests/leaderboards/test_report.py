@@ -112,3 +112,33 @@ def test_figures() -> None:
     assert mean_text(Row(**_row(n=1, mean=50.0))) == "50.00 (one seed)"
     assert mean_text(Row(**_row(n=2, mean=50.0, std=1.0))) == "50.00 ± 1.00"
     assert mean_text(Row(**_row(n=0))) == "–"
+
+
+def test_pseudo_labels_and_cost_have_tables_of_their_own(factory: Factory, tmp_path: Path) -> None:
+    cam = factory.resolved(
+        "cam/mini-image",
+        supervision="image",
+        evaluation=(EvaluationSpec(), EvaluationSpec(split="train", output="cam")),
+    )
+    for seed in range(2):
+        factory.record(cam, seed, title="CAM")
+    factory.record(factory.resolved("agmm/mini-point"), title="AGMM")
+    write_leaderboard(factory.store, tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "Miniature scenes, point supervision",
+        "Miniature scenes, image supervision",
+        "Miniature scenes, image supervision: pseudo labels",
+        "Miniature scenes: cost",
+    ]
+    labels, cost = text.split("## ")[3:]
+    (line,) = (line for line in labels.splitlines() if line.startswith("| CAM"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:5] == ["cam", "train"]
+    assert all(float(cell) > 0 for cell in cells[8:11])
+    lines = [line for line in cost.splitlines() if line.startswith(("| CAM", "| AGMM"))]
+    assert len(lines) == 2  # one line for each training, not for each evaluation
+    assert "1.23" in lines[0]
+    assert "25 s" in lines[0]
+    assert "501 MiB" in lines[1]

@@ -265,3 +265,53 @@ def test_order_and_plain_values(factory: Factory) -> None:
 )
 def test_weak_label_in_words(factory: Factory, values: dict[str, Any], words: str) -> None:
     assert weak_label(dump(factory.resolved(**values).recipe)) == words
+
+
+# --- pseudo labels and cost ------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_have_coverage_and_background(factory: Factory) -> None:
+    resolved = factory.resolved(evaluation=(EvaluationSpec(split="train", output="cam"), EvaluationSpec()))
+    runs = [counts(30, 0.6, seed) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        factory.record(resolved, seed, per_image=run)
+    rows = {row.output: row for row in rows_of(factory)}
+    cam = rows["cam"]
+    decided = [run.predicted.sum() for run in runs]
+    labelled = [run.labelled.sum() for run in runs]
+    assert cam.split == "train"
+    assert cam.coverage == pytest.approx(np.mean([d / n for d, n in zip(decided, labelled, strict=True)]))
+    background = [run.predicted[:, 0].sum() / d for run, d in zip(runs, decided, strict=True)]
+    assert cam.background == pytest.approx(np.mean(background))
+    truth = [run.labelled[:, 0].sum() / n for run, n in zip(runs, labelled, strict=True)]
+    assert cam.true_background == pytest.approx(np.mean(truth))
+    assert math.isnan(rows["segmentation"].background)
+    assert rows["segmentation"].split == "val"
+
+
+def test_cost_comes_from_the_records(factory: Factory) -> None:
+    factory.record(seed=0, steps_per_second=4.0)
+    factory.record(seed=1, steps_per_second=2.0)
+    (row,) = rows_of(factory)
+    assert (row.cost.parameters, row.cost.steps) == (1_230_000, 100)
+    assert row.cost.seconds == pytest.approx((25 + 50) / 2)
+    assert row.cost.memory_mib == 501.0
+    assert row.cost.images_per_second == pytest.approx(30.0)
+    assert row.cost.machine == "CPU 1, 1 thread"
+
+
+def test_a_record_without_cost_has_none(factory: Factory) -> None:
+    gone = dict.fromkeys(("parameters", "steps", "steps_per_second", "peak_memory_mib"))
+    factory.record(**gone, hardware={})
+    (row,) = rows_of(factory)
+    assert math.isnan(row.cost.seconds)
+    assert math.isnan(row.cost.memory_mib)
+    assert row.cost.machine == ""
+
+
+def test_without_resamples_no_counts_are_read(factory: Factory) -> None:
+    record = factory.record()
+    next(record.path.glob("evaluations/*/per_image.npz")).unlink()
+    (row,) = leaderboard(gather(factory.store), None, known(), resamples=0)
+    assert row.mean > 0
+    assert math.isnan(row.low)

@@ -1,0 +1,223 @@
+"""Columns and sections of the leaderboard: one description for Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from leaderboards.gathering import dataset_title
+from leaderboards.tables import Row
+from leaderboards.text import DASH, mean_text, memory_text, number, time_text
+
+#: Heading of the numbers of a row's notes; every writer fills it in itself.
+NOTES = "Notes"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: heading, unit included.
+        align: of the text.
+        text: a row's cell.
+        value: what it sorts by, NaN where the row has none; by text if there is no function.
+        meaning: explained above the tables, empty where the heading says it.
+        best: which end is marked as best.
+        latex: whether the printed table has it.
+    """
+
+    name: str
+    align: Literal["left", "right"]
+    text: Callable[[Row], str]
+    value: Callable[[Row], float] | None = None
+    meaning: str = ""
+    best: Literal["", "high", "low"] = ""
+    latex: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled table.
+
+    Attributes:
+        title: heading.
+        columns: without the notes.
+        rows: in order.
+        kind: ``scores``, ``pseudo labels``, ``cost`` or ``holes``.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    kind: Literal["scores", "pseudo labels", "cost", "holes"]
+
+    @property
+    def id(self) -> str:
+        """Its title in lower case with dashes."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+def recipe_text(row: Row) -> str:
+    """Recipe name with overrides in brackets."""
+    return f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
+
+
+def images_text(row: Row) -> str:
+    """`` [30 of 1449 images]`` where the copy is not whole, else nothing."""
+    return "" if row.images == row.official_images else f" [{row.images} of {row.official_images} images]"
+
+
+def interval_text(row: Row) -> str:
+    """``55.10 to 57.24``."""
+    return DASH if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+
+
+def published_text(row: Row) -> str:
+    """Value and cell id."""
+    return DASH if not row.source else f"{row.published:.2f} ({row.source})"
+
+
+def percent(value: float) -> str:
+    """A share of 1 in percent."""
+    return number(100 * value, 1)
+
+
+METHOD = Column("Method", "left", lambda r: r.title)
+RECIPE = Column(
+    "Recipe", "left", recipe_text, None,
+    "what was trained, as `wsss show` explains it; overrides stand in brackets",
+)  # fmt: skip
+BACKBONE = Column("Backbone", "left", lambda r: r.backbone)
+WEAK_LABEL = Column(
+    "Weak label", "left", lambda r: r.weak_label, None,
+    "where the training labels come from, and the width of drawn strokes", latex=False,
+)  # fmt: skip
+EVALUATION = Column(
+    "Evaluation", "left", lambda r: r.evaluation + images_text(r), None,
+    "split and protocol, network and output where they are not the usual ones",
+)  # fmt: skip
+SEEDS = Column("n", "right", lambda r: str(r.n), lambda r: float(r.n), "seeds that finished")
+MIOU = Column(
+    "mIoU (%)", "right", mean_text, lambda r: r.mean,
+    "mean ± standard deviation over seeds (divisor n - 1); `one seed` where n = 1", "high",
+)  # fmt: skip
+INTERVAL = Column(
+    "95 % interval", "right", interval_text, lambda r: r.low,
+    "bootstrap over images of the mean over seeds: it says how far other pictures would move the figure, "
+    "not how far other seeds would",
+)  # fmt: skip
+PUBLISHED = Column(
+    "Published", "right", published_text, lambda r: r.published, "the printed value, with the id of its cell"
+)
+DIFFERENCE = Column(
+    "Difference", "right", lambda r: number(r.difference, sign=True), lambda r: r.difference,
+    "mean minus published, in points",
+)  # fmt: skip
+SHARE = Column(
+    "Full (%)", "right", lambda r: number(r.share, 1), lambda r: r.share,
+    "share of full supervision: same data set, backbone, weights and evaluation",
+)  # fmt: skip
+VERDICT = Column(
+    "Verdict", "left", lambda r: r.verdict, None,
+    "`reproduced`: |difference| within the tolerance that the recipe fixed before the run; `below`, "
+    "`above`; `not comparable`: no published value, or other data; `stale`: recipe, protocol or data "
+    "have changed since; `not run`: a hole; `external`: predictions from outside, scored here",
+)  # fmt: skip
+COMMIT = Column("Commit", "left", lambda r: r.commit or DASH, None, "code that trained it", latex=False)
+SPLIT = Column("Split", "left", lambda r: r.split + images_text(r))
+OUTPUT = Column("Output", "left", lambda r: r.output, None, "which pseudo label was scored")
+COVERAGE = Column(
+    "Coverage (%)", "right", lambda r: percent(r.coverage), lambda r: r.coverage,
+    "pixels that the pseudo label decides, of those with a truth; the others count as misses",
+)  # fmt: skip
+BACKGROUND = Column(
+    "Background (%)", "right", lambda r: percent(r.background), lambda r: r.background,
+    "of the decided pixels, those called background",
+)  # fmt: skip
+TRUE_BACKGROUND = Column(
+    "True background (%)", "right", lambda r: percent(r.true_background), lambda r: r.true_background,
+    "background pixels of the truth",
+)  # fmt: skip
+DATASET = Column("Data set", "left", lambda r: dataset_title(r.dataset))
+SUPERVISION = Column("Supervision", "left", lambda r: r.supervision)
+PARAMETERS = Column(
+    "Parameters (M)", "right", lambda r: number(r.cost.parameters / 1e6, 2), lambda r: r.cost.parameters,
+    "of everything that the method owns, heads for training included", "low",
+)  # fmt: skip
+STEPS = Column("Steps", "right", lambda r: number(r.cost.steps, 0), lambda r: r.cost.steps)
+TRAINING = Column(
+    "Training", "right", lambda r: time_text(r.cost.seconds), lambda r: r.cost.seconds,
+    "time of one seed, mean over seeds: steps divided by the recorded rate, evaluation not included", "low",
+)  # fmt: skip
+MEMORY = Column(
+    "Peak memory", "right", lambda r: memory_text(r.cost.memory_mib), lambda r: r.cost.memory_mib,
+    "largest over seeds: allocated on the GPU, or the whole process on the CPU", "low",
+)  # fmt: skip
+SPEED = Column(
+    "Images/s", "right", lambda r: number(r.cost.images_per_second, 1), lambda r: r.cost.images_per_second,
+    "evaluated pictures per second under the first evaluation, decoding included", "high",
+)  # fmt: skip
+MACHINE = Column("Machine", "left", lambda r: r.cost.machine or DASH, None, "", latex=False)
+
+SCORES = (
+    METHOD, RECIPE, BACKBONE, WEAK_LABEL, EVALUATION, SEEDS, MIOU, INTERVAL, PUBLISHED, DIFFERENCE, SHARE,
+    VERDICT, COMMIT,
+)  # fmt: skip
+PSEUDO_LABELS = (
+    METHOD, RECIPE, BACKBONE, OUTPUT, SPLIT, SEEDS, MIOU, INTERVAL, COVERAGE, BACKGROUND, TRUE_BACKGROUND,
+    PUBLISHED, DIFFERENCE, VERDICT, COMMIT,
+)  # fmt: skip
+COST = (METHOD, RECIPE, SUPERVISION, BACKBONE, SEEDS, PARAMETERS, STEPS, TRAINING, MEMORY, SPEED, MACHINE)
+HOLES = (DATASET, SUPERVISION, RECIPE, BACKBONE, EVALUATION, PUBLISHED)
+
+
+def explained() -> list[tuple[str, str]]:
+    """Every column with a meaning: name and meaning."""
+    return list({c.name: (c.name, c.meaning) for c in (*SCORES, *PSEUDO_LABELS, *COST) if c.meaning}.values())
+
+
+def trainings(rows: Sequence[Row]) -> list[Row]:
+    """One row for each training, whatever number of evaluations hangs on it; the first stands for it."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        found.setdefault((row.recipe, row.digest), row)
+    return list(found.values())
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """The tables of a leaderboard.
+
+    Args:
+        rows: from :func:`leaderboards.tables.leaderboard`, in its order.
+
+    Returns:
+        For each data set and supervision with records: scores, and pseudo labels where there are some;
+        after the last supervision of a data set its costs; at the end everything not run elsewhere.
+    """
+    found: list[Section] = []
+    untouched: list[Row] = []
+    for dataset, members in groupby(rows, key=lambda r: r.dataset):
+        own = list(members)
+        title = dataset_title(dataset)
+        for supervision, group in groupby(own, key=lambda r: r.supervision):
+            here = list(group)
+            if not any(row.n for row in here):
+                untouched += here
+                continue
+            scores = tuple(r for r in here if r.output == "segmentation")
+            labels = tuple(r for r in here if r.output != "segmentation")
+            heading = f"{title}, {supervision} supervision"
+            if scores:
+                found.append(Section(heading, SCORES, scores, "scores"))
+            if labels:
+                found.append(Section(f"{heading}: pseudo labels", PSEUDO_LABELS, labels, "pseudo labels"))
+        costly = [r for r in own if r.n and r.verdict != "stale" and r.cost.known]
+        if costly:
+            found.append(Section(f"{title}: cost", COST, tuple(trainings(costly)), "cost"))
+    if untouched:
+        found.append(Section("Not run", HOLES, tuple(untouched), "holes"))
+    return found
