@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.errors import UserError, nearest
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
+from harness.nn.resize import resize
 from harness.schema import load, schema
 
 # --- the loss ----------------------------------------------------------------------------------------
@@ -35,7 +36,8 @@ def dense_crf_loss(
     *,
     roi: Tensor | None = None,
     unlabelled: Tensor | None = None,
-    sigma_rgb: float = 15.0,
+    extra: Tensor | None = None,
+    sigma_rgb: float | None = 15.0,
     sigma_xy: float = 100.0,
     scale: float = 0.5,
     gradient: Literal["coded", "true"] = "coded",
@@ -59,7 +61,9 @@ def dense_crf_loss(
         roi: ``(B, H, W)`` region of interest in [0, 1], such as the unpadded area; None is all ones.
             Resized to the nearest.
         unlabelled: ``(B, H, W)`` bool; given, it turns the gate on. Resized to the nearest.
-        sigma_rgb: standard deviation of colours.
+        extra: ``(B, D, h, w)`` further features of the kernel over their standard deviations, resized
+            bilinearly; no gradient reaches them. Each dimension makes the lattice larger.
+        sigma_rgb: standard deviation of colours; None leaves colours out of the kernel.
         sigma_xy: standard deviation of positions in pixels before resizing.
         scale: resolution of the loss relative to the images.
         gradient: ``coded`` is that of the authors' code, ``-(2/B) G (K S) roi``. For the plain loss
@@ -95,6 +99,9 @@ def dense_crf_loss(
             confident = (region - p.detach().amax(1, keepdim=True)).clamp_(min=0)
             gate = torch.where(free, 1.0, confident)
         features = bilateral_features(colours, sigma_xy=sigma_xy * scale, sigma_rgb=sigma_rgb)
+        if extra is not None:
+            others = resize(extra.detach().to(features.dtype), features.shape[2:], align_corners=False)
+            features = torch.cat([features, others], dim=1)
         apply, adjoint = _kernel(features, kernel)
         return _DenseEnergy.apply(p * region, gate, apply, adjoint if gradient == "true" else None)
 

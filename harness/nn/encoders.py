@@ -59,7 +59,7 @@ class TimmEncoder(Encoder):
         stages = [s for s in found if s[2] >= 4]  # without the stem
         names, self.channels, self.strides = zip(*stages, strict=True)
         self._stages = tuple(name.replace(".", "_") for name in names)  # as timm flattens them
-        self._channels_last = str(network.output_fmt) == "NHWC"
+        self._channels_last = network.output_fmt.value == "NHWC"
         patch = getattr(network, "patch_embed", None)
         self._patch = tuple(patch.patch_size) if patch is not None else (1, 1)
         for name, module in network.items():
@@ -95,6 +95,7 @@ def create_encoder(
         multi_grid: factors of the dilations in the last stage's blocks, such as ``(1, 2, 4)``; empty
             for none. As in torchvision and AGMM-SASS, the first block multiplies the dilation of the
             stage *before*.
+        drop_path: largest rate of stochastic depth where timm's network has it; its own by default.
 
     Returns:
         The encoder, on the CPU, in training mode.
@@ -109,7 +110,7 @@ def create_encoder(
         if path is not None:
             load_encoder(encoder, path)
     else:
-        encoder = _timm_encoder(name, weights, output_stride, multi_grid)
+        encoder = _timm_encoder(name, weights, output_stride, multi_grid, drop_path)
     if output_stride is not None and encoder.strides[-1] != output_stride:
         raise UserError(
             f"the backbone {name!r} has stride {encoder.strides[-1]}, not {output_stride}",
@@ -130,7 +131,11 @@ def _own_encoder(name: str, output_stride: int | None, multi_grid: Sequence[int]
 
 
 def _timm_encoder(
-    name: str, weights: str, output_stride: int | None, multi_grid: Sequence[int]
+    name: str,
+    weights: str,
+    output_stride: int | None,
+    multi_grid: Sequence[int],
+    drop_path: float | None,
 ) -> TimmEncoder:
     import timm
 
@@ -141,6 +146,12 @@ def _timm_encoder(
     options: dict[str, Any] = {"features_only": True}
     if output_stride is not None:
         options["output_stride"] = output_stride
+    if drop_path is not None:
+        options["drop_path_rate"] = drop_path
+    if architecture.startswith(
+        "swin_"
+    ):  # windows at any size, shifted in every stage, as segmentation codes do
+        options |= {"strict_img_size": False, "always_partition": True}
     path = weights_file(name, weights)
     by_tag = path is not None and weights != "packaged" and not is_file(weights)
     if by_tag:  # timm reads the file itself: it knows how to convert older ones
