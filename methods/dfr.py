@@ -219,7 +219,7 @@ class DFR(Method):
         return config.reg_weight * loss
 
     def _dense(self, logits: Tensor, deep: Tensor | None, batch: Batch) -> Tensor:
-        """Dense energy over the unpadded picture, with few components of the deep features for the lattice."""
+        """Dense energy over the unpadded picture, with a few components of the deep features."""
         config = self.config
         probabilities = logits.softmax(1)
 
