@@ -25,6 +25,9 @@ from harness.schema import load, schema
 #: Folder of the packaged tables.
 FOLDER = Path(__file__).with_name("published")
 
+#: Suite of everything published.
+PAPER_SUITE = "paper"
+
 #: Largest |mean of the printed class values - printed mIoU| that rounding to one decimal explains.
 ROUNDING = 0.1
 
@@ -137,13 +140,21 @@ class Finding:
     """Something that the validator objects to.
 
     Attributes:
-        kind: ``cell without recipe``, ``unknown cell``, ``disagreement`` or ``row mean``.
-        cell: cell id.
+        kind: ``unknown cell`` and ``disagreement`` are mistakes; ``cell without recipe``, ``recipe without
+            cell``, ``no tolerance`` and ``row mean`` are what is open, or wrong in print.
+        cell: cell id, empty where none is involved.
         recipe: recipe name, empty where none is involved.
         text: one sentence.
     """
 
-    kind: Literal["cell without recipe", "unknown cell", "disagreement", "row mean"]
+    kind: Literal[
+        "cell without recipe",
+        "recipe without cell",
+        "unknown cell",
+        "disagreement",
+        "no tolerance",
+        "row mean",
+    ]
     cell: str
     recipe: str
     text: str
@@ -196,15 +207,16 @@ def published() -> Published:
 
 
 def validate(recipes: Mapping[str, Any], known: Published | None = None) -> list[Finding]:
-    """Compare recipes with published cells, in a fixed order.
+    """Compare recipes with published cells, both ways, in a fixed order.
 
     Args:
         recipes: name to :class:`harness.recipes.Resolved`, as ``harness.recipes.all_recipes()`` gives.
         known: the packaged cells by default.
 
     Returns:
-        Cells (context aside) that no recipe cites, ids that recipes cite and nobody defines, and
-        citations whose data set, split, supervision or output is not the cell's.
+        Cells (context aside) that no recipe cites, recipes of the suite ``paper`` that cite none, ids that
+        recipes cite and nobody defines, citations whose data set, split, supervision or output is not the
+        cell's, and cited mIoU values for which no tolerance is fixed.
     """
     known = published() if known is None else known
     findings: list[Finding] = []
@@ -234,6 +246,11 @@ def validate(recipes: Mapping[str, Any], known: Published | None = None) -> list
                 if differ:
                     text = f"{name} cites {cell_id!r}: " + ", ".join(differ)
                     findings.append(Finding("disagreement", cell_id, name, text))
+                if cell.value is not None and cell.metric == "miou" and spec.tolerance is None:
+                    text = f"{name} cites {cell_id!r} and fixes no tolerance, so nothing is judged"
+                    findings.append(Finding("no tolerance", cell_id, name, text))
+        if PAPER_SUITE in recipe.suites and not any(spec.cells for spec in recipe.evaluation):
+            findings.append(Finding("recipe without cell", "", name, f"{name} cites no published cell"))
     for cell_id, cell in known.cells.items():
         if cell_id not in cited and not cell.context:
             text = f"no recipe cites {cell_id!r}"

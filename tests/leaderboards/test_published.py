@@ -98,9 +98,24 @@ def test_validator(tmp_path: Path, factory: Factory) -> None:
     wrong = factory.resolved("m/b", evaluation=(EvaluationSpec(cells=("paper/two", "paper/three")),))
     assert validate({"m/a": right, "m/b": wrong}, known) != []
     found = [(f.kind, f.cell, f.recipe) for f in validate({"m/a": right, "m/b": wrong}, known)]
-    assert found == [("disagreement", "paper/two", "m/b"), ("unknown cell", "paper/three", "m/b")]
+    assert ("disagreement", "paper/two", "m/b") in found
+    assert ("unknown cell", "paper/three", "m/b") in found
+    right = factory.resolved("m/a", evaluation=(EvaluationSpec(cells=("paper/one",), tolerance=0.5),))
     found = [(f.kind, f.cell) for f in validate({"m/a": right}, known)]
     assert found == [("cell without recipe", "paper/two")]
+
+
+def test_validator_works_both_ways(tmp_path: Path, factory: Factory) -> None:
+    known = read([write(tmp_path, GOOD)])
+    loose = factory.resolved("m/a", evaluation=(EvaluationSpec(cells=("paper/one",)),))
+    silent = factory.resolved("m/b", suites=("paper",))
+    ours = factory.resolved("m/c", suites=("m",))
+    found = {(f.kind, f.cell, f.recipe) for f in validate({r.name: r for r in (loose, silent, ours)}, known)}
+    assert found == {
+        ("no tolerance", "paper/one", "m/a"),
+        ("recipe without cell", "", "m/b"),
+        ("cell without recipe", "paper/two", ""),
+    }
 
 
 def test_context_cells_need_no_recipe(tmp_path: Path) -> None:
