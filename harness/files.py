@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import IO, Any
 
 import platformdirs
 
+from harness.errors import UserError
+
 
 def cache_folder() -> Path:
     """Where generated data and prepared labels live: ``$WSSS_CACHE``, else the user's cache folder."""
@@ -22,8 +25,12 @@ def cache_folder() -> Path:
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only if the block succeeds, with everything on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        _name(error, path)
+        raise
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
@@ -33,9 +40,23 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
         Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        _name(error, path)
+        raise
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _name(error: OSError, path: Path) -> None:
+    """Raise a line that a user can act on for a full or locked disk; other errors are left alone."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "make room and run the same command again: what is written already is kept"
+        raise UserError("the disk is full", where=path, remedy=remedy) from error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "change its permissions, or use a copy"
+        raise UserError("this folder may not be written to", where=path.parent, remedy=remedy) from error
 
 
 def write_json(path: Path, value: Any) -> None:

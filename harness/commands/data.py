@@ -1,15 +1,87 @@
-"""``wsss data``: generated data and the miniature encoders."""
+"""``wsss data``: prepare, check, label and show data sets; generated data and miniature encoders."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from harness.commands.options import DATA_ROOT, together
+
+if TYPE_CHECKING:
+    from harness.data.base import Dataset
+
+PROCESSES = click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes (checks: threads)."
+)
+SPLIT = click.option(
+    "--split", "splits", multiple=True, help="Only this split; repeatable [default: all here]."
+)
 
 
 @click.group()
 def data() -> None:
-    """Generated data and pretrained miniature encoders."""
+    """Prepare, check, label and show data sets."""
+
+
+def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
+    """The data set under the roots given, or the generated one in the cache."""
+    from harness.files import cache_folder
+    from harness.trial import open_dataset
+
+    return open_dataset(name, data_roots, cache_folder())
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  wsss data prepare coco2014 --data-root ~/data --workers 2
+  wsss data prepare voc2012 --data-root ~/data --from ~/benchmark_RELEASE
+What is written already is kept: the same command goes on where it stopped."""
+)
+@click.argument("name")
+@together(DATA_ROOT, PROCESSES)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of the official annotations (COCO's JSON files, SBD's dataset) [default: in the data root].",
+)
+def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path | None) -> None:
+    """Build what is derived from official files, and say where to obtain those.
+
+    COCO: label maps and image tags from the instances. VOC: SegmentationClassAug from SBD, after a check
+    that no picture of val is trained on.
+    """
+    from harness.errors import UserError
+    from harness.registry import DATASETS
+
+    cls = DATASETS.get(name)
+    try:
+        dataset = opened(name, data_roots)
+    except UserError:
+        if cls.obtain:
+            click.echo(f"{cls.info.title} may not be fetched for you. Obtain from {cls.info.homepage}:")
+            click.echo(
+                "".join(f"  - {line}\n" for line in cls.obtain) + f"and unpack below {cls.info.folder}\n"
+            )
+        raise
+    dataset.prepare(source, workers, click.echo)
+
+
+@data.command(epilog="\b\nExample:\n  wsss data miniature cityscapes /tmp/small")
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--train", type=click.IntRange(1), default=8, show_default=True, help="Training pictures.")
+@click.option("--val", type=click.IntRange(1), default=4, show_default=True, help="Validation pictures.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the scenes.")
+def miniature(name: str, folder: Path, train: int, val: int, seed: int) -> None:
+    """Write generated scenes in a data set's official layout, to try commands on (voc2012, coco2014, ...)."""
+    from harness.data.miniatures import write_miniature
+
+    root = write_miniature(name, folder, train=train, val=val, seed=seed)
+    click.echo(f"written; use it with --data-root {root}")
 
 
 @data.command(epilog="\b\nExample:\n  wsss data mini")

@@ -47,6 +47,10 @@ class ADE20K(FileDataset):
         homepage="https://groups.csail.mit.edu/vision/datasets/ADE20K/",
         notes={"masks": "value 0 is void, values 1..150 are labels 0..149"},
     )
+    obtain = (
+        "ADEChallengeData2016.zip (1 GB), the scene parsing benchmark; not the full ADE20K",
+        "pictures: for research and education only; annotations: BSD-3-Clause",
+    )
     other_folders = ("ade20k", "ADE20K")
     marker = "folder images/training or images/validation"
     legal = "0 (void) and 1..150"

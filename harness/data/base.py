@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -91,6 +91,8 @@ class Dataset(ABC):
     info: ClassVar[DatasetInfo]
     #: Masks on disk are index maps of ``0..K-1`` and 255, so that full supervision needs no copies.
     canonical_masks: ClassVar[bool] = False
+    #: What a user must fetch from ``info.homepage``, and under which terms, in words.
+    obtain: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -143,6 +145,18 @@ class Dataset(ABC):
     @abstractmethod
     def tags(self, image_ids: Sequence[str]) -> np.ndarray:
         """``(N, K)`` uint8 multi-hot official image tags (foreground only; background column 0)."""
+
+    def prepare(self, source: Path | None, workers: int, report: Callable[[str], None]) -> None:
+        """Write the files that are derived from official ones (``wsss data prepare``).
+
+        What is there already is kept, so that preparing can stop and go on.
+
+        Args:
+            source: where the official files are that it reads; found by itself by default.
+            workers: processes.
+            report: told what happened, one line at a time.
+        """
+        report(f"{self.info.title} is used as it is distributed: nothing to prepare")
 
     def coverage(self, split: str) -> tuple[int, int]:
         """Images present in this copy's list, and the official number."""

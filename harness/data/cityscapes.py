@@ -76,6 +76,11 @@ class Cityscapes(FileDataset):
         homepage="https://www.cityscapes-dataset.com/downloads/",
         notes={"masks": "labelIds 0..33 to 19 trainIds"},
     )
+    obtain = (
+        "leftImg8bit_trainvaltest.zip (11 GB), gtFine_trainvaltest.zip (0.2 GB), after registration",
+        "for train_coarse and train_extra also gtCoarse.zip (1.3 GB) and leftImg8bit_trainextra.zip (44 GB)",
+        "free for research under the Cityscapes licence; may not be passed on",
+    )
     other_folders = ("Cityscapes",)
     marker = "folder leftImg8bit"
     legal = "0..33 (labelIds)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.data.base import DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
+from harness.data.weak_labels import tags_from_mask
 from harness.errors import UserError
 
 #: The 80 classes in the order of ``instances_*.json``, each with its category id in 1..90 there.
@@ -67,6 +68,10 @@ class COCO2014(FileDataset):
         notes={
             "masks": "drawn from instances by wsss data prepare coco2014: smaller ones on top, with crowds"
         },
+    )
+    obtain = (
+        "train2014.zip (13 GB), val2014.zip (6 GB), annotations_trainval2014.zip (0.2 GB)",
+        "annotations are CC BY 4.0; pictures are Flickr's, each under its own licence",
     )
     other_folders = ("MSCOCO", "coco")
     marker = "folder train2014 or val2014"
@@ -155,6 +160,49 @@ class COCO2014(FileDataset):
                 remedy="collect them from the instances: wsss data prepare coco2014 --data-root DIR",
             )
         return super().tags(image_ids)
+
+    def prepare(self, source: Path | None, workers: int, report: Callable[[str], None]) -> None:
+        """Draw maps from the instances and collect image tags, see :mod:`harness.data.coco_prepare`.
+
+        Ready-made maps are left as they are; without annotations the tags are the classes they show.
+
+        Raises:
+            UserError: neither annotations nor maps are there, or the annotations do not fit.
+        """
+        from harness.data import coco_prepare
+
+        here = [p for p in self.parts if self._pictures[p].is_dir()]
+        for part in here:
+            places = (
+                [self.root / "annotations", self.root.parent / "annotations"] if source is None else [source]
+            )
+            names = [f"{kind}_{part}2014.json" for kind in ("instances", "panoptic")]
+            files = [place / name for place in places for name in names]
+            found = next((f for f in files if f.is_file()), None)
+            ids = self.ids(part)
+            if found is not None:
+                labels, maps = contiguous(), self._masks[part]
+                tags = coco_prepare.prepare_part(
+                    self.info, part, found, maps, labels, wanted=ids, workers=workers, report=report
+                )
+            elif self._masks[part].is_dir():
+                masks = (self.read_mask(i, part) for i in ids)
+                tags = {
+                    i: tags_from_mask(mask, self.info.num_classes) for i, mask in zip(ids, masks, strict=True)
+                }
+                for row in tags.values():
+                    row[0] = 0
+                report(
+                    f"{part}: ready-made maps in {self._masks[part]}; image tags are the classes they show"
+                )
+            else:
+                raise UserError(
+                    f"neither annotations nor maps of {part}2014",
+                    where=files[0],
+                    remedy="unpack annotations_trainval2014.zip there, or name its folder with --from DIR",
+                )
+            coco_prepare.add_tags(self.tags_path, tags)
+            report(f"{part}: image tags of {len(tags)} pictures in {self.tags_path}")
 
     def _illegal_remedy(self, illegal: Sequence[int]) -> str:
         if max(v for v in illegal if v < 255) <= 90:

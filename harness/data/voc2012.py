@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,6 +98,13 @@ class VOC2012(VOCLayout):
         folder="VOCdevkit/VOC2012",
         homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
     )
+    obtain = (
+        "VOCtrainval_11-May-2012.tar (2 GB)",
+        "for train_aug: benchmark.tgz of SBD (1.4 GB), "
+        "http://home.bharathh.info/pubs/codes/SBD/download.html, "
+        "or a ready-made SegmentationClassAug",
+        "pictures are Flickr's, for research; SBD asks for citation",
+    )
     mask_folders: ClassVar[Mapping[str, str | None]] = {"train_aug": "SegmentationClassAug", "test": None}
     aliases: ClassVar[
         Mapping[str, str]
@@ -117,3 +124,9 @@ class VOC2012(VOCLayout):
         if split == "trainval":
             return tuple(sorted({*self.ids("train"), *self.ids("val")}))
         return super()._missing_list(split)
+
+    def prepare(self, source: Path | None, workers: int, report: Callable[[str], None]) -> None:
+        """Build ``SegmentationClassAug`` from VOC and SBD, see :mod:`harness.data.sbd`."""
+        from harness.data import sbd
+
+        sbd.prepare(self, source, workers, report)
