@@ -1,0 +1,453 @@
+"""DSKD+GC: *Dual-stage guided weakly supervised semantic segmentation with Gaussian correction* (Journal of
+Image and Graphics 30(12), 2025).
+
+Two copies of one network, named here by what they do. ``online`` (the paper's *teacher*) is trained by
+gradient all the time and sees the mirrored picture. ``ema`` (its *student*) sees the picture itself, is
+trained by gradient during warm-up, and then follows the other as a moving average:
+
+    warm-up      L_cls + 0.2 L_PTC + 0.5 L_sim                     both networks
+    afterwards   L_cls + 0.2 L_PTC + 0.1 L_PUNC + 0.1 L_seg        online alone
+
+L_sim (E7) asks that the features of mirrored pictures are mirrored features. L_PUNC (E10) makes the outputs
+of online agree with those of ema in patches whose activation is uncertain (E9). L_seg (E22) trains on labels
+from activation maps that Gaussian correction has gone over (:mod:`methods.dskd_gc.correction`).
+
+No code is public, and the paper leaves much open: every reading is an option, listed with its reasons in
+``docs/image_tags.md``. Where it is silent the values are ToCo's, then FSR's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.batch import IGNORE, Batch, Progress
+from harness.data.base import Supervision
+from harness.nn.cam import cam_to_label, present_cam
+from harness.nn.ema import cosine_momentum, ema_copy, ema_update
+from harness.nn.projector import Projector
+from harness.nn.resize import resize
+from harness.nn.token_contrast import patch_token_contrast
+from harness.nn.vit import Tokens, ViTEncoder, create_vit
+from harness.schema import schema
+from methods.base import Build, Paper
+from methods.dskd_gc.correction import (
+    CorrectionConfig,
+    Labels,
+    class_maps,
+    make_labels,
+    nearest,
+    whole_patches,
+)
+from methods.dskd_gc.losses import (
+    Reduce,
+    SegmentationForm,
+    SimilarityMode,
+    mirror_consistency,
+    region_of_interest,
+    segmentation_loss,
+    uncertain_patch_loss,
+)
+from methods.fsr.distillation import Centre, teacher_temperature
+from methods.segmenter import at_least_float32, outside_autocast
+from methods.vit_segmenter import (
+    Terms,
+    ViTNetwork,
+    ViTSegmenter,
+    classification_loss,
+    optimiser_groups,
+    weighted,
+)
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+@schema
+class DSKDGCConfig(CorrectionConfig):
+    """Hyper-parameters of DSKD+GC on VOC 2012."""
+
+    warmup_steps: int = Field(default=2000, ge=0)
+    """Steps of the first stage; 5000 on COCO. [paper]"""
+    ptc_weight: float = Field(default=0.2, ge=0)
+    """Lambda 1, weight of L_PTC in both stages. [paper, Table 3]"""
+    sim_weight: float = Field(default=0.5, ge=0)
+    """Lambda 2, weight of L_sim. [paper, Table 3]"""
+    punc_weight: float = Field(default=0.1, ge=0)
+    """Lambda 3, weight of L_PUNC after warm-up. [paper, Table 3]"""
+    seg_weight: float = Field(default=0.1, ge=0)
+    """Lambda 4, weight of L_seg after warm-up. [paper]"""
+    student_cls_in_warmup: bool = True
+    """The EMA network learns classification too while it is trained. [our choice]"""
+    student_lr_scale: float = Field(default=0.1, ge=0)
+    """Its learning rates in warm-up, relative to those of online: 6e-6 to 6e-5. [paper]"""
+    cls_input: Literal["gmp", "class_token"] = "gmp"
+    """What the classifier reads: pooled patch tokens, whose weights make activation maps (E1), or the class
+    token, as the text says of L_cls. [ToCo model/model_seg_neg.py]"""
+    cam_form: Literal["paper", "toco"] = "paper"
+    """Activation maps of one pass, divided by their maximum (E1), or those of ToCo: several scales
+    (`cam_scales`), mirrored, less their minimum. [paper]"""
+    cam_network: Literal["teacher", "student"] = "teacher"
+    """Whose activation maps become labels and regions of interest; teacher is online, student is ema.
+    [our choice]"""
+    ptc_form: Literal["paper", "toco"] = "paper"
+    """Means of 1 - cosine and cosine, or ToCo's absolute cosines. [paper, E4; toco: ToCo model/losses.py]"""
+    ptc_labels: Literal["class", "binary"] = "class"
+    """Tokens are alike if of one class, or if both are foreground. [ToCo
+    utils/camutils.py; binary: paper, E3]"""
+    sim_mode: SimilarityMode = "channel"
+    """Vectors that L_sim compares: each channel's map, each token's features, or the whole map.
+    [paper, E7: channel]"""
+    sim_layer: Literal["m", "final"] = "m"
+    """Tokens that L_sim compares: those of the intermediate layer, or the last. [paper: intermediate]"""
+    sim_after_warmup: bool = False
+    """Keep L_sim after warm-up, when ema gives no gradient. [our choice]"""
+    roi_cam: Literal["aux", "final"] = "aux"
+    """Map that says where patches are uncertain. [FSR utils/masking.py]"""
+    roi_low: float = Field(default=0.2, ge=0, le=1)
+    """Lower threshold of the region of interest. [paper]"""
+    roi_high: float = Field(default=0.7, ge=0, le=1)
+    """Upper threshold of the region of interest. [paper]"""
+    punc_temperature: Literal["none", "dino"] = "none"
+    """`none` is E10 as printed: with outputs in [-1, 1] the softmax is almost flat and the loss stays near
+    the logarithm of `projector_out`. `dino` has temperatures and a centre. [paper: none]"""
+    punc_reduce: Reduce = "pooled"
+    """Mean over the uncertain patches of a batch, or of each picture first. [paper, E10: pooled]"""
+    dino_temperature: float = Field(default=0.1, gt=0)
+    """`dino` only: temperature of online. [FSR models/losses.py]"""
+    dino_target_temperatures: tuple[float, float] = (0.04, 0.07)
+    """`dino` only: temperature of ema at the first step, and after an eighth of training.
+    [FSR models/losses.py]"""
+    dino_centre_momentum: float = Field(default=0.9, ge=0, le=1)
+    """`dino` only: momentum of the centre. [FSR models/losses.py]"""
+    projector_hidden: int = Field(default=2048, ge=1)
+    """Hidden width of the projector. [ToCo model/model_seg_neg.py]"""
+    projector_bottleneck: int = Field(default=256, ge=1)
+    """Width before its last layer. [ToCo model/model_seg_neg.py]"""
+    projector_out: int = Field(default=4096, ge=2)
+    """Its outputs. [FSR train_voc.py]"""
+    seg_form: SegmentationForm = "mean"
+    """Normalisation of L_seg, whose N the paper does not explain: labelled pixels; half background and half
+    foreground (ToCo); or pictures. [our choice]"""
+    ema_momentum: float = Field(default=0.996, ge=0, le=1)
+    """Momentum after warm-up; it rises to 1 along half a cosine. [paper; cosine: FSR utils/pyutils.py]"""
+    ema_convention: Literal["standard", "literal"] = "standard"
+    """What the momentum multiplies: the old ema, or, as E6 reads, online, so that ema is practically online.
+    [our choice]"""
+
+
+class DistilledNetwork(ViTNetwork):
+    """ToCo's network with a projector on patch tokens; either copy of DSKD+GC.
+
+    Args:
+        encoder: the transformer.
+        num_classes: K, background included.
+        config: heads.
+    """
+
+    config: DSKDGCConfig
+
+    def __init__(self, encoder: ViTEncoder, num_classes: int, config: DSKDGCConfig) -> None:
+        super().__init__(encoder, num_classes, config)
+        self.projector = Projector(
+            encoder.channels, config.projector_out, config.projector_hidden, config.projector_bottleneck
+        )
+
+    def class_logits(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, K - 1)`` of the final and of the auxiliary classifier."""
+        aux = self.class_scores(tokens.aux, self.aux_classifier)
+        if self.config.cls_input == "gmp":
+            return self.class_scores(tokens.final, self.classifier), aux
+        assert tokens.cls is not None
+        return self.classifier(tokens.cls[..., None, None]).flatten(1), aux
+
+    def paper_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Activation maps ``(B, K - 1, h, w)`` in [0, 1] of final and auxiliary tokens (E1, E2)."""
+        with outside_autocast(tokens.final.device):
+            return (
+                class_maps(tokens.final, self.classifier.weight),
+                class_maps(tokens.aux, self.aux_classifier.weight),
+            )
+
+
+class Maps(NamedTuple):
+    """Activation maps ``(B, K - 1, *)`` in [0, 1], those of absent classes 0."""
+
+    final: Tensor
+    aux: Tensor
+
+
+class DSKDGC(ViTSegmenter):
+    """DSKD+GC on ToCo's network. ``predict`` scores online (``default``) or ema (``student``)."""
+
+    name = "dskd_gc"
+    title = "DSKD+GC"
+    paper = Paper(
+        title="Dual-stage guided weakly supervised semantic segmentation with Gaussian correction",
+        authors="as listed under the DOI",
+        year=2025,
+        venue="Journal of Image and Graphics 30(12)",
+        doi="10.11834/jig.250040",
+    )
+    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
+    Config = DSKDGCConfig
+    reference_recipe = "dskd_gc/voc-image-vitb"
+    networks = ("default", "student")
+    probe_steps = (0.0, 0.9)
+
+    config: DSKDGCConfig
+
+    def __init__(self, config: DSKDGCConfig, build: Build) -> None:
+        super().__init__(config, build)
+        encoder = create_vit(build.backbone, build.weights, crop=build.crop, aux_layer=config.aux_layer)
+        self.online = DistilledNetwork(encoder, build.num_classes, config)
+        self.ema = ema_copy(self.online)
+        if config.warmup_steps and config.student_cls_in_warmup:
+            self._train_ema(("encoder.", "classifier.", "aux_classifier."))
+        elif config.warmup_steps and config.sim_weight:
+            self._train_ema(("encoder.",))
+        self.centre: Centre | None = None
+        if config.punc_temperature == "dino":
+            self.centre = Centre(config.projector_out, config.dino_centre_momentum)
+
+    def _train_ema(self, prefixes: tuple[str, ...]) -> None:
+        """Let warm-up train parts of ema; what no loss reaches there only ever follows online."""
+        trained = dict(self.online.named_parameters())
+        for name, parameter in self.ema.named_parameters():
+            parameter.requires_grad_(name.startswith(prefixes) and trained[name].requires_grad)
+
+    @property
+    def network(self) -> DistilledNetwork:  # type: ignore[override]
+        """Online, the network that is scored by default."""
+        return self.online
+
+    def named_network(self, name: str) -> DistilledNetwork:
+        """``default`` is online (the paper's teacher), ``student`` ema."""
+        return self.ema if name == "student" else self.online
+
+    # --- training -------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """E23 by stage: ``cls``, ``aux_cls``, ``ptc``; ``student_cls``, ``sim`` in warm-up, ``punc``, ``seg``
+        after it.
+
+        After warm-up ema runs without gradient, so its parameters get none and the optimiser skips them.
+        """
+        c = self.config
+        warm = progress.step < c.warmup_steps
+        tags = batch.tags[:, 1:]
+        mirrored = self.online.encoder(batch.images.flip(-1))
+        online = unmirrored(mirrored)
+        sim_weight = c.sim_weight if warm or c.sim_after_warmup else 0.0
+        punc_weight = 0.0 if warm else c.punc_weight
+        seg_weight = 0.0 if warm else c.seg_weight
+        student_cls = warm and c.student_cls_in_warmup
+        from_student = c.cam_network == "student" and bool(punc_weight or seg_weight)
+        ema: Tokens | None = None
+        if sim_weight or punc_weight or student_cls or from_student:
+            with torch.set_grad_enabled(warm and torch.is_grad_enabled()):
+                ema = self.ema.encoder(batch.images)
+        own = self._maps(self.online, online, batch.images, tags)
+        chosen = own
+        if from_student:
+            assert ema is not None
+            chosen = self._maps(self.ema, ema, batch.images, tags)
+        logits = self.online.class_logits(mirrored)
+        terms: Terms = {
+            "cls": (1.0, lambda: classification_loss(logits[0], tags)),
+            "aux_cls": (1.0, lambda: classification_loss(logits[1], tags)),
+            "ptc": (c.ptc_weight, lambda: self._ptc(online, own, tags, batch.valid)),
+            "seg": (seg_weight, lambda: self._seg(mirrored, online, ema, chosen, batch)),
+        }
+        if ema is not None:
+            plain = ema
+            terms |= {
+                "student_cls": (float(student_cls), lambda: self._student_cls(plain, tags)),
+                "sim": (sim_weight, lambda: self._sim(mirrored, plain)),
+                "punc": (punc_weight, lambda: self._punc(online, plain, chosen, batch.valid, progress)),
+            }
+        return weighted(terms)
+
+    def _student_cls(self, tokens: Tokens, tags: Tensor) -> Tensor:
+        final, aux = self.ema.class_logits(tokens)
+        return classification_loss(final, tags) + classification_loss(aux, tags)
+
+    def _sim(self, mirrored: Tokens, plain: Tokens) -> Tensor:
+        one, other = (t.aux if self.config.sim_layer == "m" else t.final for t in (mirrored, plain))
+        with outside_autocast(one.device):
+            return mirror_consistency(at_least_float32(one), at_least_float32(other), self.config.sim_mode)
+
+    def _ptc(self, tokens: Tokens, maps: Maps, tags: Tensor, valid: Tensor) -> Tensor:
+        """L_PTC (E3, E4) on the final tokens, with labels from the auxiliary maps."""
+        grid = tokens.final.shape[2:]
+        labels = self.token_labels(maps.aux, tags, grid, whole_patches(valid, (grid[0], grid[1])))
+        if self.config.ptc_labels == "binary":
+            labels = binary(labels)
+        return patch_token_contrast(tokens.final, labels, self.config.ptc_form)
+
+    def _punc(self, online: Tokens, ema: Tokens, maps: Maps, valid: Tensor, progress: Progress) -> Tensor:
+        """L_PUNC (E9, E10): the projector sees uncertain patches alone."""
+        c = self.config
+        cam = resize(
+            maps.aux if c.roi_cam == "aux" else maps.final, online.final.shape[2:], align_corners=False
+        )
+        region = region_of_interest(cam, c.roi_low, c.roi_high)
+        region &= whole_patches(valid, (region.shape[1], region.shape[2]))
+        image = region.nonzero()[:, 0]
+        prediction = at_least_float32(self.online.projector(online.final.movedim(1, -1)[region]))
+        every = ema.final.movedim(1, -1)
+        options: dict[str, Any] = {}
+        with torch.no_grad():
+            if self.centre is not None:
+                outputs = at_least_float32(self.ema.projector(every))
+                target = outputs[region]
+                steps = round(progress.total / 8)
+                options = {
+                    "temperature": c.dino_temperature,
+                    "target_temperature": teacher_temperature(
+                        progress.step, *c.dino_target_temperatures, steps
+                    ),
+                    "centre": self.centre.value,
+                }
+                self.centre.collect(outputs)
+            else:
+                target = at_least_float32(self.ema.projector(every[region]))
+        with outside_autocast(prediction.device):
+            return uncertain_patch_loss(
+                target, prediction, image, len(valid), reduce=c.punc_reduce, **options
+            )
+
+    def _seg(self, mirrored: Tokens, online: Tokens, ema: Tokens | None, maps: Maps, batch: Batch) -> Tensor:
+        """L_seg (E22): the head reads the mirrored tokens, its logits are mirrored back."""
+        tags = batch.tags[:, 1:]
+        network, tokens = (self.online, online)
+        if self.config.cam_network == "student":
+            assert ema is not None
+            network, tokens = self.ema, ema
+        labels = self._labels(network, tokens, maps, batch.images, tags, batch.valid).corrected
+        logits = at_least_float32(self.online.decoder(mirrored.final)).flip(-1)
+        with outside_autocast(logits.device):
+            logits = resize(logits, labels.shape[-2:], align_corners=False)
+            return segmentation_loss(logits, labels, self.config.seg_form)
+
+    @torch.no_grad()
+    def _maps(self, network: DistilledNetwork, tokens: Tokens, images: Tensor, tags: Tensor) -> Maps:
+        """Maps of the present classes: of these tokens (E1), or over scales (ToCo)."""
+        if self.config.cam_form == "paper":
+            found = network.paper_maps(tokens)
+        else:
+            found = self.cams(images, network)
+        return Maps(*(present_cam(m, tags) for m in found))
+
+    @torch.no_grad()
+    def _labels(
+        self,
+        network: DistilledNetwork,
+        tokens: Tokens,
+        maps: Maps,
+        images: Tensor,
+        tags: Tensor,
+        valid: Tensor,
+    ) -> Labels:
+        c = self.config
+        features = tokens.aux if c.gc_feature == "layer_m" else tokens.final
+        if c.gc and c.gc_feature == "projected":
+            features = network.projector(features.movedim(1, -1)).movedim(-1, 1)
+        refined = None
+        if c.label_par == "before_gc":
+            whole = resize(maps.final, images.shape[-2:], align_corners=False)
+            refined = self.refined_labels(images, whole, tags, valid)
+        with outside_autocast(images.device):
+            return make_labels(maps.final, tags, at_least_float32(features), valid, c, refined)
+
+    def after_step(self, progress: Progress) -> None:
+        """After warm-up ema moves towards online (E6), with a momentum that rises to 1."""
+        c = self.config
+        if progress.step < c.warmup_steps:
+            return
+        length = progress.total - c.warmup_steps
+        momentum = cosine_momentum(c.ema_momentum, progress.step - c.warmup_steps, length)
+        if c.ema_convention == "literal":
+            momentum = 1 - momentum
+        ema_update(self.ema, self.online, momentum)
+        if self.centre is not None:
+            self.centre.update()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Encoder and heads of online; those of ema with ``student_lr_scale``."""
+        groups = optimiser_groups(self.online, ("encoder.",), self.config.head_lr_scale)
+        student = optimiser_groups(self.ema, ("encoder.",), self.config.head_lr_scale)
+        for group in student:
+            group["lr_scale"] *= self.config.student_lr_scale
+        return groups + student
+
+    # --- activation maps and labels -------------------------------------------------------------------
+
+    def cams(self, images: Tensor, network: ViTNetwork | None = None) -> tuple[Tensor, Tensor]:
+        """Activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens."""
+        if self.config.cam_form == "toco":
+            return super().cams(images, network)
+        chosen = network or self.online
+        assert isinstance(chosen, DistilledNetwork)
+        final, aux = chosen.paper_maps(chosen.encoder(images))
+        size = images.shape[-2:]
+        return resize(final, size, align_corners=False), resize(aux, size, align_corners=False)
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+        """``cam`` and ``aux-cam`` by one threshold, ``refined`` by PAR, and training labels.
+
+        Those are ``initial`` and ``corrected``, 255 where there is none. All are of ``cam_network``.
+        """
+        size, side = (images.shape[2], images.shape[3]), self.config.cam_size
+        present = tags[:, 1:]
+        network = self.named_network("student" if self.config.cam_network == "student" else "default")
+        squashed = images if side is None else resize(images, (side, side), align_corners=False)
+        tokens = network.encoder(squashed)
+        maps = self._maps(network, tokens, squashed, present)
+        valid = squashed.new_ones(len(squashed), *squashed.shape[-2:]).bool()
+        labels = self._labels(network, tokens, maps, squashed, present, valid)
+        final, aux = (
+            resize(resize(m, valid.shape[1:], align_corners=False), size, align_corners=False) for m in maps
+        )
+        score = self.config.background_score
+        return {
+            "cam": cam_to_label(final, present, score),
+            "aux-cam": cam_to_label(aux, present, score),
+            "refined": self.refined_labels(images, final, present),
+            "initial": nearest(labels.initial, size),
+            "corrected": nearest(labels.corrected, size),
+        }
+
+    @classmethod
+    def search_space(cls) -> dict[str, BaseDistribution]:
+        """The correction's tau, which the paper does not give, its thresholds, weights and learning rate."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        return {
+            "gc_tau": FloatDistribution(0.2, 0.95),
+            "gc_theta_high": FloatDistribution(0.55, 0.98),
+            "gc_theta_low": FloatDistribution(0.05, 0.45),
+            "gc_fit_pixels": CategoricalDistribution(["all", "nonbg"]),
+            "low": FloatDistribution(0.1, 0.4),
+            "high": FloatDistribution(0.45, 0.8),
+            "ptc_weight": FloatDistribution(0.05, 0.5),
+            "sim_weight": FloatDistribution(0.1, 1.0),
+            "punc_weight": FloatDistribution(0.02, 0.5, log=True),
+            "seg_weight": FloatDistribution(0.05, 1.0, log=True),
+            "optimiser.lr": FloatDistribution(1e-5, 5e-4, log=True),
+        }
+
+
+def unmirrored(tokens: Tokens) -> Tokens:
+    """Tokens of a mirrored picture on the grid of the picture itself."""
+    final, aux, raw = (t.flip(-1) for t in (tokens.final, tokens.aux, tokens.raw))
+    return Tokens(final, aux, raw, tokens.cls)
+
+
+def binary(labels: Tensor) -> Tensor:
+    """Foreground (1) against background (0); 255 stays."""
+    return labels.clamp(max=1).where(labels != IGNORE, IGNORE)
