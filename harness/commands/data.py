@@ -70,7 +70,33 @@ def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path |
     dataset.prepare(source, workers, click.echo)
 
 
-@data.command(epilog="\b\nExample:\n  wsss data miniature cityscapes /tmp/small")
+@data.command(
+    epilog="""\b
+Examples:
+  wsss data verify voc2012 --data-root ~/data --workers 2
+  wsss data verify coco2014 --data-root ~/data --split val --json coco.json
+Files that were sound and have not changed are not read again. Exit code 2 when something is wrong."""
+)
+@click.argument("name")
+@together(DATA_ROOT, SPLIT, PROCESSES)
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write all offenders here."
+)
+def verify(
+    name: str, data_roots: tuple[str, ...], splits: tuple[str, ...], workers: int, file: Path | None
+) -> int:
+    """Check every file against the official numbers; report the first offenders and a fingerprint."""
+    from harness.data.report import verify as check
+    from harness.files import cache_folder, write_json
+
+    report = check(opened(name, data_roots), cache=cache_folder(), workers=workers, splits=splits or None)
+    click.echo("\n".join(report.lines()))
+    if file is not None:
+        write_json(file, report.as_json())
+    return 0 if report.sound else 2
+
+
+@data.command(epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--train", type=click.IntRange(1), default=8, show_default=True, help="Training pictures.")

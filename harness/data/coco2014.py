@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.data.base import DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
+from harness.data.lists import packaged_list
 from harness.data.weak_labels import tags_from_mask
 from harness.errors import UserError
 
@@ -92,6 +93,13 @@ class COCO2014(FileDataset):
     def list_path(self, split: str) -> Path:
         """Where a list of this copy's own would stand."""
         return self.root / "lists" / f"{split}.txt"
+
+    def ids(self, split: str) -> Sequence[str]:
+        """Image ids of a split, in list order; ``val_part`` of a subset is what it has of it."""
+        if split == "val_part" and self.list_path("val").exists() and not self.list_path(split).exists():
+            official = set(packaged_list(self.info.name, split) or ())
+            return [i for i in self.ids("val") if i in official] or self._missing_list(split)
+        return super().ids(split)
 
     @staticmethod
     def part(image_id: str) -> str:

@@ -144,17 +144,41 @@ def _not_an_index_map(image: Image.Image) -> str | None:
     return "a 16-bit PNG" if sixteen else depth.get(image.mode, f"a PNG of mode {image.mode}")
 
 
+def palette_note(path: Path, colours: Sequence[Sequence[int]]) -> str:
+    """What is odd about the colours of a palette PNG: ``another palette`` or nothing.
+
+    Labels do not depend on it, but another palette may mean another order of classes.
+    """
+    try:
+        with Image.open(path) as image:
+            stored = image.getpalette() if image.format == "PNG" and image.mode == "P" else None
+    except (OSError, *_DECODE_ERRORS):
+        return ""
+    if stored is None:
+        return ""
+    expected = [v for colour in colours for v in colour]
+    return (
+        "" if stored[: len(expected)] == expected[: len(stored)] else "another palette than the official one"
+    )
+
+
 def write_index(path: Path, labels: np.ndarray) -> None:
     """Write ``(H, W)`` uint8 labels as a grey PNG, whole; equal labels give equal bytes."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     write_with(path, lambda stream: image.save(stream, format="PNG"))
 
 
-def save_index(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write ``(H, W)`` uint8 labels as a palette PNG; 255 is drawn in VOC's cream."""
+def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """``(H, W)`` uint8 labels as a palette picture; 255 is drawn in VOC's cream."""
     image = Image.fromarray(labels.astype(np.uint8), mode="P")
     colours = np.full((256, 3), 0, dtype=np.uint8)
     colours[: len(palette)] = palette
     colours[255] = (224, 224, 192)
     image.putpalette(colours.flatten().tolist())
+    return image
+
+
+def save_index(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write ``(H, W)`` uint8 labels as a palette PNG; 255 is drawn in VOC's cream."""
+    image = palette_image(labels, palette)
     write_with(path, lambda f: image.save(f, format="PNG"))

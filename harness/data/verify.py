@@ -1,4 +1,4 @@
-"""Preflight: decode every picture and mask that a run will touch, before it trains.
+"""Checks of files: decode every picture and mask that a run will touch, before it trains.
 
 What was found sound is remembered with size and time of change of the files, so that only new and
 changed files are decoded again. Decoding leaves Python's lock, so threads are enough.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.data.base import Dataset
+from harness.data.images import palette_note
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.files import read_json, sha256_of, whole_file
 
 #: Part of what is remembered; raised when the checks become stricter.
-_VERSION = 1
+_VERSION = 2
 
 
 class _Sound(NamedTuple):
@@ -29,11 +31,13 @@ class _Sound(NamedTuple):
         stamp: size and time of change of both files.
         picture: SHA-256 of the picture's file.
         mask: SHA-256 of the mask's file, empty where there is none.
+        note: what is odd about them, empty where nothing is.
     """
 
     stamp: str
     picture: str
     mask: str
+    note: str = ""
 
 
 def preflight(
@@ -65,7 +69,46 @@ def preflight(
     return {split: _check(dataset, split, cache, workers, split not in pictures_only) for split in splits}
 
 
-def _check(dataset: Dataset, split: str, cache: Path, workers: int, with_masks: bool) -> str:
+@dataclass(frozen=True)
+class SplitReport:
+    """What was found in one split.
+
+    Attributes:
+        split: its name.
+        images: ids in this copy's list.
+        official: official number of images.
+        offenders: what is wrong, in list order.
+        notes: what a user should know, and what does not keep a run from starting.
+        fingerprint: SHA-256 over ids and contents of pictures and masks, None where something is wrong.
+        looked_at: images that were decoded now; the others are as they were.
+        pictures: SHA-256 of each sound picture, by id.
+    """
+
+    split: str
+    images: int
+    official: int
+    offenders: tuple[UserError, ...]
+    notes: tuple[str, ...]
+    fingerprint: str | None
+    looked_at: int
+    pictures: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def check_split(
+    dataset: Dataset, split: str, *, cache: Path, workers: int = 0, with_masks: bool = True
+) -> SplitReport:
+    """Look at every picture and mask of a split that is new or has changed.
+
+    Args:
+        dataset: what to check.
+        split: which split.
+        cache: where it is remembered what is sound.
+        workers: threads; 0 checks in this one.
+        with_masks: check masks too.
+
+    Raises:
+        UserError: unknown split, no list, or a malformed one.
+    """
     ids = dataset.ids(split)
     memory = _memory(dataset, split, cache, with_masks)
     known = _recall(memory)
@@ -80,31 +123,61 @@ def _check(dataset: Dataset, split: str, cache: Path, workers: int, with_masks: 
             else:
                 sound[image_id] = row
     finally:  # what was looked at is remembered even when the user stops here
-        if any(known.get(image_id) != row for image_id, row in sound.items()):
+        fresh = sum(known.get(image_id) != row for image_id, row in sound.items())
+        if fresh:
             with whole_file(memory) as stream:
                 json.dump({**known, **sound}, stream)
-    if offenders:
-        first, others = offenders[0], len(offenders) - 1
-        more = f" (and {others} more of the {len(ids)} images of {split})" if others else ""
-        raise UserError(first.problem + more, where=first.where, remedy=first.remedy)
     whole = hashlib.sha256()
-    for image_id in ids:
-        whole.update(f"{image_id}\0{sound[image_id].picture}\0{sound[image_id].mask}\n".encode())
-    return whole.hexdigest()
+    if not offenders:
+        for image_id in ids:
+            whole.update(f"{image_id}\0{sound[image_id].picture}\0{sound[image_id].mask}\n".encode())
+    pictures = {image_id: row.picture for image_id, row in sound.items()}
+    return SplitReport(
+        split=split,
+        images=len(ids),
+        official=dataset.info.splits[split],
+        offenders=tuple(offenders),
+        notes=tuple(_notes(sound, pictures)),
+        fingerprint=None if offenders else whole.hexdigest(),
+        looked_at=fresh + len(offenders),
+        pictures=pictures,
+    )
+
+
+def _notes(sound: Mapping[str, _Sound], pictures: Mapping[str, str]) -> Iterator[str]:
+    """What is worth saying about files that are sound one by one."""
+    odd = [image_id for image_id, row in sound.items() if row.note]
+    if odd:
+        yield f"{len(odd)} masks with {sound[odd[0]].note}, the first is that of {odd[0]}"
+    first: dict[str, str] = {}
+    twins = [(first[sha], i) for i, sha in pictures.items() if first.setdefault(sha, i) != i]
+    if twins:
+        one, copy = twins[0]
+        yield f"{len(twins)} pictures are copies of others in the split, such as {copy} of {one}"
+
+
+def _check(dataset: Dataset, split: str, cache: Path, workers: int, with_masks: bool) -> str:
+    found = check_split(dataset, split, cache=cache, workers=workers, with_masks=with_masks)
+    if found.fingerprint is None:
+        first, others = found.offenders[0], len(found.offenders) - 1
+        more = f" (and {others} more of the {found.images} images of {split})" if others else ""
+        raise UserError(first.problem + more, where=first.where, remedy=first.remedy)
+    return found.fingerprint
 
 
 def _look(
     dataset: Dataset, split: str, with_masks: bool, known: Mapping[str, _Sound], image_id: str
 ) -> _Sound | UserError:
     """Check one picture and its mask, unless both are as they were."""
-    picture = dataset.image_path(image_id)
-    mask = dataset.mask_path(image_id, split) if with_masks else None
-    stamp = _stamp(picture) + ("" if mask is None else " " + _stamp(mask))
-    remembered = known.get(image_id)
-    if remembered is not None and remembered.stamp == stamp:
-        return remembered
     try:
+        picture = dataset.image_path(image_id)
+        mask = dataset.mask_path(image_id, split) if with_masks else None
+        stamp = _stamp(picture) + ("" if mask is None else " " + _stamp(mask))
+        remembered = known.get(image_id)
+        if remembered is not None and remembered.stamp == stamp:
+            return remembered
         height, width = dataset.read_image(image_id).shape[:2]
+        note = ""
         if mask is not None:
             rows, columns = dataset.read_mask(image_id, split).shape
             if (rows, columns) != (height, width):
@@ -113,9 +186,10 @@ def _look(
                     where=mask,
                     remedy="take picture and mask from the same release of the data set",
                 )
+            note = palette_note(mask, dataset.info.palette)
     except UserError as error:
         return error
-    return _Sound(stamp, sha256_of(picture), "" if mask is None else sha256_of(mask))
+    return _Sound(stamp, sha256_of(picture), "" if mask is None else sha256_of(mask), note)
 
 
 def _stamp(path: Path) -> str:
