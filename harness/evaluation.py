@@ -324,6 +324,15 @@ def _as_is(item: Any) -> Any:
     return item
 
 
+def pictures(
+    dataset: Dataset, split: str, ids: Sequence[str], workers: int = 0
+) -> Iterable[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(id, picture ``(H, W, 3)`` uint8, mask or None) in the order of ``ids``, decoded by loader workers."""
+    return torch.utils.data.DataLoader(
+        _Pictures(dataset, split, ids), batch_size=None, num_workers=workers, collate_fn=_as_is
+    )
+
+
 @torch.inference_mode()
 def predictions(
     method: Method,
@@ -341,11 +350,8 @@ def predictions(
     ids = list(dataset.ids(split)) if ids is None else list(ids)
     needs_tags = output != "segmentation" or p.absent == "suppress"
     tags = torch.from_numpy(dataset.tags(ids)).float() if needs_tags else None
-    loader = torch.utils.data.DataLoader(
-        _Pictures(dataset, split, ids), batch_size=None, num_workers=workers, collate_fn=_as_is
-    )
     method.eval()
-    for index, (name, image, mask) in enumerate(loader):
+    for index, (name, image, mask) in enumerate(pictures(dataset, split, ids, workers)):
         raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
         images = normalise(raw)[None]
         own_tags = None if tags is None else tags[index]

@@ -103,6 +103,11 @@ class Method(nn.Module, ABC):
         """Pseudo labels ``(B, H, W)`` int64 (255 uncertain) by name, from unaugmented images and tags."""
         return {}
 
+    def class_maps(self, images: Tensor, tags: Tensor) -> Tensor | None:
+        """Activation maps ``(B, K, H, W)`` in ``[0, 1]`` at the size of ``images``, 0 for background and for
+        classes without tag; None where a method makes none. For ``wsss export``."""
+        return None
+
     @classmethod
     def search_space(cls) -> dict[str, BaseDistribution]:
         """Static search space over fields of ``Config`` and of the optimiser (``optimiser.lr``)."""

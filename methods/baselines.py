@@ -172,6 +172,14 @@ class ClassActivationMap(Method):
         present = tags[:, self.foreground] > 0
         return {"cam": self.scores(images, self.maps(images), present).argmax(1)}
 
+    @torch.no_grad()
+    def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:
+        """Activation maps ``(B, K, H, W)`` in ``[0, 1]``; one scale."""
+        maps = self.scores(images, self.maps(images), tags[:, self.foreground] > 0)
+        if self.build.dataset.background is not None:
+            maps[:, self.build.dataset.background] = 0
+        return maps
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder with ``backbone_lr_scale``, and the classifier."""
         backbone = list(self.backbone.parameters())

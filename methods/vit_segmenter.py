@@ -240,6 +240,18 @@ class ViTSegmenter(Method):
             "refined": self.refined_labels(images, cam, present),
         }
 
+    def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:
+        """Activation maps ``(B, K, H, W)`` of the final tokens in [0, 1], made as those that are scored."""
+        return self.class_maps_of(self.network, images, tags)
+
+    @torch.no_grad()
+    def class_maps_of(self, network: ViTNetwork, images: Tensor, tags: Tensor) -> Tensor:
+        """:meth:`class_maps` of one network."""
+        side = self.config.cam_size
+        squashed = images if side is None else resize(images, (side, side), align_corners=False)
+        cam = resize(self.cams(squashed, network)[0], images.shape[-2:], align_corners=False)
+        return F.pad(present_cam(cam, tags[:, 1:]), (0, 0, 0, 0, 1, 0))
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder, and everything else with ``head_lr_scale``; decay on all."""
         return optimiser_groups(self, ("network.encoder.",), self.config.head_lr_scale)

@@ -396,6 +396,13 @@ class DSKDGC(ViTSegmenter):
         size = images.shape[-2:]
         return resize(final, size, align_corners=False), resize(aux, size, align_corners=False)
 
+    def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:
+        """Activation maps ``(B, K, H, W)`` in [0, 1] of the final tokens of ``cam_network``."""
+        return self.class_maps_of(self._map_network(), images, tags)
+
+    def _map_network(self) -> DistilledNetwork:
+        return self.ema if self.config.cam_network == "student" else self.online
+
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
         """``cam`` and ``aux-cam`` by one threshold, ``refined`` by PAR, and training labels.
@@ -404,7 +411,7 @@ class DSKDGC(ViTSegmenter):
         """
         size, side = (images.shape[2], images.shape[3]), self.config.cam_size
         present = tags[:, 1:]
-        network = self.named_network("student" if self.config.cam_network == "student" else "default")
+        network = self._map_network()
         squashed = images if side is None else resize(images, (side, side), align_corners=False)
         tokens = network.encoder(squashed)
         maps = self._maps(network, tokens, squashed, present)
