@@ -78,6 +78,12 @@ class FSRConfig(ViTConfig):
     """Momentum of the teacher at the first step; it rises to 1 along half a cosine.
     [FSR train_voc.py: momentum_teacher]"""
 
+    local_views: int = Field(default=0, ge=0)
+    """Small crops of each picture whose class tokens are distilled as well. [FSR train_voc.py]"""
+    local_size: int = Field(default=96, ge=1)
+    """Their side in pixels. They show 5 to 32 % of the picture, as in DINO (our choice).
+    [FSR datasets/transforms.py]"""
+
     # --- the other terms ---
     ptc_weight: float = Field(default=0.2, ge=0)
     """Weight of the patch-token contrast. [FSR train_voc.py]"""

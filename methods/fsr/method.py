@@ -33,6 +33,7 @@ from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.resize import resize
 from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens
+from harness.recipes import AugmentSpec
 from methods.base import Build, Paper, ViewSpec
 from methods.fsr.config import FSRConfig
 from methods.fsr.distillation import (
@@ -104,8 +105,17 @@ class FSR(ViTSegmenter):
         self.patch_centre = Centre(config.projector_outputs, config.centre_momentum)
 
     def views(self) -> Mapping[str, ViewSpec]:
-        """View 2: another crop of the same picture."""
-        return {"second": ViewSpec(independent=True)}
+        """``second``, view 2: another crop of the same picture; and small local crops where asked for."""
+        c = self.config
+        colours = AugmentSpec(
+            crop_mode="area",
+            area=(0.05, 0.32),
+            resample="bicubic",
+            jitter=0.5,
+            jitter_strength=(0.4, 0.4, 0.2, 0.1),
+        )
+        local = ViewSpec(scale=c.local_size / self.build.crop[0], independent=True, augment=colours)
+        return {"second": ViewSpec(independent=True)} | {f"local{i}": local for i in range(c.local_views)}
 
     def named_network(self, name: str) -> ViTNetwork:
         """Student (``default``) or ``teacher``."""
@@ -137,7 +147,7 @@ class FSR(ViTSegmenter):
             )
         }
         if mask is not None:
-            terms |= self.distillation(part(tokens, slice(size, None)), images, second, mask, step)
+            terms |= self.distillation(part(tokens, slice(size, None)), batch, mask, step)
         if any(self.map_weights(step).values()):
             terms |= self.map_terms(batch, output, step)
         return weighted(terms)
@@ -161,17 +171,17 @@ class FSR(ViTSegmenter):
         noise = torch.rand(len(images), height // block, width // block, device=images.device)
         return token_mask(block_mask(noise, c.mask_ratio, uncertain), block // self.network.encoder.patch)
 
-    def distillation(self, masked: Tokens, first: Tensor, second: Tensor, mask: Tensor, step: int) -> Terms:
+    def distillation(self, masked: Tokens, batch: Batch, mask: Tensor, step: int) -> Terms:
         """The terms ``class`` and ``patch``; the teacher's outputs are collected for the centres.
 
         Args:
             masked: the student's tokens of the masked view 2.
-            first, second: ``(B, 3, H, W)`` both views, for the teacher.
+            batch: both views for the teacher, local views for the student.
             mask: ``(B, h, w)`` bool.
             step: 0-based optimiser step.
         """
         c, student = self.config, self.network
-        teacher_class, teacher_patches = self.teacher_outputs(first, second)
+        teacher_class, teacher_patches = self.teacher_outputs(batch.images, batch.views["second"].images)
         temperature = teacher_temperature(
             step, c.teacher_temperature_start, c.teacher_temperature, c.teacher_temperature_steps
         )
@@ -180,10 +190,14 @@ class FSR(ViTSegmenter):
             self.patch_centre.collect(teacher_patches)
 
         def class_term() -> Tensor:
-            outputs = student.projector(student.aggregate(masked, None if c.aggregate_masked else mask))
+            states = [student.aggregate(masked, None if c.aggregate_masked else mask)]
+            if c.local_views:
+                local = torch.cat([batch.views[f"local{i}"].images for i in range(c.local_views)])
+                states.append(student.aggregate(student.encoder(local)))
+            outputs = student.projector(torch.cat(states)).unflatten(0, (-1, len(mask)))
             with outside_autocast(mask.device):
                 targets = distillation_targets(teacher_class, self.class_centre.value, temperature)
-                return class_distillation(at_least_float32(outputs)[None], targets, c.student_temperature)
+                return class_distillation(at_least_float32(outputs), targets, c.student_temperature)
 
         def patch_term() -> Tensor:
             per_side = c.mask_block // student.encoder.patch

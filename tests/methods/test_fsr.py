@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +167,30 @@ def test_distillation_equals_the_loss_over_all_tokens():
         patch = ((each * weights).sum(1) / weights.sum(1)).mean()
     torch.testing.assert_close(terms["class"], 0.1 * cls)
     torch.testing.assert_close(terms["patch"], 0.1 * patch)
+
+
+def test_local_views_join_the_class_term():
+    method, data = build(drop_path=0.0, local_views=2, local_size=24).train(), batch([[1], [2, 3]])
+    assert {n: (v.scale, v.independent) for n, v in method.views().items()} == {
+        "second": (1.0, True),
+        "local0": (0.5, True),
+        "local1": (0.5, True),
+    }
+    for index in range(2):
+        raw = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+        view = View(normalise(raw), raw, torch.ones(2, 24, 24, dtype=torch.bool))
+        data = dataclasses.replace(data, views={**data.views, f"local{index}": view})
+    torch.manual_seed(3)
+    both = method(data, Progress(0, TOTAL, 10))["class"]
+    method.config = FSRConfig(**SMALL, drop_path=0.0)
+    torch.manual_seed(3)
+    alone = method(data, Progress(0, TOTAL, 10))["class"]
+    with torch.no_grad():
+        target, _ = method.teacher_outputs(data.images, data.views["second"].images)
+        local = [method.network.encoder(data.views[f"local{i}"].images) for i in range(2)]
+        logits = torch.stack([method.network.projector(method.network.aggregate(t)) for t in local])
+        each = -((target / 0.04).softmax(-1) * (logits / 0.1).log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(both, (alone + 0.1 * each.mean(1).sum()) / 3)
 
 
 def test_the_other_terms_are_those_of_view_one():
