@@ -13,11 +13,16 @@ Every JSON is written last and by rename: what exists is whole.
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +60,57 @@ class PerImage:
     @classmethod
     def load(cls, path: Path) -> PerImage:
         """Read an npz file."""
-        with np.load(path, allow_pickle=False) as data:
-            return cls(
-                tuple(str(i) for i in data["ids"]),
-                data["intersection"].astype(np.int64),
-                data["predicted"].astype(np.int64),
-                data["labelled"].astype(np.int64),
-            )
+        found = read_arrays(path)
+        counts = (found[k].astype(np.int64, copy=False) for k in ("intersection", "predicted", "labelled"))
+        return cls(_names(found["ids"].tobytes(), found["ids"].dtype.str), *counts)
+
+
+@lru_cache(maxsize=64)
+def _names(data: bytes, dtype: str) -> tuple[str, ...]:
+    """Image ids of a split: evaluations of one split share the tuple."""
+    return tuple(np.frombuffer(data, dtype=dtype).tolist())
+
+
+@lru_cache(maxsize=256)
+def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of an array, from the head of its npy file."""
+    stream = io.BytesIO(text)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file, read-only; several times as fast as ``numpy.load`` for small ones.
+
+    ``numpy.load`` opens a stream for every array and parses its head as Python; the heads of equal arrays
+    are equal.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    data = path.read_bytes()
+    found = {}
+    try:
+        for member in zipfile.ZipFile(io.BytesIO(data)).infolist():
+            local = member.header_offset  # APPNOTE 4.3.7: 30 bytes, then name and extra field
+            start = local + 30 + sum(struct.unpack_from("<HH", data, local + 26))
+            raw = data[start : start + member.compress_size]
+            array = zlib.decompress(raw, -zlib.MAX_WBITS) if member.compress_type else raw
+            if zlib.crc32(array) != member.CRC:
+                raise ValueError(f"checksum of {member.filename}")
+            found[member.filename.removesuffix(".npy")] = _array(array)
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError) as error:
+        raise UserError(f"damaged file: {error}", where=path, remedy="evaluate again") from None
+    return found
+
+
+def _array(data: bytes) -> np.ndarray:
+    """An array from the bytes of an npy file."""
+    wide = data[6] > 1  # version 2 has four bytes for the length of the head, version 1 two
+    start = (12 if wide else 10) + int.from_bytes(data[8 : 12 if wide else 10], "little")
+    shape, fortran, dtype = _header(data[:start])
+    return np.frombuffer(data, dtype=dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
 @dataclass(frozen=True)
@@ -144,7 +193,8 @@ class Record:
         """Evaluations by name; where a protocol changed, the one written last."""
         found = [
             EvaluationRecord(file.parent, read_json(file))
-            for file in self.path.glob("evaluations/*/evaluation.json")
+            for place in folders(self.path / "evaluations")
+            if (file := place / "evaluation.json").exists()
         ]
         found.sort(key=lambda e: (e.data.get("written", ""), e.path.name))
         return {e.name: e for e in found}
@@ -153,6 +203,15 @@ class Record:
         """Training curve: ``step, lr, steps_per_second`` and one column for each loss term."""
         file = self.path / "history.csv"
         return pd.read_csv(file) if file.exists() else pd.DataFrame()
+
+
+def folders(place: Path) -> list[Path]:
+    """The folders in a folder, by name; none where it does not exist."""
+    try:
+        with os.scandir(place) as entries:
+            return [place / name for name in sorted(e.name for e in entries if e.is_dir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 class Store:
@@ -176,10 +235,13 @@ class Store:
 
     def records(self, pattern: str = "*") -> Iterator[Record]:
         """All records whose recipe name matches a glob, in a fixed order."""
-        for file in sorted(self.root.glob("*/*/*/seed-*/record.json")):
-            name = "/".join(file.parts[-5:-3])
-            if fnmatch(name, pattern):
-                yield Record(file.parent, _checked(read_json(file), file))
+        for method in folders(self.root):
+            for recipe in folders(method):
+                if not fnmatch(f"{method.name}/{recipe.name}", pattern):
+                    continue
+                for digest in folders(recipe):
+                    found = (self.get(trial) for trial in folders(digest) if trial.name.startswith("seed-"))
+                    yield from (record for record in found if record is not None)
 
     @staticmethod
     def write_record(folder: Path, data: Mapping[str, Any]) -> Record:

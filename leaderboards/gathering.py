@@ -130,6 +130,26 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+class Current:
+    """Recipes as they stand now, their values flattened once.
+
+    Args:
+        recipes: name to :class:`harness.recipes.Resolved`.
+    """
+
+    def __init__(self, recipes: Mapping[str, Any]) -> None:
+        self.recipes = recipes
+        self._values: dict[str, dict[str, Any]] = {}
+
+    def values(self, name: str) -> dict[str, Any] | None:
+        """Dotted key to value of everything that may change the trained network; None if unknown."""
+        if name not in self.recipes:
+            return None
+        if name not in self._values:
+            self._values[name] = _flat(dump(self.recipes[name].training_values()))
+        return self._values[name]
+
+
 def changed_keys(record: Record, resolved: Any) -> list[str]:
     """Dotted keys whose value in the recipe is no longer the recorded one (overridden keys aside).
 
@@ -137,10 +157,14 @@ def changed_keys(record: Record, resolved: Any) -> list[str]:
         record: a record of the recipe.
         resolved: the :class:`harness.recipes.Resolved` of the recipe as it stands now.
     """
+    return _changed(record, _flat(dump(resolved.training_values())))
+
+
+def _changed(record: Record, now: Mapping[str, Any]) -> list[str]:
     overridden = list(record.data.get("overrides", {}))
     if {"schedule.steps", "schedule.epochs"} & set(overridden):
         overridden += ["schedule.steps", "schedule.epochs"]  # either one replaces the other
-    now, then = _flat(dump(resolved.training_values())), _flat(record.recipe)
+    then = _flat(record.recipe)
     differing = [k for k in now if k in then and now[k] != then[k]]
     return [k for k in differing if not any(k == o or k.startswith(f"{o}.") for o in overridden)]
 
@@ -155,10 +179,11 @@ def _protocol_values(name: str) -> dict[str, Any] | None:
         return None
 
 
-def stale_reason(record: Record, run: EvaluationRecord, recipes: Mapping[str, Any]) -> str:
+def stale_reason(record: Record, run: EvaluationRecord, current: Current) -> str:
     """Why a record no longer says what its recipe and protocol say, empty if it still does."""
-    if record.name in recipes:
-        changed = changed_keys(record, recipes[record.name])
+    values = current.values(record.name)
+    if values is not None:
+        changed = _changed(record, values)
         if changed:
             return f"the recipe has changed since: {', '.join(changed[:4])}" + (
                 ", ..." if changed[4:] else ""

@@ -117,17 +117,26 @@ def aligned(runs: Sequence[PerImage]) -> list[PerImage]:
         raise UserError(
             "the evaluations have different numbers of classes", remedy="compare within a data set"
         )
-    order = sorted(first.ids)
-    if len(set(order)) != len(order) or any(sorted(r.ids) != order for r in runs):
+    order = _order(first.ids)
+    if len(set(order)) != len(order) or any(_order(r.ids) != order for r in runs):
         raise UserError(
             "the evaluations hold different images", remedy="compare evaluations of the same split"
         )
     out = []
     for run in runs:
+        if run.ids == order:
+            out.append(run)
+            continue
         rows = np.argsort(np.array(run.ids))
         arrays = (getattr(run, k)[rows] for k in ("intersection", "predicted", "labelled"))
-        out.append(PerImage(tuple(run.ids[i] for i in rows), *arrays))
+        out.append(PerImage(order, *arrays))
     return out
+
+
+@lru_cache(maxsize=64)
+def _order(ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Image ids sorted; runs of one split share the tuple."""
+    return tuple(sorted(ids))
 
 
 def _stacked(runs: Sequence[PerImage], seeds: Seeds) -> np.ndarray:

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from harness.data.base import SUPERVISIONS
-from harness.records import EvaluationRecord, Record
+from harness.records import EvaluationRecord, PerImage, Record
 from harness.schema import dump
-from leaderboards.gathering import identity, method_title, stale_reason, weak_label
+from leaderboards.gathering import Current, identity, method_title, stale_reason, weak_label
 from leaderboards.published import Published, published
 from leaderboards.statistics import bootstrap_miou, spread
 
@@ -209,34 +209,39 @@ def _absent(runs: Sequence[EvaluationRecord]) -> str:
     return f"neither labelled nor predicted, left out of the mean: {', '.join(words)}" if words else ""
 
 
-def _backgrounds(runs: Sequence[EvaluationRecord]) -> tuple[float, float]:
+def _backgrounds(counts: Sequence[PerImage], classes: Sequence[str]) -> tuple[float, float]:
     """Shares of background among decided and among labelled pixels, mean over seeds; NaN without one."""
-    names = list(runs[0].data["classes"])
-    if "background" not in names:
+    if "background" not in classes:
         return math.nan, math.nan
-    shares = []
-    for run in runs:
-        for counts in (run.per_image.predicted.sum(0), run.per_image.labelled.sum(0)):
-            shares.append(counts[names.index("background")] / counts.sum() if counts.sum() else math.nan)
-    return float(np.mean(shares[0::2])), float(np.mean(shares[1::2]))
+    index = list(classes).index("background")
+    totals = np.array([[c.predicted.sum(0), c.labelled.sum(0)] for c in counts], dtype=np.float64)
+    sums = totals.sum(-1)
+    shares = np.where(sums > 0, totals[..., index] / np.maximum(sums, 1), math.nan)
+    decided, labelled = shares.mean(0)
+    return float(decided), float(labelled)
 
 
-def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, resamples: int) -> Row:
+Line = Mapping[str, Any]  # of the frame that ``gathering.gather`` gives
+
+
+def _fold(group: Sequence[Line], current: Current, known: Published, resamples: int) -> Row:
     """One row from the seeds of one training digest and one evaluation."""
-    group = group.sort_values("seed", kind="stable")
-    first = group.iloc[0]
-    runs: tuple[EvaluationRecord, ...] = tuple(group["run"])
-    records: tuple[Record, ...] = tuple(group["record"])
-    mean, std = spread(group["miou"].tolist())
-    low, high = math.nan, math.nan
-    if resamples:
-        classes = runs[0].data["protocol"]["classes"]
-        interval = bootstrap_miou([run.per_image for run in runs], classes=classes, resamples=resamples)
-        low, high = interval.low, interval.high
+    group = sorted(group, key=lambda line: line["seed"])
+    first = group[0]
+    runs: tuple[EvaluationRecord, ...] = tuple(line["run"] for line in group)
+    records: tuple[Record, ...] = tuple(line["record"] for line in group)
+    mean, std = spread([line["miou"] for line in group])
+    low, high, background, true_background = (math.nan,) * 4
     pseudo = runs[0].data["spec"]["output"] != "segmentation"
-    background, true_background = _backgrounds(runs) if pseudo and resamples else (math.nan, math.nan)
+    if resamples:
+        # read for this row and dropped with it: all counts of a large store do not fit into memory
+        counts = [PerImage.load(run.path / "per_image.npz") for run in runs]
+        interval = bootstrap_miou(counts, classes=runs[0].data["protocol"]["classes"], resamples=resamples)
+        low, high = interval.low, interval.high
+        if pseudo:
+            background, true_background = _backgrounds(counts, runs[0].data["classes"])
     coverages = [math.nan if run.data.get("coverage") is None else run.data["coverage"] for run in runs]
-    now = _spec(recipes, first["name"], first["evaluation"])
+    now = _spec(current.recipes, first["name"], first["evaluation"])
     value, source, cell_notes = _cells(now.cells if now else runs[0].data["spec"]["cells"], known)
     tolerances = [run.data["spec"]["tolerance"] for run in runs]
     tolerance = math.nan if None in tolerances else float(min(tolerances))
@@ -252,7 +257,7 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
     spec, selection = runs[0].data["spec"], records[0].recipe.get("selection")
     if spec["checkpoint"] == "best" and selection:
         notes.append(f"best checkpoint, selected on {selection['split']}")
-    stale = stale_reason(records[0], runs[0], recipes)
+    stale = stale_reason(records[0], runs[0], current)
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
     difference = math.nan if obstacles else mean - value
@@ -262,7 +267,7 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
         recipe=first["name"],
         n=len(group),
-        seeds=tuple(int(s) for s in group["seed"]),
+        seeds=tuple(int(line["seed"]) for line in group),
         mean=mean,
         std=std,
         low=low,
@@ -280,7 +285,7 @@ def _fold(group: pd.DataFrame, recipes: Mapping[str, Any], known: Published, res
         background=background,
         true_background=true_background,
         cost=cost_of(records, runs),
-        commit=", ".join(sorted(set(group["commit"]))),
+        commit=", ".join(sorted({line["commit"] for line in group})),
         notes=tuple(n for n in [stale, *obstacles, *notes, _absent(runs), *cell_notes] if n),
         runs=runs,
         records=records,
@@ -340,15 +345,16 @@ def _holes(
     """A row for every evaluation of a recipe that no standing, unchanged record answers."""
     answered = {(r.recipe, r.evaluation) for r in rows if r.verdict != "stale" and not r.overrides}
     titles = _titles(frame)
+    plain = frame[frame["finished"] & (frame["overrides"] == "")] if len(frame) else frame
+    trained = set(plain["name"]) if len(plain) else set()
     holes = []
     for name in sorted(recipes):
         recipe = recipes[name].recipe
-        own = frame[(frame["name"] == name) & (frame["overrides"] == "")] if len(frame) else frame
         for spec in recipe.evaluation:
             if (name, spec.name) in answered:
                 continue
             value, source, notes = _cells(spec.cells, known)
-            if len(own) and bool(own["finished"].any()):
+            if name in trained:
                 notes.insert(0, f"trained; run `wsss run {name}` again to evaluate it")
             holes.append(
                 Row(
@@ -376,15 +382,16 @@ def _holes(
 def _with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
     if frame.empty:
         return rows
-    failed = frame[~frame["finished"]]
+    failed: dict[tuple[str, str], list[Line]] = {}
+    for line in frame[~frame["finished"]].to_dict("records"):
+        failed.setdefault((line["name"], line["overrides"]), []).append(line)
     out = []
     for row in rows:
-        mine = failed[(failed["name"] == row.recipe) & (failed["overrides"] == row.overrides)]
-        if row.digest:
-            mine = mine[mine["digest"] == row.digest]
-        if len(mine):
-            reason = str(mine["reason"].iloc[0]).partition("\n")[0]
-            seeds = ", ".join(str(s) for s in sorted(mine["seed"]))
+        mine = failed.get((row.recipe, row.overrides), [])
+        mine = [line for line in mine if row.digest in ("", line["digest"])]
+        if mine:
+            reason = str(mine[0]["reason"]).partition("\n")[0]
+            seeds = ", ".join(str(s) for s in sorted(line["seed"] for line in mine))
             row = dataclasses.replace(row, notes=(f"failed seeds {seeds}: {reason}", *row.notes))
         out.append(row)
     return out
@@ -414,9 +421,12 @@ def leaderboard(
     known = published() if known is None else known
     rows: list[Row] = []
     if not frame.empty:
-        scored = frame[frame["evaluation"] != ""]
-        for _, group in scored.groupby(["name", "digest", "overrides", "evaluation", "key"], sort=True):
-            rows.append(_fold(group, recipes, known, resamples))
+        current = Current(recipes)
+        groups: dict[tuple[str, ...], list[Line]] = {}
+        for line in frame[frame["evaluation"] != ""].to_dict("records"):
+            key = tuple(str(line[k]) for k in ("name", "digest", "overrides", "evaluation", "key"))
+            groups.setdefault(key, []).append(line)
+        rows = [_fold(groups[key], current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
     rows = _with_failures([*rows, *_holes(rows, frame, recipes, known)], frame)
     return sorted(rows, key=_order)
@@ -451,11 +461,15 @@ def per_class(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         if not row.runs:
             continue
-        for name, values in zip(row.runs[0].data["classes"], class_iou(row).T, strict=True):
-            found = values[~np.isnan(values)]
-            mean, std = spread(found.tolist())
-            line = {k: getattr(row, k) for k in ("dataset", "supervision", "method", "recipe", "overrides")}
-            line |= {"digest": row.digest, "evaluation": row.evaluation, "class": name, "n": len(found)}
-            lines.append(line | {"mean": mean, "std": std, "absent_seeds": row.n - len(found)})
+        values = class_iou(row)
+        number = (~np.isnan(values)).sum(0)
+        mean = np.where(number > 0, np.nansum(values, 0) / np.maximum(number, 1), np.nan)
+        squares = np.nansum((values - mean) ** 2, 0)
+        std = np.where(number > 1, np.sqrt(squares / np.maximum(number - 1, 1)), np.nan)
+        base = {k: getattr(row, k) for k in ("dataset", "supervision", "method", "recipe", "overrides")}
+        base |= {"digest": row.digest, "evaluation": row.evaluation}
+        for k, name in enumerate(row.runs[0].data["classes"]):
+            figures = {"class": name, "n": int(number[k]), "mean": mean[k], "std": std[k]}
+            lines.append(base | figures | {"absent_seeds": row.n - int(number[k])})
     columns = ["dataset", "supervision", "method", "recipe", "overrides", "digest", "evaluation", "class"]
     return pd.DataFrame(lines, columns=[*columns, "n", "mean", "std", "absent_seeds"])

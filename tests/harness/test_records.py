@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.files import whole_file, write_json
-from harness.records import PerImage, Store
+from harness.records import PerImage, Store, read_arrays
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -79,3 +79,33 @@ def test_a_newer_schema_is_refused_with_the_remedy(store):
 def test_a_record_without_history_has_an_empty_one(store):
     assert isinstance(next(store[0].records()).history(), pd.DataFrame)
     assert next(store[0].records()).history().empty
+
+
+def test_arrays_are_those_that_numpy_reads(tmp_path):
+    file = tmp_path / "x.npz"
+    arrays = {
+        "ids": np.array(["a", "zwölf"]),
+        "small": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "empty": np.zeros((0, 3), dtype=np.int32),
+        "scalar": np.float32(1.5),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(file, **arrays)
+        found = read_arrays(file)
+        with np.load(file) as expected:
+            assert set(found) == set(expected.files)
+            for name in expected.files:
+                np.testing.assert_array_equal(found[name], expected[name])
+                assert found[name].dtype == expected[name].dtype
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez(file, a=np.arange(100))
+    data = bytearray(file.read_bytes())
+    for damaged in (data[:100], data[:200] + b"\xff" + data[201:]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged file") as caught:
+            read_arrays(file)
+        assert "x.npz" in str(caught.value)
