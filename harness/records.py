@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import zipfile
 import zlib
@@ -193,7 +192,7 @@ class Record:
         """Evaluations by name; where a protocol changed, the one written last."""
         found = [
             EvaluationRecord(file.parent, read_json(file))
-            for place in folders(self.path / "evaluations")
+            for place in entries(self.path / "evaluations")
             if (file := place / "evaluation.json").exists()
         ]
         found.sort(key=lambda e: (e.data.get("written", ""), e.path.name))
@@ -205,11 +204,10 @@ class Record:
         return pd.read_csv(file) if file.exists() else pd.DataFrame()
 
 
-def folders(place: Path) -> list[Path]:
-    """The folders in a folder, by name; none where it does not exist."""
+def entries(place: Path) -> list[Path]:
+    """What a folder holds, by name; nothing where there is no such folder."""
     try:
-        with os.scandir(place) as entries:
-            return [place / name for name in sorted(e.name for e in entries if e.is_dir())]
+        return sorted(place.iterdir(), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -235,12 +233,12 @@ class Store:
 
     def records(self, pattern: str = "*") -> Iterator[Record]:
         """All records whose recipe name matches a glob, in a fixed order."""
-        for method in folders(self.root):
-            for recipe in folders(method):
+        for method in entries(self.root):
+            for recipe in entries(method):
                 if not fnmatch(f"{method.name}/{recipe.name}", pattern):
                     continue
-                for digest in folders(recipe):
-                    found = (self.get(trial) for trial in folders(digest) if trial.name.startswith("seed-"))
+                for digest in entries(recipe):
+                    found = (self.get(trial) for trial in entries(digest) if trial.name.startswith("seed-"))
                     yield from (record for record in found if record is not None)
 
     @staticmethod
