@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -125,7 +126,7 @@ class Display:
     def __init__(self, prepared: Sequence[Prepared]) -> None:
         total = sum(p.steps for p in prepared)
         self.running: dict[Trial, tuple[int, str]] = {}
-        self.number, self.ended, self.of = 0, 0, len(prepared)
+        self.ended, self.of = 0, len(prepared)
         self.bar = tqdm(
             total=total,
             unit="step",
@@ -223,6 +224,8 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
             outcomes |= run_trials(sorted(open_trials, key=_cost, reverse=True), resources, display)
     finally:
         display.close()
+    if any(p.trial not in outcomes for p in prepared):
+        raise KeyboardInterrupt  # Tune swallows Ctrl-C and returns what has ended so far
     return [outcomes[p.trial] for p in prepared]
 
 
@@ -253,11 +256,17 @@ def start_ray(resources: Resources) -> bool:
         local: dict[str, Any] = (
             {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
         )
+        start = partial(ray.init, address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            ray.init(address=resources.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            try:
+                start(**local)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                start(**local)  # a busy machine; Ray waits half a minute and no longer
+        except Exception as error:  # Ray raises bare exceptions too
             raise UserError(
-                f"Ray did not start: {str(error).splitlines()[0]}",
+                f"Ray did not start: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 where=resources.address or "a local Ray",
                 remedy="check --address, or use --local",
             ) from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import harness.compat  # noqa: F401  # isort: skip  (before timm and torchvision)
 
 import pytest
 import torch
+
+from harness.data.mini import Mini
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,3 +52,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["WSSS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, cache) -> Path:
+    """A copy of the miniature set with 16 training and 6 validation scenes."""
+    whole = Mini.locate(None, cache)
+    root = tmp_path_factory.mktemp("small") / "mini"
+    shutil.copytree(whole.root, root)
+    for split, number in (("train", 16), ("val", 6)):
+        file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        file.write_text("\n".join(file.read_text().split()[:number]) + "\n")
+    return root.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,3 +49,86 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+_EXECUTION = (
+    DATA_ROOT,
+    RESULTS,
+    DEVICE,
+    WORKERS,
+    click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
+    click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time."),
+    click.option(
+        "--cpus-per-trial", type=click.FloatRange(0.1), help="Cores per trial [default: workers + 1]."
+    ),
+    click.option(
+        "--gpus-per-trial",
+        type=click.FloatRange(0),
+        help="GPUs per trial; a fraction lets trials share one [default: 1 with CUDA, else 0].",
+    ),
+    click.option("--address", help="Join this Ray cluster instead of starting a local one."),
+    click.option(
+        "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per trial."
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=click.FloatRange(0),
+        default=60.0,
+        show_default=True,
+        help="Least time between checkpoints.",
+    ),
+)
+
+
+def execution(function: Callable[..., Any]) -> Callable[..., Any]:
+    """All options of where and how trials run.
+
+    The decorated function receives them as ``options`` (:class:`harness.trial.Options`) and
+    ``resources`` (:class:`harness.execution.Resources`; None with ``--local``).
+    """
+
+    @together(*_EXECUTION)
+    @functools.wraps(function)
+    def command(
+        data_roots: tuple[str, ...],
+        results: Path,
+        device: str,
+        workers: int,
+        local: bool,
+        max_concurrent: int | None,
+        cpus_per_trial: float | None,
+        gpus_per_trial: float | None,
+        address: str | None,
+        threads: int,
+        checkpoint_seconds: float,
+        **own: Any,
+    ) -> Any:
+        from harness.execution import Resources
+        from harness.trial import Options, choose_device
+
+        options = Options(
+            results=results.absolute(),
+            data_roots=tuple(_absolute(r) for r in data_roots),
+            device=device,
+            workers=workers,
+            threads=threads,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        cuda = choose_device(device).type == "cuda"
+        resources = Resources(
+            cpus_per_trial=cpus_per_trial or workers + 1,
+            gpus_per_trial=float(cuda) if gpus_per_trial is None else gpus_per_trial,
+            max_concurrent=max_concurrent,
+            address=address,
+        )
+        return function(options=options, resources=None if local else resources, **own)
+
+    return command
+
+
+def _absolute(root: str) -> str:
+    """Workers may stand in another folder: make the path of ``[NAME=]DIR`` absolute."""
+    name, equals, path = root.partition("=")
+    if equals and not Path(root).exists():
+        return f"{name}={Path(path).expanduser().absolute()}"
+    return str(Path(root).expanduser().absolute())

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, WORKERS, together
-from harness.commands.run import _absolute
+from harness.commands.options import SET, execution
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from harness.execution import Resources
     from harness.objective import Event, Job
     from harness.search import Study
+    from harness.trial import Options
 
 
 @click.command(
@@ -55,29 +56,13 @@ Running the same command again goes on where it stopped; a larger --trials adds 
     multiple=True,
     help="Learn from the finished trials of an earlier search's folder; repeatable.",
 )
-@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
+@SET
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of this search [default: search/RECIPE/DIGEST beside the record store].",
 )
-@click.option("--local", is_flag=True, help="One after another in this process, without Ray.")
-@click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time.")
-@click.option("--cpus-per-trial", type=click.FloatRange(0.1), help="Cores per trial [default: workers + 1].")
-@click.option(
-    "--gpus-per-trial", type=click.FloatRange(0), help="GPUs per trial [default: 1 with CUDA, else 0]."
-)
-@click.option("--address", help="Join this Ray cluster instead of starting a local one.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per trial."
-)
-@click.option(
-    "--checkpoint-seconds",
-    type=click.FloatRange(0),
-    default=60.0,
-    show_default=True,
-    help="Least time between checkpoints.",
-)
+@execution
 def search(
     recipe: str,
     trials: int,
@@ -89,30 +74,19 @@ def search(
     grid_points: int,
     warm_start: tuple[Path, ...],
     assignments: tuple[str, ...],
-    data_roots: tuple[str, ...],
-    results: Path,
-    device: str,
-    workers: int,
     out: Path | None,
-    local: bool,
-    max_concurrent: int | None,
-    cpus_per_trial: float | None,
-    gpus_per_trial: float | None,
-    address: str | None,
-    threads: int,
-    checkpoint_seconds: float,
+    options: Options,
+    resources: Resources | None,
 ) -> int:
     """Search hyper-parameters of a recipe.
 
     Every method brings its own space. The first trial has the recipe's own values. What is maximised
     is mIoU on a part of the training split that no trial trains on.
     """
-    from harness.execution import Resources
     from harness.recipes import parse_overrides
     from harness.search import open_study, search_local, search_ray
     from harness.search_plan import plan_search
     from harness.search_report import run_line, verdict, write_plots, write_tables
-    from harness.trial import Options, choose_device
 
     plan = plan_search(
         recipe,
@@ -124,23 +98,8 @@ def search(
         objective_split=objective_split,
         share=share,
         grid_points=grid_points,
-        options=Options(
-            results=results.absolute(),
-            data_roots=tuple(_absolute(r) for r in data_roots),
-            device=device,
-            workers=workers,
-            threads=threads,
-            checkpoint_seconds=checkpoint_seconds,
-        ),
+        options=options,
         out=out,
-    )
-    resources = Resources(
-        cpus_per_trial=cpus_per_trial or workers + 1,
-        gpus_per_trial=float(choose_device(device).type == "cuda")
-        if gpus_per_trial is None
-        else gpus_per_trial,
-        max_concurrent=max_concurrent,
-        address=address,
     )
     with open_study(plan) as study:
         for earlier in warm_start:
@@ -150,7 +109,7 @@ def search(
         display = _Display(study)
         failed_before = study.counts()["failed"]
         try:
-            if local:
+            if resources is None:
                 search_local(study, display.update)
             else:
                 search_ray(study, resources, display.update)

@@ -8,7 +8,7 @@ import pytest
 
 from harness import execution
 from harness.errors import UserError
-from harness.execution import Outcome, execute, plan, waves
+from harness.execution import Outcome, Resources, execute, plan, waves
 from harness.trial import Options, Trial, source_of
 
 
@@ -77,3 +77,22 @@ def test_trials_are_equal_by_value():
     assert trial == dataclasses.replace(trial)
     assert hash(trial) == hash(Trial("a/b", 1, {"x": 1}))
     assert trial != Trial("a/b", 1, {"x": 2})
+
+
+def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch, tmp_path):
+    prepared = [execution.prepare(Trial("pce/mini-point", 0), Options(results=tmp_path, device="cpu"))]
+    monkeypatch.setattr("harness.ray_trials.run_trials", lambda *arguments: {})
+    with pytest.raises(KeyboardInterrupt):
+        execution.run_ray(prepared, Resources())
+
+
+def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):
+    import ray
+
+    def slow(**options):
+        raise Exception("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(UserError, match="Ray did not start: The current node timed out") as caught:
+        execution.start_ray(Resources())
+    assert "--local" in str(caught.value)

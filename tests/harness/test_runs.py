@@ -26,18 +26,6 @@ TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "cr
 ONE = ["--seed", "0", "--local", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, cache) -> Path:
-    """A copy of the miniature set with 16 training and 6 validation scenes."""
-    whole = Mini.locate(None, cache)
-    root = tmp_path_factory.mktemp("small") / "mini"
-    shutil.copytree(whole.root, root)
-    for split, number in (("train", 16), ("val", 6)):
-        file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        file.write_text("\n".join(file.read_text().split()[:number]) + "\n")
-    return root.parent
-
-
 def wsss(*arguments: object) -> int:
     return invoke(cli, [str(a) for a in arguments])
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -35,18 +33,6 @@ from harness.trial import Options
 RECIPE = "pce/mini-scribble"
 TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}
 SET = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, cache) -> Path:
-    """A copy of the miniature set with 16 training and 6 validation scenes."""
-    whole = Mini.locate(None, cache)
-    root = tmp_path_factory.mktemp("small") / "mini"
-    shutil.copytree(whole.root, root)
-    for split, number in (("train", 16), ("val", 6)):
-        file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        file.write_text("\n".join(file.read_text().split()[:number]) + "\n")
-    return root.parent
 
 
 @pytest.fixture
