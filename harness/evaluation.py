@@ -44,8 +44,9 @@ class Protocol:
     """Factors of both sides; a scaled side is `int(side * scale)`."""
     flip: bool = False
     """Add the mirrored picture at every scale."""
-    merge: Literal["mean-softmax", "mean-logits", "max-logits"] = "mean-logits"
-    """Over scales: mean of probabilities (AGMM), mean of logits (BLPSeg), maximum of logits (FSR)."""
+    merge: Literal["mean-softmax", "mean-logits", "max-logits", "sum-logits"] = "mean-logits"
+    """Over scales: mean of probabilities (AGMM), mean of logits (BLPSeg), maximum of logits (FSR), or their
+    sum (ToCo on COCO), which differs from their mean where a softmax follows."""
     flip_merge: Literal["same", "mean", "max", "sum"] = "same"
     """Over a picture and its mirror, before scales are merged; `same`: as `merge`. `sum` (FSR, ToCo) decides
     as `mean` does, but makes a dense CRF that follows more certain."""
@@ -200,7 +201,7 @@ def predict_scores(
         else:
             merged = torch.maximum(merged, scores) if p.merge == "max-logits" else merged + scores
     assert merged is not None
-    if p.merge != "max-logits":
+    if p.merge.startswith("mean"):
         merged = merged / len(p.scales)
     if p.absent == "suppress":
         if tags is None:

@@ -146,6 +146,23 @@ def test_maximum_over_scales_is_taken_per_pixel():
     assert predict_scores(predict, torch.zeros(1, 3, 8, 8), p).unique().tolist() == [8.0]
 
 
+def test_summed_scales_are_their_mean_times_their_number():
+    torch.manual_seed(0)
+    image, kernel = torch.randn(1, 3, 12, 15), torch.randn(4, 3, 3, 3)
+    p = Protocol(scales=(1.0, 1.25, 1.5), flip=True, flip_merge="max", merge="sum-logits")
+
+    def predict(x):
+        return F.conv2d(x, kernel, padding=1)
+
+    total = predict_scores(predict, image, p)
+    mean = predict_scores(predict, image, dataclasses.replace(p, merge="mean-logits"))
+    torch.testing.assert_close(total, 3 * mean)
+    plain = F.conv2d(image, kernel, padding=1)
+    one = predict_scores(predict, image, dataclasses.replace(p, scales=(1.0,)))
+    mirrored = F.conv2d(image.flip(-1), kernel, padding=1).flip(-1)
+    torch.testing.assert_close(one, torch.maximum(plain, mirrored))
+
+
 def test_a_mirror_that_is_summed_counts_twice_and_decides_alike():
     p = Protocol(scales=(1.0, 1.25), flip=True, flip_merge="sum", merge="max-logits")
     torch.manual_seed(0)
