@@ -91,13 +91,17 @@ def fit_mixture(
     if (bins is not None and bins < 1) or max_iter < 1:
         raise ValueError(f"bins {bins} and max_iter {max_iter} must be at least 1")
     x = values.detach().flatten(1).double()
-    inside = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.flatten(1)
-    if inside.shape != x.shape:
-        raise ValueError(f"mask {tuple(mask.shape)} of values {tuple(values.shape)}")  # type: ignore[union-attr]
+    inside = None if mask is None else mask.flatten(1)
+    if inside is not None and inside.shape != x.shape:
+        raise ValueError(f"a mask of {tuple(inside.shape)} for values of {tuple(x.shape)}")
     low, high = _range(x, inside)
-    number = inside.sum(1)
-    sample = _Sample(x.where(inside, 0), inside.double()) if bins is None else histogram(x, inside, bins)
-    valid = (number >= LEAST_VALUES) & (high > low)
+    if bins is not None:
+        sample = histogram(x, inside, low, high, bins)
+    elif inside is None:
+        sample = _Sample(x, torch.ones_like(x))
+    else:
+        sample = _Sample(x.where(inside, 0), inside.to(x))
+    valid = (sample.mass.sum(1) >= LEAST_VALUES) & (high > low)
     if start is None:
         mean, variance, weight = _midpoint_start(sample, (low + high) / 2, reg)
     else:
@@ -132,30 +136,35 @@ def noise_probability(mixture: Mixture, values: Tensor, *, monotone: bool = Fals
     return probability.view(values.shape)
 
 
-def histogram(values: Tensor, mask: Tensor, bins: int) -> _Sample:
-    """Counts and means of equal bins over each sample's range; an edge belongs to the bin below it.
+def histogram(values: Tensor, mask: Tensor | None, low: Tensor, high: Tensor, bins: int) -> _Sample:
+    """Counts and means of equal bins; an edge belongs to the bin below it.
 
     Args:
         values: ``(B, N)`` float64.
-        mask: ``(B, N)`` bool.
+        mask: ``(B, N)`` bool, False for values that do not count; None if all do.
+        low, high: ``(B,)`` range of each sample's values.
         bins: number of bins.
 
     Returns:
         Values and masses ``(B, bins)``; empty bins have mass 0.
     """
     batch = values.shape[0]
-    low, high = _range(values, mask)
     width = (high - low).where(high > low, 1)  # of a constant sample, which fills the first bin
-    place = ((values - low[:, None]) * (bins / width)[:, None]).ceil_().sub_(1).clamp_(0, bins - 1)
-    index = place.long() + bins * torch.arange(batch, device=values.device)[:, None]
-    index = index.where(mask, batch * bins).flatten()  # one more bin for what does not count
+    first = bins * torch.arange(batch, device=values.device, dtype=values.dtype)[:, None]
+    place = (values - low[:, None]).mul_((bins / width)[:, None]).ceil_().add_(first - 1)
+    index = place.clamp_(first, first + (bins - 1)).long()
+    if mask is not None:
+        index = index.where(mask, batch * bins)  # one more bin for what does not count
+    index = index.flatten()
     mass = torch.bincount(index, minlength=batch * bins + 1)[:-1].view(batch, bins).to(values)
     total = torch.bincount(index, values.flatten(), minlength=batch * bins + 1)[:-1].view(batch, bins)
     return _Sample(total / mass.clamp(min=1), mass)
 
 
-def _range(x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def _range(x: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each sample ``(B,)``; infinite where nothing is inside."""
+    if inside is None:
+        return x.amin(1), x.amax(1)
     return x.where(inside, math.inf).amin(1), x.where(inside, -math.inf).amax(1)
 
 
@@ -205,8 +214,13 @@ def _em(
     before = torch.full_like(total, -math.inf)
     for step in range(max_iter):
         low, high = _log_densities(value, mean, variance, weight).unbind(1)
-        likelihood = (mass * torch.logaddexp(low, high)).sum(1) / total
-        posterior = torch.stack([torch.sigmoid(low - high), torch.sigmoid(high - low)], dim=1)
+        ahead = low - high
+        behind = ahead.abs().neg_().exp_()  # share of the component that is less likely, over the other
+        likelihood = (mass * behind.log1p().add_(torch.maximum(low, high))).sum(1) / total
+        more = 1 / (1 + behind)
+        less = behind * more
+        first = ahead > 0
+        posterior = torch.stack([more.where(first, less), less.where(first, more)], dim=1)
         new = _moments(value, posterior * mass[:, None], reg)
         keep = active[:, None]
         mean, variance, weight = (
