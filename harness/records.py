@@ -5,6 +5,7 @@ Layout of a trial's folder, ``<root>/<method>/<recipe>/<digest>/seed-<n>/``::
     history.csv                                 loss terms, learning rate, rate of every logged step
     checkpoint/last.pt                          resumable until the run is finished, then weights only
     evaluations/<name>-<digest>/per_image.npz   ids; per image and class: intersection, predicted, labelled
+    evaluations/<name>-<digest>/boundary.npz    the same within bands around boundaries, summed (segmentation)
     evaluations/<name>-<digest>/evaluation.json the number with everything that defines it
     record.json                                 written last: the record exists when this file does
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from harness import evaluation, provenance
+from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
@@ -160,15 +161,21 @@ def evaluate_into_record(prepared: Prepared, method: Method, spec: EvaluationSpe
     save = prepared.options.save_predictions
     clock = time.monotonic()
     parts = []
+    bands = BoundaryCounter(info.num_classes) if spec.output == "segmentation" else None
     pairs = iter(_pairs(prepared, method, spec))
     while chunk := list(itertools.islice(pairs, 50)):
         if save:
             for image_id, prediction, _ in chunk:
                 save_index(place / f"{image_id}.png", prediction, info.palette)
         parts.append(evaluation.gather(chunk, info.num_classes))
+        if bands is not None:
+            for _, prediction, mask in chunk:
+                bands.add(prediction, mask)
         done = sum(len(p.ids) for p in parts)
         yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {spec.name}")
     counts = evaluation.joined(parts)
+    if bands is not None:  # before the JSON, which makes the evaluation exist
+        bands.result().save(prepared.evaluation_folder(spec) / "boundary.npz")
     write_evaluation(prepared, spec, counts, sha256_of(checkpoint), time.monotonic() - clock)
 
 
