@@ -1,11 +1,13 @@
-"""The main job on real VOC pictures: train AGMM from real clicks and from scribbles, score, recount."""
+"""Real VOC pictures: train from real and simulated labels, score, recount; score a released checkpoint."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from harness.cli import cli, invoke
@@ -91,3 +93,80 @@ def test_agmm_trains_on_real_pictures_and_its_score_is_an_independent_count(
     assert f"mIoU {evaluation.miou:.2f}" in capsys.readouterr().out
     assert wsss("leaderboard", "--results", tmp_path, "--out", tmp_path / "reports") == 0
     assert "87 of 1449" in (tmp_path / "reports" / "leaderboard.md").read_text()
+
+
+# --- scribbles ---------------------------------------------------------------------------------------
+
+
+def subset(real: Path, place: Path, train: list[str], val: list[str]) -> Path:
+    """The real layout with lists of its own; files are linked."""
+    source, layout = real / "voc" / "VOCdevkit" / "VOC2012", place / "VOCdevkit" / "VOC2012"
+    lists = layout / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "weak"):
+        (layout / name).symlink_to(source / name)
+    for split, ids in {"train": train, "train_aug": train, "val": val}.items():
+        (lists / f"{split}.txt").write_text("\n".join(ids) + "\n")
+    return place
+
+
+FAST = {"backbone": "mini_cnn", "weights": "packaged", "crop": 96, "amp": "off", "optimiser.lr": 0.003}
+FAST |= {"batch.groups": 1, "batch.per_group": 2, "schedule.steps": 20, "schedule.warmup_steps": 0}
+FAST |= {"evaluation": '[{split = "val", protocol = "single"}]'}
+METHODS = {
+    "blpseg/voc-scribble-r101": {"config.width": 16, "config.self_training_step": 10},
+    "dfr/voc-scribble-r101": {
+        "config.head_width": 16,
+        "config.low_width": 8,
+        "config.aspp_rates": "[1, 2, 3]",
+        "config.deep_start": 5,
+        "config.backbone_lr_scale": 1.0,
+    },
+}
+LINES = {"labels.source": "official", "labels.folder": "weak/scribbles", "labels.format": "polyline"}
+DRAWN = {"labels.source": "simulated", "labels.folder": "''", "labels.format": "''"}
+
+
+@pytest.mark.parametrize("labels", [LINES, DRAWN], ids=["real", "simulated"])
+@pytest.mark.parametrize("recipe", list(METHODS))
+def test_scribble_methods_train_from_real_and_from_simulated_strokes(
+    recipe, labels, real_data, tmp_path, capsys
+):
+    layout = real_data / "voc" / "VOCdevkit" / "VOC2012"
+    val = (layout / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    files = sorted((layout / "weak" / "scribbles").glob("*_polyline.txt"))
+    drawn = [f.stem.removesuffix("_polyline") for f in files]
+    root = subset(real_data, tmp_path / "data", [i for i in drawn if i not in val], val[:2])
+    changes = assignments(FAST | METHODS[recipe] | labels)
+    command = ["run", recipe, *changes, "--seed", 0, "--local", "--device", "cpu"]
+    assert wsss(*command, "--data-root", root, "--results", tmp_path / "results") == 0, capsys.readouterr()
+    (record,) = Store(tmp_path / "results").records()
+    history = record.history()
+    assert np.isfinite(history.to_numpy()).all()
+    assert record.evaluations["val-single"].data["images"] == 2
+    assert record.evaluations["val-single"].miou > 0
+
+
+def test_a_checkpoint_with_blpsegs_released_keys_is_scored(real_data, tmp_path, capsys):
+    """Weights by a rule, names and shapes as BLPSeg's training script saves them."""
+    golden = Path(__file__).parents[1] / "golden" / "networks" / "blpseg" / "keys_voc.json"
+    state = {}
+    for entry in json.loads(golden.read_text())["entries"]:
+        shape = tuple(entry["shape"])
+        if entry["key"] == "distance_prob":  # 340 MB that nobody reads
+            state[entry["key"]] = torch.zeros(1).expand(shape)
+        elif entry["key"].endswith("running_var"):
+            state[entry["key"]] = torch.ones(shape)
+        else:
+            state[entry["key"]] = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    torch.save(state, tmp_path / "blpseg_42320.pth")
+    val = (real_data / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[:1]
+    root = subset(real_data, tmp_path / "data", ["2007_000032"], val)
+    command = ["evaluate", "blpseg/voc-scribble-r101", "--checkpoint", tmp_path / "blpseg_42320.pth"]
+    command += ["--table", "blpseg", "--protocol", "single", "--data-root", root, "--device", "cpu"]
+    assert wsss(*command) == 0, capsys.readouterr().err
+    assert "mIoU" in capsys.readouterr().out
+    torch.save(state | {"backbone.conv9.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    command[3] = tmp_path / "other.pth"
+    assert wsss(*command) == 2
+    assert "backbone.conv9.weight" in capsys.readouterr().err
