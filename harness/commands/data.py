@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness.commands.labels import labels, show
 from harness.commands.options import DATA_ROOT, together
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ SPLIT = click.option(
 @click.group()
 def data() -> None:
     """Prepare, check, label and show data sets."""
+
+
+data.add_command(labels)
+data.add_command(show)
 
 
 def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:

@@ -13,7 +13,7 @@ Every label follows from the mask, the image id and the seed alone, whatever pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -249,11 +249,11 @@ def _path(part: _Part, size: tuple[int, int], rng: np.random.Generator) -> np.nd
     cost = ease.max() / (ease + 0.25 * ease.max())  # of a step: 0.8 in the middle, towards 4 at the edge
     number = np.full(inside.shape, -1)
     number[inside] = np.arange(np.count_nonzero(inside))
-    graph = _graph(number, cost)
+    graph = grid_graph(number, cost)
     roomy = depth[inside] >= 0.16 * depth.max()
     start = int(np.argmax(depth[inside]))
-    first, _ = _farthest(graph, start, roomy)
-    last, before = _farthest(graph, first, roomy)
+    first, _ = farthest(graph, start, roomy)
+    last, before = farthest(graph, first, roomy)
     nodes = [last]
     while nodes[-1] != first:
         nodes.append(int(before[nodes[-1]]))
@@ -265,7 +265,7 @@ def _path(part: _Part, size: tuple[int, int], rng: np.random.Generator) -> np.nd
     return interior.pixels(cells)
 
 
-def _graph(number: np.ndarray, cost: np.ndarray) -> csr_array:
+def grid_graph(number: np.ndarray, cost: np.ndarray) -> csr_array:
     """Steps between neighbouring cells (eight of them); a step costs its length times the mean cost."""
     height, width = number.shape
     starts, ends, weights = [], [], []
@@ -282,7 +282,7 @@ def _graph(number: np.ndarray, cost: np.ndarray) -> csr_array:
     return csr_array((np.concatenate([weight, weight]), both_ways), shape=(count, count))
 
 
-def _farthest(graph: csr_array, start: int, allowed: np.ndarray) -> tuple[int, np.ndarray]:
+def farthest(graph: csr_array, start: int, allowed: np.ndarray) -> tuple[int, np.ndarray]:
     """The allowed node that is farthest from ``start`` by cost, and each node's predecessor."""
     distance, before = dijkstra(graph, indices=start, return_predecessors=True)
     reached = np.where(np.isfinite(distance) & allowed, distance, -1.0)
@@ -402,17 +402,30 @@ def _draw_boxes(mask: np.ndarray, num_classes: int, background: int, inside: Box
     found = [
         (part.label, *_box(part, mask)) for part in _parts(mask, num_classes) if part.label != background
     ]
-    for _, top, bottom, left, right in found:
+    paint_boxes(label, found, inside)
+    label[mask == IGNORE] = UNLABELLED
+    return label
+
+
+def paint_boxes(
+    label: np.ndarray, boxes: Sequence[tuple[int, int, int, int, int]], inside: BoxInside
+) -> None:
+    """Clear the inside of all boxes and paint it as asked, smaller boxes on top.
+
+    Args:
+        label: ``(H, W)`` uint8, changed in place.
+        boxes: class, top, bottom, left, right in pixels, ends exclusive, within the picture.
+        inside: see ``LabelSpec.box_inside``.
+    """
+    for _, top, bottom, left, right in boxes:
         label[top:bottom, left:right] = UNLABELLED
     if inside == "unlabelled":
-        return label
+        return
     side = 1.0 if inside == "fill" else _INNER_SHARE**0.5
-    for kind, top, bottom, left, right in sorted(found, key=lambda b: -(b[2] - b[1]) * (b[4] - b[3])):
+    for kind, top, bottom, left, right in sorted(boxes, key=lambda b: -(b[2] - b[1]) * (b[4] - b[3])):
         height, width = (max(1, round(side * n)) for n in (bottom - top, right - left))
         first, start = top + (bottom - top - height) // 2, left + (right - left - width) // 2
         label[first : first + height, start : start + width] = kind
-    label[mask == IGNORE] = UNLABELLED
-    return label
 
 
 def _box(part: _Part, mask: np.ndarray) -> tuple[int, int, int, int]:
