@@ -121,6 +121,7 @@ METHODS = {
         "config.aspp_rates": "[1, 2, 3]",
         "config.deep_start": 5,
         "config.backbone_lr_scale": 1.0,
+        "optimiser.lr": 0.05,
     },
 }
 LINES = {"labels.source": "official", "labels.folder": "weak/scribbles", "labels.format": "polyline"}
@@ -143,8 +144,8 @@ def test_scribble_methods_train_from_real_and_from_simulated_strokes(
     (record,) = Store(tmp_path / "results").records()
     history = record.history()
     assert np.isfinite(history.to_numpy()).all()
+    assert history.seg.iloc[-1] < history.seg.iloc[0]
     assert record.evaluations["val-single"].data["images"] == 2
-    assert record.evaluations["val-single"].miou > 0
 
 
 def test_a_checkpoint_with_blpsegs_released_keys_is_scored(real_data, tmp_path, capsys):
