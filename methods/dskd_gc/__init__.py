@@ -31,7 +31,7 @@ from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.projector import Projector
 from harness.nn.resize import resize
 from harness.nn.token_contrast import patch_token_contrast
-from harness.nn.vit import Tokens, ViTEncoder, create_vit
+from harness.nn.vit import Tokens, ViTEncoder
 from harness.schema import schema
 from methods.base import Build, Paper
 from methods.dskd_gc.correction import (
@@ -202,7 +202,7 @@ class DSKDGC(ViTSegmenter):
 
     def __init__(self, config: DSKDGCConfig, build: Build) -> None:
         super().__init__(config, build)
-        encoder = create_vit(build.backbone, build.weights, crop=build.crop, aux_layer=config.aux_layer)
+        encoder = build.vit(aux_layer=config.aux_layer)
         self.online = DistilledNetwork(encoder, build.num_classes, config)
         self.ema = ema_copy(self.online)
         if config.warmup_steps and config.student_cls_in_warmup:

@@ -130,7 +130,7 @@ def test_without_temperatures_the_loss_stays_near_the_logarithm_of_the_outputs(r
     assert float(get("log_4096")) == pytest.approx(math.log(4096))
     assert float(get("literal_4096_value")) == pytest.approx(math.log(4096), abs=0.01)
     torch.manual_seed(0)
-    one, other = (Projector(32, 4096, 64, 16) for _ in range(2))
+    one, other = (Projector(32, 4096, 64, 256) for _ in range(2))
     tokens = torch.randn(50, 32)
     with torch.no_grad():
         loss = uncertain_patch_loss(one(tokens), other(tokens), torch.zeros(50, dtype=torch.long), 1)
