@@ -46,7 +46,8 @@ class FSRConfig(ViTConfig):
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     """Share of blocks of view 2 that are masked, the number rounded up. [FSR train_voc.py]"""
     mask_block: int = Field(default=64, ge=1)
-    """Side of a block in pixels; a multiple of the patch that divides the crop. [FSR train_voc.py]"""
+    """Side of a block in pixels, a multiple of the patch; blocks may reach over the crop's edges.
+    [FSR train_voc.py]"""
     uncertain_start: Annotated[int, Field(ge=0)] | Literal["off"] = 4000
     """First step at which uncertain blocks are masked first, a fifth of the run; at random before, and
     always with `off`. [FSR train_voc.py]"""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Sampling = Literal["nearest", "bilinear"]
@@ -28,18 +30,21 @@ def uncertain_blocks(
     centre, of which one uncertain pixel suffices. So only those pixels are read here.
 
     Args:
-        cam: ``(B, F, H, W)`` activation of each foreground class, normalised to [0, 1]; H and W are
-            multiples of ``block``.
+        cam: ``(B, F, H, W)`` activation of each foreground class, normalised to [0, 1]. Blocks may reach
+            over its right and lower edges (our choice; the authors' crop is whole blocks).
         present: ``(B, F)`` multi-hot image tags of the foreground classes; the others do not count.
         block: side of a block in pixels.
         low, high: a pixel is uncertain where ``low < activation < high``.
         sampling: as above.
 
     Returns:
-        ``(B, H / block, W / block)`` bool. An image without a tag has no uncertain block for ``low >= 0``.
+        ``(B, ceil(H / block), ceil(W / block))`` bool. An image without a tag has no uncertain block, if
+        ``low >= 0``.
     """
-    centre = {(block - 1) // 2, block // 2}
-    offsets = [0] if sampling == "nearest" else sorted(centre)
+    over = (-cam.shape[3] % block, -cam.shape[2] % block)
+    if any(over):
+        cam = F.pad(cam, (0, over[0], 0, over[1]), mode="replicate")
+    offsets = {0} if sampling == "nearest" else {(block - 1) // 2, block // 2}
     uncertain = None
     for row in offsets:
         for column in offsets:
@@ -73,6 +78,10 @@ def block_mask(noise: Tensor, ratio: float = 0.4, uncertain: Tensor | None = Non
     return mask.view(noise.shape)
 
 
-def token_mask(blocks: Tensor, tokens_per_block: int) -> Tensor:
-    """A block mask ``(B, h, w)`` on the token grid, ``(B, h * n, w * n)`` with n ``tokens_per_block``."""
-    return blocks.repeat_interleave(tokens_per_block, 1).repeat_interleave(tokens_per_block, 2)
+def token_mask(blocks: Tensor, tokens_per_block: int, grid: Sequence[int] | None = None) -> Tensor:
+    """A block mask ``(B, h, w)`` on the token grid, ``(B, h * n, w * n)`` with n ``tokens_per_block``.
+
+    Given a ``grid``, what reaches over its right and lower edges is cut off.
+    """
+    mask = blocks.repeat_interleave(tokens_per_block, 1).repeat_interleave(tokens_per_block, 2)
+    return mask if grid is None else mask[:, : grid[0], : grid[1]]

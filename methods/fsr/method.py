@@ -18,7 +18,7 @@ view 1. The paper's method section could not be read: what is cited is the relea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -92,12 +92,11 @@ class FSR(ViTSegmenter):
             mask_token=True,
             drop_path=config.drop_path,
         )
-        if any(side % config.mask_block for side in build.crop) or config.mask_block % encoder.patch:
+        if config.mask_block % encoder.patch:
             raise UserError(
-                f"blocks of {config.mask_block} pixels do not tile a crop of {build.crop} in patches of "
-                f"{encoder.patch}",
+                f"blocks of {config.mask_block} pixels are not made of whole patches of {encoder.patch}",
                 where="config.mask_block",
-                remedy="choose a multiple of the patch that divides both sides of the crop",
+                remedy="choose a multiple of the patch",
             )
         self.network: FSRNetwork = FSRNetwork(encoder, build.num_classes, config)
         self.teacher = ema_copy(self.network)
@@ -167,9 +166,10 @@ class FSR(ViTSegmenter):
             uncertain = uncertain_blocks(
                 aux, tags, block, low=c.uncertain_low, high=c.uncertain_high, sampling=c.uncertain_sampling
             )
-        height, width = images.shape[-2:]
-        noise = torch.rand(len(images), height // block, width // block, device=images.device)
-        return token_mask(block_mask(noise, c.mask_ratio, uncertain), block // self.network.encoder.patch)
+        sides, patch = images.shape[-2:], self.network.encoder.patch
+        noise = torch.rand(len(images), *(math.ceil(side / block) for side in sides), device=images.device)
+        mask = block_mask(noise, c.mask_ratio, uncertain)
+        return token_mask(mask, block // patch, [side // patch for side in sides])
 
     def distillation(self, masked: Tokens, batch: Batch, mask: Tensor, step: int) -> Terms:
         """The terms ``class`` and ``patch``; the teacher's outputs are collected for the centres.
@@ -200,9 +200,7 @@ class FSR(ViTSegmenter):
                 return class_distillation(at_least_float32(outputs), targets, c.student_temperature)
 
         def patch_term() -> Tensor:
-            per_side = c.mask_block // student.encoder.patch
-            number = math.ceil(mask[0].numel() // per_side**2 * c.mask_ratio) * per_side**2
-            index, counts = masked_tokens(mask, number)
+            index, counts = masked_tokens(mask, self._most_masked(mask.shape[1:]))
             wanted = _rows(teacher_patches, index)
             outputs = student.projector(_rows(masked.final.flatten(2).mT, index))
             with outside_autocast(mask.device):
@@ -210,6 +208,12 @@ class FSR(ViTSegmenter):
                 return patch_distillation(at_least_float32(outputs), targets, counts, c.student_temperature)
 
         return {"class": (c.class_weight, class_term), "patch": (c.patch_weight, patch_term)}
+
+    def _most_masked(self, grid: Sequence[int]) -> int:
+        """The most tokens that a mask can hold on a grid ``(h, w)``; exact where blocks tile it."""
+        per_side = self.config.mask_block // self.network.encoder.patch
+        blocks = math.prod(math.ceil(side / per_side) for side in grid)
+        return min(math.ceil(blocks * self.config.mask_ratio) * per_side**2, math.prod(grid))
 
     @torch.no_grad()
     def teacher_outputs(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,11 +264,13 @@ class FSR(ViTSegmenter):
     def _noise(self, network: nn.Module) -> Iterator[None]:
         """Stochastic depth as ``noisy_maps`` asks: left as it is, or off."""
         off = network.training and not self.config.noisy_maps
-        network.train(network.training and not off)
+        if off:
+            network.eval()
         try:
             yield
         finally:
-            network.train(network.training or off)
+            if off:
+                network.train()
 
     def after_step(self, progress: Progress) -> None:
         """The teacher follows the student, the centres the teacher's outputs of all groups."""

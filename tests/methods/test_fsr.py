@@ -279,7 +279,12 @@ def test_student_and_teacher_predict_and_label():
         assert {int(v) for label in one for v in label.unique()} <= {0, index + 1, 255}
 
 
-def test_blocks_must_tile_the_crop():
-    for block in (20, 32):  # not whole patches; not whole blocks
-        with pytest.raises(UserError, match="do not tile"):
-            build(mask_block=block)
+def test_blocks_are_made_of_whole_patches_and_may_reach_over_the_edge():
+    with pytest.raises(UserError, match="whole patches"):
+        build(mask_block=20)
+    method = build(mask_block=32, uncertain_start=0).train()
+    mask = method.mask(batch([[1], [2]]).images, torch.ones(2, 4), 0)
+    assert mask.shape == (2, 6, 6)
+    assert all(len(set(m[:4, :4].flatten().tolist())) == 1 for m in mask)
+    terms = method(batch([[1], [2]]), Progress(0, TOTAL, 10))
+    assert all(torch.isfinite(t) for t in terms.values())

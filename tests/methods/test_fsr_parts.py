@@ -68,6 +68,16 @@ def test_uncertain_blocks_equal_a_resize_of_the_whole_map(block, sampling):
     assert torch.equal(uncertain_blocks(cam, present, block, sampling=sampling), small)
 
 
+@pytest.mark.parametrize("sampling", ["nearest", "bilinear"])
+def test_a_block_that_reaches_over_the_edge_reads_the_nearest_pixel(sampling):
+    cam = torch.rand(2, 3, 20, 13)
+    whole = torch.nn.functional.pad(cam, (0, 3, 0, 4), mode="replicate")
+    cut, full = (uncertain_blocks(c, torch.ones(2, 3), 8, sampling=sampling) for c in (cam, whole))
+    assert torch.equal(cut, full)
+    assert cut.shape == (2, 3, 2)
+    assert token_mask(cut, 2, (5, 3)).shape == (2, 5, 3)
+
+
 @given(st.integers(1, 8), st.integers(1, 8), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_every_image_gets_the_same_number_and_uncertain_blocks_go_first(height, width, ratio, seed):
     generator = torch.Generator().manual_seed(seed)
