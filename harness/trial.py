@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import evaluation
+from harness.data import own
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.images import save_index
 from harness.data.label_store import LabelStore, prepare_labels
+from harness.data.layout import is_archive
 from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
@@ -168,23 +170,30 @@ def open_dataset(name: str, data_roots: tuple[str, ...], cache_root: Path) -> Da
     """
     cls = DATASETS.get(name)
     common: list[Path] = []
-    own: list[Path] = []
+    named: list[Path] = []
     for text in data_roots:
         known, equals, path = text.partition("=")
-        named = bool(equals) and not Path(text).exists()
-        if named and known not in DATASETS:
+        has_name = bool(equals) and not Path(text).exists()
+        if has_name and known not in DATASETS:
             raise UserError(
                 f"{known!r} is no data set",
                 where=f"--data-root {text}",
                 remedy=nearest(known, DATASETS.names()),
             )
-        root = Path(path if named else text).expanduser()
-        if not root.is_dir():
+        root = Path(path if has_name else text).expanduser()
+        described = has_name and own.is_own(known) and root.is_file()
+        if not root.is_dir() and not described:
+            packed = root.is_file() and is_archive(root)
             raise UserError(
-                f"the data root {root} is no folder", where="--data-root", remedy="check the path"
+                f"the data root {root} is no folder",
+                where="--data-root",
+                remedy="unpack it and name the folder" if packed else "check the path",
             )
-        (own if named and known == name else common if not named else []).append(root)
-    roots = own or common
+        if not has_name:
+            common.append(root)
+        elif known == name:
+            named.append(root)
+    roots = named or common
     return cls.locate(roots[0] if roots else None, cache_root)
 
 
@@ -233,6 +242,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     Every picture and mask that it will touch is decoded once (and remembered), and backbone weights
     are found. Arguments and errors as :func:`prepare`.
     """
+    own.register(options.data_roots)  # again here: a worker process has not read the command line
     resolved = resolve(trial.name, trial.overrides)
     if evaluations is not None:
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))

@@ -18,11 +18,23 @@ RESULTS = click.option(
     show_default=True,
     help="Folder of the record store.",
 )
+
+
+def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tuple[str, ...]) -> Any:
+    """Data sets of the user's own are known by name as soon as their roots are."""
+    from harness.data.own import register
+
+    register(data_roots)
+    return data_roots
+
+
 DATA_ROOT = click.option(
     "--data-root",
     "data_roots",
     multiple=True,
     metavar="[NAME=]DIR",
+    callback=_own_data,
+    is_eager=True,
     help="Parent of the official data folders, or one data set's own; repeatable.",
 )
 DEVICE = click.option(

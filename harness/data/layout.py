@@ -244,9 +244,12 @@ def _table(cls: type[FileDataset]) -> np.ndarray:
     return table
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is one to be unpacked, by its name."""
+    return path.suffix.lower() in _ARCHIVES and path.is_file()
+
+
 def _archives(folder: Path) -> list[Path]:
-    if folder.suffix.lower() in _ARCHIVES and folder.is_file():
-        return [folder]
     if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ARCHIVES and p.is_file())
+        return [folder] if is_archive(folder) else []
+    return sorted(path for path in folder.iterdir() if is_archive(path))

@@ -1,0 +1,214 @@
+"""A user's own data set: pictures, index masks and lists, described by one TOML file, without code.
+
+::
+
+    title = "Birds"                             # optional
+    classes = ["background", "wing", "beak"]    # in the order of their values in the masks
+    background = "background"                   # optional: the class that is background
+    images = "images"                           # folders beside the file; these are the defaults
+    masks = "masks"
+    first_value = 0                             # value of the first class in the masks
+    void = [255]                                # values that are no class
+    [splits]                                    # optional: lists of ids; default <split>.txt beside it
+    train = "train.txt"
+    val = "val.txt"
+
+It is named by ``--data-root NAME=PATH``, where PATH is the file or a folder that holds it as
+``dataset.toml``, and used as any data set: ``wsss data verify NAME``, ``--set dataset=NAME``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
+from harness.data.layout import FileDataset, bit_palette
+from harness.data.lists import read_list
+from harness.errors import UserError, nearest
+from harness.registry import DATASETS
+from harness.schema import load, schema
+
+FILE = "dataset.toml"
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
+
+
+@schema
+class OwnSpec:
+    """What a ``dataset.toml`` says."""
+
+    classes: tuple[str, ...]
+    """Class names in the order of their values in the masks."""
+    title: str = ""
+    """Name in tables; by default the name under which it is used."""
+    background: str | None = None
+    """The class that is background; none by default."""
+    images: str = "images"
+    """Folder of pictures, relative to the file."""
+    masks: str = "masks"
+    """Folder of index masks `<id>.png`, relative to the file."""
+    first_value: int = 0
+    """Value of the first class in the masks: 1 where 0 means 'no class'."""
+    void: tuple[int, ...] = (255,)
+    """Values of pixels that are no class and are not scored."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """Colours of the classes; VOC's by default."""
+    splits: dict[str, str] = Field(default_factory=dict)
+    """List of ids of each split, relative to the file; by default every `<split>.txt` beside it."""
+
+
+class OwnDataset(FileDataset):
+    """A data set that a :data:`FILE` describes; each one is a class of its own (:func:`describe`)."""
+
+    spec: ClassVar[OwnSpec]
+    file: ClassVar[Path]
+    lists: ClassVar[dict[str, Path]]
+    marker = FILE
+    canonical_masks = False
+
+    @classmethod
+    def _find(cls, root: Path) -> Path:
+        return cls.file.parent  # it says itself where it is
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether the description is there."""
+        return folder == cls.file.parent
+
+    @classmethod
+    def values(cls) -> np.ndarray:
+        """``(256,)`` int16: labels of mask values as the file says, -1 for all others."""
+        table = np.full(256, -1, np.int16)
+        first = cls.spec.first_value
+        table[first : first + len(cls.spec.classes)] = np.arange(len(cls.spec.classes))
+        table[list(cls.spec.void)] = IGNORE
+        return table
+
+    def list_path(self, split: str) -> Path:
+        """The list that the file names."""
+        return self.lists[split] if split in self.lists else self.root / f"{split}.txt"
+
+    @property
+    def tags_path(self) -> Path:
+        """``tags.npz`` beside the description."""
+        return self.root / "tags.npz"
+
+    def image_path(self, image_id: str) -> Path:
+        """``<images>/<id>`` with whatever ending is there."""
+        folder = self.root / self.spec.images
+        found = (folder / f"{image_id}{suffix}" for suffix in _SUFFIXES)
+        return next((path for path in found if path.exists()), folder / f"{image_id}.jpg")
+
+    def mask_path(self, image_id: str, split: str) -> Path | None:
+        """``<masks>/<id>.png``."""
+        self.check_split(split)
+        return self.root / self.spec.masks / f"{image_id}.png"
+
+    def _illegal_remedy(self, illegal: object) -> str:
+        return f"add classes or void values to {self.file}, or mend the masks"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # its class is made while running: send its description
+        return _reopen, (self.info.name, self.file)
+
+
+def _reopen(name: str, file: Path) -> OwnDataset:
+    return describe(name, file)(file.parent)
+
+
+def describe(name: str, path: Path) -> type[OwnDataset]:
+    """The data set class that a description stands for, registered under ``name``.
+
+    Args:
+        name: what it is called in recipes and on the command line.
+        path: the TOML file, or the folder that holds it as ``dataset.toml``.
+
+    Raises:
+        UserError: missing, malformed, or not consistent.
+    """
+    file = (path / FILE if path.is_dir() else path).absolute()
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{name!r} is no data set that is known, and there is no {FILE} to describe it",
+            where=file,
+            remedy=f"write {FILE} (see docs/data.md); " + nearest(name, DATASETS.names()),
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"not a readable TOML file: {error}", where=file, remedy="mend the file") from None
+    spec = load(OwnSpec, values, file)
+    _check(spec, file)
+    named = {split: file.parent / text for split, text in spec.splits.items()}
+    lists = named or {p.stem: p for p in sorted(file.parent.glob("*.txt")) if p.stem != "classes"}
+    if not lists:
+        raise UserError(
+            "there is no list of images",
+            where=file.parent,
+            remedy="write train.txt and val.txt beside it, one id (file name without ending) for each line",
+        )
+    made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists})
+    folder = file.parent / spec.images
+    sizes = {}
+    for split, place in lists.items():
+        if not place.is_file():
+            raise UserError(f"no list of split {split!r}", where=place, remedy=f"write it, or mend {file}")
+        sizes[split] = len(read_list(place, lambda i: any((folder / f"{i}{s}").exists() for s in _SUFFIXES)))
+    made.info = DatasetInfo(
+        name=name,
+        title=spec.title or name,
+        classes=spec.classes,
+        palette=spec.palette or bit_palette(len(spec.classes)),
+        splits=sizes,
+        background=None if spec.background is None else spec.classes.index(spec.background),
+        folder=str(file.parent.name),
+        notes={"origin": "described by its owner"},
+    )
+    DATASETS.register(name, made)
+    return made
+
+
+def _check(spec: OwnSpec, file: Path) -> None:
+    count = len(spec.classes)
+    wrong = ""
+    if count != len(set(spec.classes)) or not 2 <= count <= UNLABELLED:
+        wrong = f"classes: {count} names; 2 to {UNLABELLED} different ones are possible"
+    elif spec.background is not None and spec.background not in spec.classes:
+        wrong = f"background: {spec.background!r} is none of the classes"
+    elif not 0 <= spec.first_value <= 256 - count or any(not 0 <= v <= 255 for v in spec.void):
+        wrong = "first_value or void: masks hold values 0 to 255"
+    elif set(spec.void) & set(range(spec.first_value, spec.first_value + count)):
+        wrong = "void: a value is also that of a class"
+    elif spec.palette and len(spec.palette) != count:
+        wrong = f"palette: {len(spec.palette)} colours for {count} classes"
+    if wrong:
+        raise UserError(wrong, where=file, remedy="see docs/data.md")
+
+
+def register(data_roots: Iterable[str]) -> None:
+    """Make the user's own data sets among ``NAME=PATH`` known, once per process.
+
+    Names of other data sets, and paths without a name, are left to them.
+
+    Raises:
+        UserError: see :func:`describe`.
+    """
+    for text in data_roots:
+        name, equals, path = text.partition("=")
+        place = Path(path).expanduser()
+        if not equals or Path(text).exists() or not place.exists():
+            continue
+        if name not in DATASETS or (
+            is_own(name) and DATASETS.get(name).file != (place / FILE if place.is_dir() else place).absolute()
+        ):
+            describe(name, place)
+
+
+def is_own(name: str) -> bool:
+    """Whether a registered data set is one that its user described."""
+    known = DATASETS.get(name)
+    return isinstance(known, type) and issubclass(known, OwnDataset)
