@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -47,3 +48,22 @@ def picture(kind: str, *shape: int) -> Tensor:
     """Standard normal pictures ``(N, 3, H, W)``."""
     noise = np.random.RandomState(SEEDS[kind]).standard_normal(shape)
     return torch.from_numpy(noise.astype(np.float32))
+
+
+def drawn(seed: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The other rule, of golden/blpseg: all entries from one generator, in the order of the state dict."""
+    rng = np.random.RandomState(seed)
+    values = {}
+    for key, shape in shapes.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key.endswith("running_var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) >= 2:
+            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif key.endswith(".weight"):
+            value = 1 + 0.1 * rng.standard_normal(shape)
+        else:
+            value = 0.1 * rng.standard_normal(shape)
+        values[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return values

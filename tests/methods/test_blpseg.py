@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import harness.compat  # noqa: F401  # isort: skip  (before timm)
+
 import numpy as np
 import pytest
+import timm
 import torch
+from network_golden import drawn
 from torch import Tensor, nn
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
@@ -217,12 +221,7 @@ class StubBuild(Build):
 
 
 def forward_head(golden: Path) -> tuple[BLPSeg, dict[str, Tensor]]:
-    """The authors' whole forward pass behind given stage features.
-
-    The arrays of its two training phases (``st0``, ``st1``) are left out: their gradients by ``l3`` do not
-    lie in the row space of the stored lateral weights, so other weights produced them. Training passes
-    are compared with whole networks in test_blpseg_network.py.
-    """
+    """The authors' whole forward pass behind given stage features, with the stored weights."""
     data = load(golden, "forward_head_48x64")
     stages = [data[f"l{i}"].requires_grad_() for i in range(1, 5)]
     classes = int(data["num_classes"])
@@ -244,6 +243,70 @@ def test_eval_mode_matches_the_authors(golden):
     with torch.no_grad():
         logits = method.eval().predict(data["image"])
     torch.testing.assert_close(logits[..., ::4, ::4], data["eval_seg_pred_stride4"], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("phase", "step"), [("st0", 0), ("st1", 10)])
+def test_both_training_phases_match_the_authors(golden, phase, step):
+    method, data = forward_head(golden)
+    # The stored weights are those of the evaluation. The training passes ran before, on the same
+    # generator's first numbers: the evaluation's dict began with the 192 x 192 distances.
+    stored = {k.removeprefix("sd."): v for k, v in data.items() if k.startswith("sd.")}
+    shapes = {k: tuple(v.shape) for k, v in stored.items()}
+    evaluated, name = drawn(32, {"distance_prob": (192, 192), **shapes}), "seg_head.2.weight"
+    torch.testing.assert_close(evaluated[name], stored[name])
+    trained = {**stored, **drawn(32, shapes), "CELoss.weight": stored["CELoss.weight"]}
+    trained["seg_head.4.weight"] *= 6  # for confident predictions
+    method.load_state_dict(BLPSeg.key_tables()["blpseg"](trained))
+    method.train()
+
+    labels = ours(data["label"], int(data["num_classes"]))
+    tags = data["cls_label"][:, :, 0, 0].float()
+    valid = torch.ones_like(labels, dtype=torch.bool)  # 255 in the labels, pictures whole
+    raw = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+    terms = method.loss(Batch(data["image"], labels, tags, ["a", "b"], raw, valid), Progress(step, 20, 5))
+    torch.testing.assert_close(terms["seg"], data[f"{phase}.loss_seg"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms["annotation"], data[f"{phase}.loss_scrib"], rtol=1e-5, atol=0)
+
+    sum(terms.values()).backward()
+    for i, stage in enumerate(method.network.backbone.stages, 1):
+        torch.testing.assert_close(stage.grad, data[f"{phase}.grad_l{i}"], rtol=2e-3, atol=2e-4)
+    own = dict(method.network.named_parameters())
+    named = [k for k in data if k.startswith(f"{phase}.grad.")]
+    assert len(named) == 6
+    for key in named:
+        grad = own[key.removeprefix(f"{phase}.grad.")].grad
+        torch.testing.assert_close(grad, data[key], rtol=2e-3, atol=2e-4)
+
+    with torch.no_grad():
+        logits = method.predict(data["image"])
+    torch.testing.assert_close(logits[..., ::4, ::4], data["seg_pred_stride4"], rtol=0, atol=2e-4)
+    pseudo = self_training_target(logits, torch.full_like(labels, UNLABELLED), tags, 0.9)
+    assert (pseudo < UNLABELLED).float().mean().item() > 0.5
+    target = self_training_target(logits, labels, tags, 0.9)
+    edge = (logits.softmax(1).amax(1) - 0.9).abs() < 1e-4
+    assert torch.equal(
+        target.masked_fill(target >= UNLABELLED, IGNORE)[~edge], data["seg_pseudo"].long()[~edge]
+    )
+
+
+def test_a_small_resnet_s_matches_the_authors(golden):
+    data = np.load(golden / "blpseg" / "resnet_s_1111.npz")
+    features = {"features_only": True, "out_indices": (1, 2, 3, 4)}
+    network = timm.create_model("resnet101s", layers=(1, 1, 1, 1), **features).eval()
+    own = network.state_dict()
+    keys = [str(k) for k in data["keys"]]
+    assert [k for k in keys if k not in own] == ["layernorm.weight", "layernorm.bias"]  # never called
+    values = drawn(61, {k: tuple(own[k].shape) if k in own else (128,) for k in keys})
+    network.load_state_dict({k: values.get(k, v) for k, v in own.items()})
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(data["image"]))
+    for i, output in enumerate(outputs, 1):
+        assert list(output.shape) == data[f"out{i}_shape"].tolist()
+        shown = output[:, :: output.shape[1] // 64]
+        np.testing.assert_allclose(shown, data[f"out{i}_slice"], rtol=0, atol=1e-3)
+        found = output.double()
+        statistics = [found.mean(), found.std(), found.abs().max()]
+        np.testing.assert_allclose(statistics, data[f"out{i}_stats"], rtol=0, atol=1e-3)
 
 
 # --- the method ----------------------------------------------------------------------------------------
