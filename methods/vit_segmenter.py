@@ -61,9 +61,9 @@ class ViTConfig:
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
     background_score: float = Field(default=0.5, ge=0, le=1)
     """The one threshold of maps that are scored; 0.45 on COCO. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    cam_size: int | None = Field(default=448, ge=1)
-    """Side in pixels to which pictures are squashed before maps are made for scoring; their own size if
-    none. [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
+    cam_size: int = Field(default=448, ge=0)
+    """Side in pixels to which pictures are squashed before maps are made for scoring; 0 for their own size.
+    [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
     refine_iterations: int = Field(default=10, ge=0)
     """Iterations of PAR. [ToCo scripts/dist_train_voc_seg_neg.py]"""
     refine_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
@@ -222,6 +222,11 @@ class ViTSegmenter(Method):
             down_scale=c.refine_down_scale,
         )
 
+    def squashed(self, images: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` at the size at which maps are made for scoring."""
+        side = self.config.cam_size
+        return resize(images, (side, side), align_corners=False) if side else images
+
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
         """``cam`` and ``aux-cam`` by the one threshold, and ``refined`` training labels (255 undecided)."""
@@ -230,10 +235,9 @@ class ViTSegmenter(Method):
     @torch.no_grad()
     def labels_of(self, network: ViTNetwork, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
         """:meth:`pseudo_labels` of one network."""
-        size, side = images.shape[-2:], self.config.cam_size
-        squashed = images if side is None else resize(images, (side, side), align_corners=False)
-        present = tags[:, 1:]
-        cam, aux = (resize(c, size, align_corners=False) for c in self.cams(squashed, network))
+        size, present = images.shape[-2:], tags[:, 1:]
+        maps = self.cams(self.squashed(images), network)
+        cam, aux = (resize(c, size, align_corners=False) for c in maps)
         return {
             "cam": cam_to_label(cam, present, self.config.background_score),
             "aux-cam": cam_to_label(aux, present, self.config.background_score),
@@ -247,9 +251,7 @@ class ViTSegmenter(Method):
     @torch.no_grad()
     def class_maps_of(self, network: ViTNetwork, images: Tensor, tags: Tensor) -> Tensor:
         """:meth:`class_maps` of one network."""
-        side = self.config.cam_size
-        squashed = images if side is None else resize(images, (side, side), align_corners=False)
-        cam = resize(self.cams(squashed, network)[0], images.shape[-2:], align_corners=False)
+        cam = resize(self.cams(self.squashed(images), network)[0], images.shape[-2:], align_corners=False)
         return F.pad(present_cam(cam, tags[:, 1:]), (0, 0, 0, 0, 1, 0))
 
     def parameter_groups(self) -> list[dict[str, Any]]:

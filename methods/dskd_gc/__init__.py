@@ -409,10 +409,10 @@ class DSKDGC(ViTSegmenter):
 
         Those are ``initial`` and ``corrected``, 255 where there is none. All are of ``cam_network``.
         """
-        size, side = (images.shape[2], images.shape[3]), self.config.cam_size
+        size = (images.shape[2], images.shape[3])
         present = tags[:, 1:]
         network = self._map_network()
-        squashed = images if side is None else resize(images, (side, side), align_corners=False)
+        squashed = self.squashed(images)
         tokens = network.encoder(squashed)
         maps = self._maps(network, tokens, squashed, present)
         valid = squashed.new_ones(len(squashed), *squashed.shape[-2:]).bool()
