@@ -104,10 +104,10 @@ Exit codes: 0 done, 2 nothing to draw."""
 @together(RESULTS, _OUT, _DATASET)
 @click.option(
     "--kind",
-    type=click.Choice(["per-class", "curves", "overview", "all"]),
     default="all",
     show_default=True,
-    help="IoU by class; losses over steps; mIoU by supervision.",
+    metavar="KIND",
+    help="per-class, difference, overview, seeds, boundary, published, annotation, cost, curves or all.",
 )
 @click.option(
     "--format",
@@ -124,10 +124,11 @@ def plot(results: Path, out: Path, dataset: str | None, kind: str, formats: str)
     """
     from harness.records import Store
     from leaderboards.gathering import gather
-    from leaderboards.plots import write_plots
+    from leaderboards.plotting import check_kinds, write_plots
     from leaderboards.report import require_records
     from leaderboards.tables import leaderboard as rows_of
 
+    check_kinds(kind)
     store = Store(results)
     frame = gather(store)
     require_records(frame, store, dataset)

@@ -344,6 +344,7 @@ def _holes(
 ) -> list[Row]:
     """A row for every evaluation of a recipe that no standing, unchanged record answers."""
     answered = {(r.recipe, r.evaluation) for r in rows if r.verdict != "stale" and not r.overrides}
+    outdated = {(r.recipe, r.evaluation) for r in rows if r.verdict == "stale"}
     titles = _titles(frame)
     plain = frame[frame["finished"] & (frame["overrides"] == "")] if len(frame) else frame
     trained = set(plain["name"]) if len(plain) else set()
@@ -354,7 +355,7 @@ def _holes(
             if (name, spec.name) in answered:
                 continue
             value, source, notes = _cells(spec.cells, known)
-            if name in trained:
+            if name in trained and (name, spec.name) not in outdated:
                 notes.insert(0, f"trained; run `wsss run {name}` again to evaluate it")
             holes.append(
                 Row(

@@ -1,0 +1,148 @@
+"""What all figures share: style, colours, legends, captions, files.
+
+Figures are made without pyplot, so nothing global changes. Widths are those of a two-column page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.files import write_with
+from leaderboards.gathering import dataset_title
+from leaderboards.tables import Row
+
+#: Okabe and Ito's palette, told apart under every common colour vision; yellow last, it is weak on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+_HATCHES = ("", "////", "....", "xxxx")
+_MARKERS = ("o", "s", "^", "D")
+
+#: Width in inches of a page with two columns of text.
+WIDTH = 7.0
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.3,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "wsss-bench",
+    "text.hinting": "no_hinting",
+    "savefig.dpi": 200,
+}
+
+
+def style(index: int) -> tuple[str, str, str]:
+    """Colour, hatch and marker of the index-th series; no two of the first 32 are alike."""
+    turn = index // len(COLOURS)
+    return COLOURS[index % len(COLOURS)], _HATCHES[turn % 4], _MARKERS[turn % 4]
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
+    """Write ``stem.<format>`` for each format, without dates, so that equal plots are equal files."""
+    dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with mpl.rc_context(STYLE):
+        figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # one layout, whatever the format
+    files = []
+    for name in formats:
+        file = stem.with_name(f"{stem.name}.{name}")
+        with mpl.rc_context(STYLE):
+            write_with(file, lambda f, n=name: figure.savefig(f, format=n, metadata=dates.get(n)))  # type: ignore[misc]
+        files.append(file)
+    return files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a training appears in every figure of its data set.
+
+    Attributes:
+        label: in legends.
+        index: of its :func:`style`; equal labels have equal styles.
+    """
+
+    label: str
+    index: int
+
+
+Entries = Mapping[tuple[str, str], Entry]
+
+
+def entries_of(rows: Sequence[Row]) -> dict[tuple[str, str], Entry]:
+    """Legend entries of a data set's rows by (recipe, overrides).
+
+    The label is the method's title; where one supervision has several recipes of a method, the recipe
+    follows, and overrides stand in brackets.
+    """
+    recipes: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        recipes.setdefault((row.supervision, row.title), set()).add(row.recipe)
+    indices: dict[str, int] = {}
+    found = {}
+    for row in rows:
+        several = len(recipes[row.supervision, row.title]) > 1
+        label = f"{row.title} {row.recipe.partition('/')[2]}" if several else row.title
+        label += f" ({row.overrides})" if row.overrides else ""
+        found[row.recipe, row.overrides] = Entry(label, indices.setdefault(label, len(indices)))
+    return found
+
+
+def entry_of(entries: Entries, row: Row) -> Entry:
+    """The entry of a row."""
+    return entries[row.recipe, row.overrides]
+
+
+def standing(rows: Sequence[Row]) -> list[Row]:
+    """Rows with records that are neither stale nor holes."""
+    return [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
+
+
+def caption(row: Row, supervision: bool = True) -> str:
+    """Data set, split, supervision and protocol of a figure, in words."""
+    words = [dataset_title(row.dataset), row.runs[0].data["spec"]["split"]]
+    if row.images != row.official_images:
+        words[1] += f" ({row.images} of {row.official_images} images)"
+    if supervision:
+        words.append(f"{row.supervision} supervision")
+    output = row.runs[0].data["spec"]["output"]
+    words += [f"protocol {row.protocol}", *([output] if output != "segmentation" else [])]
+    return ", ".join(words)
+
+
+def legend(figure: Figure, axes: Axes, title: str, width: float = WIDTH) -> None:
+    """Legend above the axes, in as many columns as fit a width in inches."""
+    handles, names = axes.get_legend_handles_labels()
+    letters = [len(name) + 7 for name in names]
+    room = int(125 * width / WIDTH)
+    columns = len(names) if sum(letters) <= room else max(1, room // max(letters))
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4, handlelength=1.4,
+        title=title, title_fontsize=7, alignment="left",
+    )  # fmt: skip
