@@ -1,10 +1,13 @@
-"""The miniature suite's small convolutional encoder: sixteen 64-pixel pictures in tens of milliseconds.
+"""The miniature suite's small encoders: sixteen 64-pixel pictures in tens of milliseconds.
 
-A residual network in the manner of ResNet (basic blocks, batch normalisation), narrow enough for one CPU
-core. Its proportions are our choice, made for speed; it plays the part that ResNet plays in the papers.
+A residual network in the manner of ResNet (basic blocks, batch normalisation) and a vision transformer,
+narrow enough for one CPU core. Their proportions are our choice, made for speed; they play the parts that
+ResNet and ViT-B play in the papers.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,23 +98,112 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images)[-1].mean((2, 3)))
 
 
-def mini_vit(drop_path: float = 0.0) -> nn.Module:
-    """The miniature suite's vision transformer: patches of 8 pixels, width 128, six blocks, four heads.
+# --- the transformer ---------------------------------------------------------------------------------
 
-    timm's ``VisionTransformer``; its position table has the 7 x 7 grid of pretraining pictures. The
-    proportions are our choice, made for speed.
+
+class _PlainBlock(nn.Module):
+    """A residual block whose normalisation is folded into its convolutions."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv2(self.conv1(x).relu()) + self.shortcut(x)).relu()
+
+
+class ConvolutionalPatches(nn.Module):
+    """Patch embedding by the first stages of :class:`MiniCNN`, up to stride 8, and a 1x1 convolution.
+
+    A few hundred pretraining steps do not teach a plain patch embedding anything on pictures whose colours
+    say nothing, so this is a hybrid in the sense of Dosovitskiy et al. (ICLR 2021). Without batch
+    normalisation no statistics move when maps are made at several scales.
+
+    Args:
+        width: of the tokens.
+    """
+
+    patch = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, second, _ = MiniCNN.channels
+        self.stem = nn.Conv2d(3, 16, 5, 2, 2)
+        self.stage1 = _PlainBlock(16, first)
+        self.stage2 = _PlainBlock(first, second)
+        self.project = nn.Conv2d(second, width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to ``(B, width, H // 8, W // 8)``; a remainder is not seen."""
+        height, width = (side // self.patch * self.patch for side in images.shape[-2:])
+        x = images[..., :height, :width].contiguous(memory_format=torch.channels_last)
+        return self.project(self.stage2(self.stage1(self.stem(x).relu())))
+
+    @torch.no_grad()
+    def start_from(self, encoder: MiniCNN) -> None:
+        """Take over a convolutional encoder's first stages, their normalisation folded in."""
+        stem, norm, _ = encoder.stem
+        _fold(self.stem, stem, norm)
+        for own, block in ((self.stage1, encoder.stage1), (self.stage2, encoder.stage2)):
+            _fold(own.conv1, block.conv1, block.bn1)
+            _fold(own.conv2, block.conv2, block.bn2)
+            _fold(own.shortcut, *block.shortcut.children())
+
+
+def _fold(target: nn.Conv2d, convolution: nn.Module, norm: nn.Module) -> None:
+    """Set a convolution to another one followed by batch normalisation in evaluation mode."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    assert target.bias is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    target.weight.copy_(convolution.weight * scale[:, None, None, None])
+    target.bias.copy_(norm.bias - norm.running_mean * scale)
+
+
+class TokenClassifier(nn.Module):
+    """The classifier of a transformer: on the class token and the mean of the patch tokens, side by side.
+
+    So both mean something in the methods that start from the weights.
+
+    Args:
+        encoder: timm's ``VisionTransformer``.
+        classes: number of outputs.
+    """
+
+    def __init__(self, encoder: Any, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(2 * encoder.embed_dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, classes)`` of ``(B, 3, H, W)`` normalised images."""
+        tokens = self.encoder.forward_features(images)
+        return self.head(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+
+
+def mini_vit(drop_path: float = 0.0) -> nn.Module:
+    """The miniature suite's vision transformer: patches of 8 pixels, width 96, four blocks, three heads.
+
+    timm's ``VisionTransformer`` on :class:`ConvolutionalPatches`; its position table has the 7 x 7 grid
+    of pretraining pictures. The proportions are our choice, made for speed.
 
     Args:
         drop_path: stochastic depth in the last block, growing linearly from 0 in the first.
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
-        img_size=56,
-        patch_size=8,
-        embed_dim=128,
-        depth=6,
-        num_heads=4,
+    network = VisionTransformer(
+        img_size=7 * ConvolutionalPatches.patch,
+        patch_size=ConvolutionalPatches.patch,
+        embed_dim=96,
+        depth=4,
+        num_heads=3,
         num_classes=0,
         drop_path_rate=drop_path,
     )
+    network.patch_embed.proj = ConvolutionalPatches(network.embed_dim)
+    return network

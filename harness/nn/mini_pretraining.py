@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from harness.data import mini_scenes
 from harness.errors import UserError, nearest
 from harness.files import sha256_of, whole_file, write_json
-from harness.nn.encoders import Encoder
-from harness.nn.mini_encoder import Classifier, MiniCNN
+from harness.nn.encoders import create_encoder
+from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
 
 #: Pictures trained on and pictures the reported accuracy is measured on.
 PICTURES, HELD_OUT = 4000, 1000
-_SIDE, _SHIFT, _BATCH = 56, 6, 64
+_SIDE, _SHIFT = 56, 6
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for every encoder here
 
 
@@ -37,18 +37,41 @@ class Plan:
     """How one encoder is pretrained.
 
     Attributes:
-        encoder: makes the untrained encoder.
+        model: makes the untrained encoder inside a classifier of so many classes; it is ``.encoder``.
         learning_rate: peak learning rate of AdamW, one cycle.
-        steps: default number of steps of 64 pictures.
+        steps: default number of steps.
+        zoom: range of a random magnification.
+        batch: pictures in a step.
     """
 
-    encoder: Callable[[], Encoder]
+    model: Callable[[int], nn.Module]
     learning_rate: float
     steps: int
+    zoom: tuple[float, float] = (1.0, 1.0)
+    batch: int = 64
+
+
+def _token_classifier(classes: int) -> nn.Module:
+    """The transformer on the first stages of the packaged convolutional encoder, in a classifier."""
+    network, start = mini_vit(), create_encoder("mini_cnn", "packaged")
+    assert isinstance(start, MiniCNN)
+    patches = network.get_submodule("patch_embed.proj")
+    assert isinstance(patches, ConvolutionalPatches)
+    patches.start_from(start)
+    return TokenClassifier(network, classes)
 
 
 #: Encoders by name; a further one needs a line here.
-PLANS: dict[str, Plan] = {"mini_cnn": Plan(MiniCNN, learning_rate=8e-3, steps=900)}
+PLANS: dict[str, Plan] = {
+    "mini_cnn": Plan(lambda classes: Classifier(MiniCNN(), classes), learning_rate=8e-3, steps=900),
+    "mini_vit": Plan(
+        _token_classifier,
+        learning_rate=1e-3,
+        steps=800,
+        zoom=(0.8, 1.4),
+        batch=32,
+    ),
+}
 
 
 def pretrain(
@@ -64,7 +87,8 @@ def pretrain(
     The weights are float16 safetensors. Their one metadata entry, ``pretraining``, is JSON with the
     command, seed, steps, version of the generator and held-out accuracy. ``weights.json`` beside the
     file gets or replaces the row of this encoder. The same seed on the same machine and torch gives the
-    same file. Takes one to three minutes on one core.
+    same file. Takes one to three minutes on one core for the convolutional encoder, about four for the
+    transformer.
 
     Args:
         encoder: a name in :data:`PLANS`.
@@ -88,10 +112,11 @@ def pretrain(
     report(f"drawing {PICTURES + HELD_OUT} pictures")
     training, held_out = pictures(PICTURES, seed), pictures(HELD_OUT, seed, "single_val")
     with _reproducible(seed):
-        model = Classifier(PLANS[encoder].encoder(), len(mini_scenes.KINDS))
-        _train(model, *training, PLANS[encoder].learning_rate, steps, report)
-        state = {key: _half(value) for key, value in model.encoder.state_dict().items()}
-        model.encoder.load_state_dict(state)
+        model = PLANS[encoder].model(len(mini_scenes.KINDS))
+        _train(model, *training, PLANS[encoder], steps, report)
+        inner = model.get_submodule("encoder")
+        state = {key: _half(value) for key, value in inner.state_dict().items()}
+        inner.load_state_dict(state)
         row: dict[str, Any] = {
             "command": f"wsss data pretrain-mini {encoder} --seed {seed} --steps {steps}",
             "seed": seed,
@@ -139,15 +164,16 @@ def _train(
     model: nn.Module,
     images: Tensor,
     classes: Tensor,
-    rate: float,
+    plan: Plan,
     steps: int,
     report: Callable[[str], Any],
 ) -> None:
+    rate = plan.learning_rate
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     model.train()
-    for step, chosen in zip(range(steps), _batches(len(images)), strict=False):
-        logits = model(normalised(augmented(images[chosen])))
+    for step, chosen in zip(range(steps), _batches(len(images), plan.batch), strict=False):
+        logits = model(normalised(augmented(images[chosen], plan.zoom)))
         loss = F.cross_entropy(logits, classes[chosen], label_smoothing=0.05)
         optimiser.zero_grad()
         loss.backward()
@@ -157,13 +183,16 @@ def _train(
             report(f"step {step + 1} of {steps}: loss {loss.item():.3f}")
 
 
-def _batches(count: int) -> Iterator[Tensor]:
+def _batches(count: int, size: int) -> Iterator[Tensor]:
     while True:
-        yield from torch.randperm(count).split(_BATCH)[: max(1, count // _BATCH)]
+        yield from torch.randperm(count).split(size)[: max(1, count // size)]
 
 
-def augmented(images: Tensor) -> Tensor:
-    """Mirror, shift by up to 6 pixels and recolour pictures ``(B, 3, H, W)``; float32 in 0..255."""
+def augmented(images: Tensor, zoom: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Mirror, shift by up to 6 pixels, magnify and recolour pictures ``(B, 3, H, W)``; float32 in 0..255.
+
+    What a magnification below 1 uncovers is the picture reflected at its borders.
+    """
     count, _, height, width = images.shape
     padded = F.pad(images.float(), (_SHIFT,) * 4, mode="reflect")
     top, left = torch.randint(0, 2 * _SHIFT + 1, (2, count, 1))
@@ -172,6 +201,10 @@ def augmented(images: Tensor) -> Tensor:
     columns = torch.where(torch.rand(count, 1) < 0.5, columns, columns.flip(1))
     picture = torch.arange(count)[:, None, None]
     cut = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if zoom != (1.0, 1.0):
+        factor = zoom[0] + (zoom[1] - zoom[0]) * torch.rand(count, 1, 1)
+        grid = F.affine_grid(torch.eye(2, 3) / factor, list(cut.shape), align_corners=False)
+        cut = F.grid_sample(cut, grid, padding_mode="reflection", align_corners=False)
     gain = 0.7 + 0.6 * torch.rand(count, 3, 1, 1)
     bias = 40 * (torch.rand(count, 3, 1, 1) - 0.5)
     return (cut * gain + bias).clamp(0, 255)
