@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,10 @@ from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError, nearest
 from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
 from harness.schema import digest, documentation, dump, fields, load, schema
+
+
+#: A length in pixels.
+Side = Annotated[int, Field(ge=1)]
 
 
 @schema
@@ -189,7 +193,7 @@ class Recipe:
     """Where the backbone starts: `none`, `packaged`, a file, or a timm tag."""
     train_split: str = "train"
     """Split trained on."""
-    crop: int | tuple[int, int] = 321
+    crop: Side | tuple[Side, Side] = 321
     """Training crop in pixels: a side, or (height, width)."""
     labels: LabelSpec = LabelSpec()
     """Which weak labels."""

@@ -43,7 +43,7 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        path = [str(p) for p in first["loc"]]
+        path = [str(p) for p in first["loc"] if isinstance(p, int) or not _is_tag(p)]
         key = ".".join(path) or "(whole table)"
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             remedy = nearest(path[-1], _keys_at(cls, path[:-1]))
@@ -51,6 +51,11 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if first["type"] == "missing" else f", got {first['input']!r}"
         raise UserError(f"key {key!r}: {message}{shown}", where=where, remedy=_document(cls, path)) from None
+
+
+def _is_tag(part: str) -> bool:
+    """Whether pydantic names a union's member here, and not a key."""
+    return part in ("int", "float", "str", "bool") or not part.isidentifier()
 
 
 def fields(cls: type) -> dict[str, dataclasses.Field]:

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+from tabulate import tabulate
 
 from harness.commands.options import SET, execution
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.execution import Resources
-    from harness.trial import Options
+    from harness.trial import Options, Trial
 
 
 @click.command(
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 Examples:
   wsss run mini                                     the miniature suite, three seeds
   wsss run agmm/mini-scribble --seeds 1 --local     one trial in this process
+  wsss run mini --dry-run                           what would run, and for how long
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
 
@@ -32,12 +36,14 @@ Running the same command again goes on where it stopped and repeats nothing."""
 )
 @SET
 @execution
+@click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
 @click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
 def run(
     targets: tuple[str, ...],
     seeds: int,
     chosen: tuple[int, ...],
     assignments: tuple[str, ...],
+    dry_run: bool,
     save_predictions: bool,
     options: Options,
     resources: Resources | None,
@@ -51,6 +57,9 @@ def run(
     from harness.recipes import parse_overrides
 
     trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
+    if dry_run:
+        _list(trials, options, resources)
+        return 0
     outcomes = execute(trials, replace(options, save_predictions=save_predictions), resources)
     failed = [o for o in outcomes if o.status == "failed"]
     if failed:
@@ -59,3 +68,46 @@ def run(
             err=True,
         )
     return 1 if failed else 0
+
+
+def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
+    """Print what a run would do."""
+    from harness.forecast import concurrent, forecast, wall_seconds
+
+    rows = forecast(trials, options)
+    table = [
+        (
+            str(row.trial),
+            row.state,
+            row.steps,
+            "unknown" if row.seconds is None else _duration(row.seconds),
+            "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
+            row.basis,
+        )
+        for row in rows
+    ]
+    click.echo(tabulate(table, headers=("trial", "state", "steps", "time", "disk", "estimated from")))
+    open_rows = [row for row in rows if row.state != "finished"]
+    at_a_time = concurrent(resources)
+    wall = None if at_a_time is None else wall_seconds(open_rows, at_a_time)
+    disk = sum(row.mebibytes or 0.0 for row in open_rows)
+    known = sum(row.seconds is not None for row in open_rows)
+    click.echo(
+        f"\n{len(open_rows)} of {len(rows)} trials to run, "
+        + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
+        + (
+            f": about {_duration(wall)} and {disk:.0f} MiB, from recorded rates"
+            if wall is not None and open_rows
+            else f"; {known} of them have recorded rates to estimate from"
+            if open_rows
+            else ""
+        )
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

@@ -365,3 +365,20 @@ def test_labels_of_another_recipe_come_from_its_trial_of_the_same_seed(tmp_path,
         labels = sorted((source.path / "pseudo_labels" / "train-cam").glob("*.png"))
         assert len(labels) == 16
         assert set(np.unique(np.array(Image.open(labels[0])))) <= {*range(7), 255}
+
+
+def test_a_dry_run_lists_what_would_run_and_estimates_it_from_records(first, small, capsys):
+    results = first.path.parents[3]
+    before = sorted(results.rglob("*"))
+    command = ["run", RECIPE, "agmm/mini-image", *TINY, "--local", "--device", "cpu", "--data-root", small]
+    assert wsss(*command, "--seeds", 2, "--results", results, "--dry-run") == 0
+    out = capsys.readouterr().out
+    lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    assert "finished" in lines[f"{RECIPE} seed 0"]
+    assert "1 record" in lines[f"{RECIPE} seed 1"]
+    assert "unknown" not in lines[f"{RECIPE} seed 1"]
+    assert "waits" in lines["agmm/mini-image seed 0"]
+    assert "unknown" in lines["cam/mini-image seed 0"]  # comes along, has no record
+    assert "5 of 6 trials to run, 1 at a time" in out
+    assert sorted(results.rglob("*")) == before
+    assert wsss(*command, "--set", "crop=-3", "--dry-run", "--results", results) == 2
