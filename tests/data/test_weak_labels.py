@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from harness.data.base import SUPERVISIONS, Supervision
+from harness.data.label_tools import drop, n_clicks, shorten
 from harness.data.voc2012 import VOC2012
 from harness.data.weak_labels import simulate, simulated_tags, tags_from_mask
 from harness.errors import UserError
@@ -246,3 +247,36 @@ def test_real_masks_keep_the_properties(real_data: Path, supervision: Supervisio
         "image": (0.0, 0.0),
     }[supervision]
     assert low <= np.mean(share) <= high
+
+
+# --- changed labels ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(masks(), st.sampled_from(DRAWN), st.floats(0.05, 1), st.floats(0.1, 1), st.integers(0, 3))
+def test_shortened_and_dropped_labels_are_part_of_the_whole_ones(
+    mask: np.ndarray, supervision: Supervision, keep: float, share: float, seed: int
+) -> None:
+    label = _simulate(mask, supervision, seed=seed)
+    options = {"image_id": "a", "seed": seed, "num_classes": 21}
+    shorter = shorten(label, keep, **options)
+    fewer = drop(label, share, **options)
+    for part in (shorter, fewer):
+        kept = part != 254
+        np.testing.assert_array_equal(part[kept], label[kept])
+    np.testing.assert_array_equal(tags_from_mask(shorter, 21), tags_from_mask(label, 21))  # no stroke is lost
+    np.testing.assert_array_equal(shorter, shorten(label, keep, **options))
+    np.testing.assert_array_equal(fewer, drop(label, share, **options))
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks(), st.integers(1, 120), st.integers(0, 3))
+def test_any_number_of_clicks_lies_on_its_class_and_hits_every_class(
+    mask: np.ndarray, clicks: int, seed: int
+) -> None:
+    label = n_clicks(mask, clicks, image_id="a", seed=seed, num_classes=21)
+    on = label != 254
+    np.testing.assert_array_equal(label[on], mask[on])
+    np.testing.assert_array_equal(tags_from_mask(label, 21), tags_from_mask(mask, 21))
+    present = int(tags_from_mask(mask, 21).sum())
+    assert on.sum() <= max(clicks, present)
