@@ -22,7 +22,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "Every effective value of a recipe, and where it comes from.",
     ),
     "doctor": ("harness.commands.explore", "doctor", "What this machine can run, and what is missing."),
-    "data": ("harness.commands.data", "data", "Generated data and pretrained miniature encoders."),
+    "data": ("harness.commands.data", "data", "Prepare, check, label and show data sets."),
     "run": ("harness.commands.run", "run", "Train, evaluate and record recipes or suites."),
     "search": ("harness.commands.search", "search", "Search hyper-parameters of a recipe."),
     "predict": ("harness.commands.score", "predict", "Segment pictures with a trained network."),
