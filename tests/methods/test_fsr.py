@@ -14,6 +14,7 @@ from harness.data.base import DatasetInfo
 from harness.errors import UserError
 from harness.evaluation import normalise
 from harness.nn.ema import cosine_momentum
+from harness.recipes import resolve
 from methods.base import Build
 from methods.fsr import FSR, FSRConfig
 from methods.fsr.masking import token_mask
@@ -288,3 +289,19 @@ def test_blocks_are_made_of_whole_patches_and_may_reach_over_the_edge():
     assert all(len(set(m[:4, :4].flatten().tolist())) == 1 for m in mask)
     terms = method(batch([[1], [2]]), Progress(0, TOTAL, 10))
     assert all(torch.isfinite(t) for t in terms.values())
+
+
+def test_the_older_state_differs_in_what_the_commit_changed():
+    head, older = resolve("fsr/voc-image-vitb"), resolve("fsr/voc-image-vitb-pre_3a7cbf7")
+    one, other = dataclasses.asdict(head.config), dataclasses.asdict(older.config)
+    changed = {
+        "aggregate_masked": False,
+        "residual_scale": 0.1,
+        "uncertain_start": 5000,
+        "teacher_temperature": 0.04,
+        "teacher_temperature_steps": 0,
+        "ema_momentum": 0.996,
+    }
+    assert {k: v for k, v in other.items() if v != one[k]} == changed
+    assert (head.recipe.schedule.kind, older.recipe.schedule.kind) == ("cosine", "poly")
+    assert (head.recipe.optimiser.weight_decay, older.recipe.optimiser.weight_decay) == (0.05, 0.01)
