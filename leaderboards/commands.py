@@ -42,7 +42,7 @@ def _recipes() -> dict[str, Any]:
 Examples:
   wsss leaderboard                               all records below ./results
   wsss leaderboard --dataset mini
-  wsss leaderboard --results /data/results --out paper/tables --format csv
+  wsss leaderboard --results /data/results --out paper/tables --format tex,csv
   wsss leaderboard --validate                    published cells and claims against recipes
 
 Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show."""
@@ -63,7 +63,8 @@ def leaderboard(results: Path, out: Path, dataset: str | None, formats: str, che
 
     One table for each data set and supervision: mean and deviation over seeds, a 95 % interval over
     images, the published value with its source, and a verdict. What was not run is shown as a hole.
-    Writes leaderboard.md, published.md, leaderboard.csv and per_class.csv.
+    Writes leaderboard.md, published.md, leaderboard.csv and per_class.csv, on demand leaderboard.tex and
+    leaderboard.json; `wsss report` writes everything.
     """
     from harness.records import Store
     from leaderboards.report import write_leaderboard
@@ -170,4 +171,28 @@ def claims(results: Path, out: Path, suites: tuple[str, ...], formats: str) -> N
     done = write_claims(Store(results), out, recipes=_recipes(), suites=suites, formats=_split(formats))
     click.echo(done.tables)
     for file in done.files:
+        click.echo(f"wrote {file}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wsss report                       everything on ./results: reports/report.html and the files beside it
+  wsss report --dataset mini
+  wsss report --no-plots            tables, claims and the page without plots
+
+Exit codes: 0 done, 2 nothing to show."""
+)
+@together(RESULTS, _OUT, _DATASET)
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
+def report(results: Path, out: Path, dataset: str | None, plots: bool) -> None:
+    """Tables, claims and plots, and one HTML page with all of it.
+
+    The page needs no network and no other file: tables sort and filter, and every figure opens its
+    provenance. Beside it stand the tables as Markdown, CSV, LaTeX and JSON and the plots as files.
+    """
+    from harness.records import Store
+    from leaderboards.report import write_report
+
+    for file in write_report(Store(results), out, recipes=_recipes(), dataset=dataset, plots=plots):
         click.echo(f"wrote {file}")

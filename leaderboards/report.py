@@ -1,13 +1,16 @@
-"""The leaderboard on paper: Markdown and CSV from rows, always the same text for the same records."""
+"""The leaderboard on disk, in every format: always the same text for the same records."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import harness
@@ -19,11 +22,16 @@ from leaderboards import claims
 from leaderboards.claims import Judged, judge
 from leaderboards.columns import NOTES, explained, sections
 from leaderboards.gathering import dataset_title, gather
+from leaderboards.html_report import html_report
+from leaderboards.latex import latex
 from leaderboards.published import Cell, Published, published
-from leaderboards.tables import Row, as_frame, leaderboard, per_class
+from leaderboards.tables import Row, as_frame, class_iou, leaderboard, per_class
 from leaderboards.text import DASH, escaped, pipe_table
 
-FORMATS = ("md", "csv")
+#: Formats of tables.
+FORMATS = ("md", "csv", "tex", "json")
+#: Formats of claims.
+CLAIM_FORMATS = ("md", "csv")
 
 #: Head of ``claims.md``: what the columns mean.
 CLAIMS_HEADER = """# Claims
@@ -69,11 +77,12 @@ def write_leaderboard(
 
     Args:
         store: where the records are.
-        out: folder for ``leaderboard.md``, ``leaderboard.csv``, ``per_class.csv`` and ``published.md``.
+        out: folder for ``leaderboard.md`` and ``published.md``, ``leaderboard.csv`` and ``per_class.csv``,
+            ``leaderboard.tex``, ``leaderboard.json``.
         recipes: what should have been run, ``harness.recipes.all_recipes()``; without it, no holes.
         known: published cells, the packaged ones by default.
         dataset: only this data set.
-        formats: of ``md`` and ``csv``.
+        formats: of ``md``, ``csv``, ``tex`` and ``json``.
 
     Raises:
         UserError: the store holds no records, or none of this data set; an unknown format.
@@ -86,16 +95,107 @@ def write_leaderboard(
     if dataset is not None:
         rows = [row for row in rows if row.dataset == dataset]
         frame = frame[frame["dataset"] == dataset]
+    return _tables(rows, frame, known, out, dataset, formats)
+
+
+def _tables(
+    rows: list[Row],
+    frame: pd.DataFrame,
+    known: Published,
+    out: Path,
+    dataset: str | None,
+    formats: Sequence[str],
+) -> Written:
     tables = markdown(rows)
-    files = []
+    texts: dict[str, str] = {}
     if "md" in formats:
-        files.append(_write(out / "leaderboard.md", f"{header(frame)}\n{tables}"))
-        files.append(_write(out / "published.md", published_markdown(known, dataset)))
+        texts["leaderboard.md"] = f"{header(frame)}\n{tables}"
+        texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
-        for name, table in (("leaderboard.csv", as_frame(rows)), ("per_class.csv", per_class(rows))):
-            text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-            files.append(_write(out / name, text))
-    return Written(rows, tables, files)
+        texts["leaderboard.csv"] = _csv(as_frame(rows))
+        texts["per_class.csv"] = _csv(per_class(rows))
+    if "tex" in formats:
+        texts["leaderboard.tex"] = latex(rows)
+    if "json" in formats:
+        texts["leaderboard.json"] = plain_json(rows, frame)
+    return Written(rows, tables, [_write(out / name, text) for name, text in texts.items()])
+
+
+def plain_json(rows: Sequence[Row], frame: pd.DataFrame) -> str:
+    """The rows as JSON: ``provenance`` (a sentence), ``rows`` (columns of the CSV) with IoU by class.
+
+    NaN is ``null``; ``iou`` maps a class to its mean over the seeds where it occurs, ``null`` if none.
+    """
+    classes: dict[int, dict[str, float | None]] = {}
+    for index, row in enumerate(rows):
+        if row.runs:
+            means = np.ma.masked_invalid(class_iou(row)).mean(axis=0).filled(np.nan).tolist()
+            classes[index] = dict(zip(row.runs[0].data["classes"], map(_finite, means), strict=True))
+    lines = [
+        {k: _finite(v) if isinstance(v, float) else v for k, v in line.items()} | {"iou": classes.get(index)}
+        for index, line in enumerate(as_frame(rows).to_dict("records"))
+    ]
+    return json.dumps({"provenance": provenance(frame), "rows": lines}, indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def write_report(
+    store: Store,
+    out: Path,
+    *,
+    recipes: Mapping[str, Any],
+    known: Published | None = None,
+    dataset: str | None = None,
+    plots: bool = True,
+    pictures: Mapping[str, bytes] | None = None,
+) -> list[Path]:
+    """Everything: tables in all formats, claims, plots (PNG and SVG), and ``report.html`` with all of it.
+
+    Args:
+        store: where the records are.
+        out: folder for the files; plots go to ``plots`` below it.
+        recipes: ``harness.recipes.all_recipes()``.
+        known: published cells, the packaged ones by default.
+        dataset: only this data set.
+        plots: whether to draw.
+        pictures: further images for the page, file stem to PNG or SVG, such as qualitative grids.
+
+    Raises:
+        UserError: the store holds no records, or none of this data set.
+    """
+    known = published() if known is None else known
+    frame = gather(store)
+    require_records(frame, store, dataset)
+    rows = leaderboard(frame, recipes, known)
+    judged = judge(frame, recipes)
+    if dataset is not None:
+        rows = [row for row in rows if row.dataset == dataset]
+        frame = frame[frame["dataset"] == dataset]
+        judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
+    files = [
+        *_tables(rows, frame, known, out, dataset, FORMATS).files,
+        *_claims(judged, out, CLAIM_FORMATS).files,
+    ]
+    drawn: dict[str, bytes] = dict(pictures or {})
+    if plots:
+        from leaderboards.drawing import save
+        from leaderboards.plotting import KINDS, draw
+
+        for kind in KINDS:
+            for stem, figure in draw(rows, kind):
+                written = save(figure, out / "plots" / stem, ("png", "svg"))
+                drawn[stem] = written[1].read_bytes()
+                files += written
+    page = html_report(rows, judged, known, provenance=provenance(frame), plots=drawn)
+    return [*files, _write(out / "report.html", page)]
+
+
+def _dataset_of(judged: Judged, recipes: Mapping[str, Any]) -> str:
+    found = [recipes[n] for n in (judged.pair.better, judged.pair.worse) if n in recipes]
+    return found[0].recipe.dataset if found else ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +219,7 @@ def write_claims(
     *,
     recipes: Mapping[str, Any],
     suites: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = CLAIM_FORMATS,
 ) -> WrittenClaims:
     """Judge the claims by the records of a store and write ``claims.md`` and ``claims.csv``.
 
@@ -133,16 +233,22 @@ def write_claims(
     Raises:
         UserError: an unknown suite or format.
     """
-    check_formats(formats, FORMATS)
-    judged = judge(gather(store), recipes, suites_wanted=suites)
+    check_formats(formats, CLAIM_FORMATS)
+    return _claims(judge(gather(store), recipes, suites_wanted=suites), out, formats)
+
+
+def _claims(judged: list[Judged], out: Path, formats: Sequence[str]) -> WrittenClaims:
     tables = claims.markdown(judged)
     files = []
     if "md" in formats:
         files.append(_write(out / "claims.md", f"{CLAIMS_HEADER}\n{tables}"))
     if "csv" in formats:
-        text = claims.as_frame(judged).to_csv(index=False, float_format="%.6f", lineterminator="\n")
-        files.append(_write(out / "claims.csv", text))
+        files.append(_write(out / "claims.csv", _csv(claims.as_frame(judged))))
     return WrittenClaims(judged, tables, files)
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def check_formats(wanted: Sequence[str], possible: Sequence[str]) -> None:
@@ -173,20 +279,24 @@ def _write(path: Path, text: str) -> Path:
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def header(frame: pd.DataFrame) -> str:
-    """Title, provenance and the meaning of the columns."""
+def provenance(frame: pd.DataFrame) -> str:
+    """One sentence: how many records, and the code that computed them."""
     records = frame[["name", "digest", "seed", "finished"]].drop_duplicates()
     failed = int((~records["finished"]).sum())
     origin = code()
     commit = f", commit {origin['commit'][:9]}" if origin["commit"] else ""
     commit += " with uncommitted changes" if origin["dirty"] else ""
-    count = f"{len(records)} record" + ("" if len(records) == 1 else "s")
+    number = f"{len(records)} record" + ("" if len(records) == 1 else "s")
+    failures = f", {failed} of them failed," if failed else ""
+    return f"Computed from {number}{failures} by wsss-bench {harness.__version__}{commit}."
+
+
+def header(frame: pd.DataFrame) -> str:
+    """Title, provenance and the meaning of the columns."""
     lines = [
         "# Leaderboard",
         "",
-        f"Computed from {count}"
-        + (f", {failed} of them failed," if failed else "")
-        + f" by wsss-bench {harness.__version__}{commit}. Generated: do not edit.",
+        f"{provenance(frame)} Generated: do not edit.",
         "",
         "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
         "[published.md](published.md).",

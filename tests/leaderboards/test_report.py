@@ -33,6 +33,7 @@ def test_equal_records_give_equal_files(factory: Factory, tmp_path: Path) -> Non
     first = write_leaderboard(factory.store, tmp_path / "a", recipes=recipes)
     second = write_leaderboard(factory.store, tmp_path / "b", recipes=recipes)
     names = ["leaderboard.md", "published.md", "leaderboard.csv", "per_class.csv"]
+    names += ["leaderboard.tex", "leaderboard.json"]
     assert [f.name for f in first.files] == names
     for one, other in zip(first.files, second.files, strict=True):
         assert one.read_bytes() == other.read_bytes()

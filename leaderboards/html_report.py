@@ -1,0 +1,309 @@
+"""The whole leaderboard as one HTML file: no network, no other file, readable with and without sight.
+
+Tables sort and filter with a little inline JavaScript; every figure is a button that opens the provenance
+of its row; plots are inline SVG.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from leaderboards.claims import Judged, count, p_text
+from leaderboards.columns import METHOD, MIOU, NOTES, RECIPE, Column, Section, explained, places, sections
+from leaderboards.gathering import dataset_title
+from leaderboards.provenance_facts import compact
+from leaderboards.published import Published
+from leaderboards.tables import Row, class_iou
+from leaderboards.text import DASH, number
+
+_ASSETS = Path(__file__).with_name("assets")
+
+#: Rows of one table by class; `per_class.csv` has all of them.
+MOST_BY_CLASS = 60
+
+#: What a kind of plot shows, for those who do not see it.
+PLOT_WORDS = {
+    "per-class": "IoU by class",
+    "difference": "difference to the baseline by class",
+    "overview": "mIoU of every method and seed by supervision",
+    "seeds": "mIoU of every seed",
+    "boundary": "mIoU against distance to object boundaries",
+    "published": "published against reproduced mIoU",
+    "annotation": "mIoU against annotation time",
+    "cost": "mIoU against training time, memory and parameters",
+    "curves": "losses over training",
+    "qualitative": "predictions and their errors on the same pictures",
+}
+
+
+def html_report(
+    rows: Sequence[Row],
+    judged: Sequence[Judged],
+    known: Published,
+    *,
+    provenance: str,
+    plots: Mapping[str, bytes] | None = None,
+) -> str:
+    """The page.
+
+    Args:
+        rows: from :func:`leaderboards.tables.leaderboard`.
+        judged: from :func:`leaderboards.claims.judge`.
+        known: published cells.
+        provenance: one sentence: how many records, which code.
+        plots: file stem to SVG, or PNG where it starts like one.
+    """
+    places_of_rows = {id(row): index for index, row in enumerate(rows)}
+    tables = [_section(section, places_of_rows) for section in sections(rows)]
+    classes = _by_class(rows)
+    drawn = _plots(plots or {})
+    parts = [
+        ("claims", "Claims", _claims(judged)) if judged else None,
+        ("tables", "Tables", "".join(tables)),
+        ("classes", "By class", classes) if classes else None,
+        ("plots", "Plots", drawn) if drawn else None,
+        ("columns", "What the columns mean", _meanings()),
+    ]
+    present = [part for part in parts if part is not None]
+    links = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in present)
+    content = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in present
+    )
+    verdicts = sorted({row.verdict for row in rows} | {j.verdict for j in judged})
+    options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
+    facts = json.dumps(compact(rows, known), separators=(",", ":")).replace("</", "<\\/")
+    style = (_ASSETS / "report.css").read_text(encoding="utf-8")
+    script = (_ASSETS / "report.js").read_text(encoding="utf-8")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>wsss-bench leaderboard</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the tables</a>
+<header>
+<h1>wsss-bench leaderboard</h1>
+<p>{escape(provenance)} Every underlined figure opens its provenance.</p>
+<noscript><p>Sorting, filtering and provenance need JavaScript; all figures stand below.</p></noscript>
+</header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+<div class="tools" role="search">
+<label>Filter rows<input id="words" type="search" autocomplete="off"></label>
+<label>Verdict<select id="verdict"><option value="">all</option>{options}</select></label>
+<output id="shown" role="status"></output>
+</div>
+<main id="main">{content}</main>
+<footer><p class="notes">Generated: do not edit.</p></footer>
+<dialog id="provenance" aria-labelledby="provenance-title">
+<form method="dialog"><button class="close">Close</button></form>
+<h2 id="provenance-title"></h2>
+<div></div>
+</dialog>
+<script type="application/json" id="facts">{facts}</script>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def _code_words(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _value(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _heads(names: Sequence[tuple[str, bool]]) -> str:
+    """Head cells that sort; a name and whether its column holds numbers."""
+    cells = "".join(
+        f'<th scope="col" aria-sort="none"{_number_kind(numeric)}>'
+        f'<button type="button">{escape(name)}</button></th>'
+        for name, numeric in names
+    )
+    return f"<thead><tr>{cells}</tr></thead>"
+
+
+def _number_kind(numeric: bool) -> str:
+    return ' data-kind="number" class="r"' if numeric else ""
+
+
+def _framed(title: str, caption: str, heads: str, body: Sequence[str]) -> str:
+    label = escape(title, quote=True)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
+        f"<caption>{caption}</caption>{heads}<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _row_tag(verdict: str, words: Sequence[str]) -> str:
+    text = escape(" ".join([*words, verdict]).lower(), quote=True)
+    return f'<tr class="v-{verdict.replace(" ", "-")}" data-verdict="{verdict}" data-text="{text}">'
+
+
+def _cell(column: Column, row: Row, index: int, place: int) -> str:
+    text = escape(column.text(row))
+    if column is METHOD:
+        return f'<th scope="row">{text}</th>'
+    opens = (column.value is not None and text != DASH) or column is RECIPE
+    shown = (
+        f'<button type="button" data-row="{index}" aria-haspopup="dialog">{text}</button>' if opens else text
+    )
+    if column is MIOU and place in (1, 2):
+        shown = f'<span class="{"first" if place == 1 else "second"}">{shown}</span>'
+    if column.value is not None:
+        return f'<td class="r" data-v="{_value(column.value(row))}">{shown}</td>'
+    if column.name == "Verdict":
+        return f'<td><span class="v-{row.verdict.replace(" ", "-")}">{text}</span></td>'
+    wide = column.name in ("Recipe", "Weak label", "Machine")
+    return f'<td class="wrap">{shown}</td>' if wide else f"<td>{shown}</td>"
+
+
+def _section(section: Section, indices: Mapping[int, int]) -> str:
+    ranked = places(section)
+    noted = section.kind != "cost"
+    notes: dict[str, int] = {}
+    body = []
+    for number_in_table, row in enumerate(section.rows):
+        cells = [_cell(c, row, indices[id(row)], ranked.get(number_in_table, 0)) for c in section.columns]
+        if noted:
+            numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
+            cells.append(f"<td>{', '.join(map(str, numbers))}</td>")
+        words = [row.title, row.recipe, row.overrides, row.backbone, row.dataset, row.supervision]
+        body.append(
+            _row_tag(row.verdict, [*words, row.evaluation, row.weak_label]) + "".join(cells) + "</tr>"
+        )
+    names = [(c.name, c.value is not None) for c in section.columns] + ([(NOTES, False)] if noted else [])
+    caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
+    listed = "".join(f"<li>{_code_words(note)}</li>" for note in notes)
+    below = f'<ol class="notes">{listed}</ol>' if notes else ""
+    table = _framed(section.title, caption, _heads(names), body)
+    return f'<h3 id="{section.id}">{escape(section.title)}</h3>{table}{below}'
+
+
+# --- claims ----------------------------------------------------------------------------------------------
+
+
+def _claims(judged: Sequence[Judged]) -> str:
+    names = [
+        ("Claim", False), ("Statement", False), ("This recipe", False), ("should lie above", False),
+        ("n", True), ("Difference", True), ("95 % interval", True), ("Margin", True),
+        ("p images (Holm)", True), ("p seeds (Holm)", True), ("Verdict", False), ("Notes", False),
+    ]  # fmt: skip
+    body = []
+    for j in judged:
+        claim, pair = j.claim, j.pair
+        origin = ", ".join(part for part in (claim.paper, claim.place) if part)
+        interval = DASH if math.isnan(j.low) else f"{number(j.low, sign=True)} to {number(j.high, sign=True)}"
+        figures = [
+            (min(j.n), " and ".join(dict.fromkeys(map(str, j.n)))),
+            (j.difference, number(j.difference, sign=True)),
+            (j.low, interval),
+            (pair.bound, number(pair.bound, 1)),
+            (j.p_images, p_text(j.p_images, j.p_images_holm)),
+            (j.p_seeds, p_text(j.p_seeds, j.p_seeds_holm)),
+        ]
+        notes = "; ".join([*j.notes, *([f"run it with `{j.command}`"] if j.command else [])])
+        body.append(
+            _row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
+            + f'<th scope="row">{escape(claim.id)}</th>'
+            + f'<td class="wide">{escape(claim.statement)} <small>({escape(origin)})</small></td>'
+            + f"<td>{escape(pair.better)}</td><td>{escape(pair.worse)}</td>"
+            + "".join(f'<td class="r" data-v="{_value(v)}">{escape(text)}</td>' for v, text in figures)
+            + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
+            + f'<td class="wide">{_code_words(notes)}</td></tr>'
+        )
+    caption = f"{count(judged)}. Differences in points of mIoU, intervals over images and seeds."
+    return _framed("Claims", caption, _heads(names), body)
+
+
+# --- by class --------------------------------------------------------------------------------------------
+
+
+def _by_class(rows: Sequence[Row]) -> str:
+    standing = [r for r in rows if r.n and r.verdict not in ("stale", "not run")]
+
+    def key(row: Row) -> tuple[str, str, str]:
+        return row.dataset, row.supervision, row.evaluation
+
+    parts = []
+    for (dataset, supervision, evaluation), group in groupby(sorted(standing, key=key), key=key):
+        members = sorted(group, key=lambda r: -r.mean)
+        shown = members[:MOST_BY_CLASS]
+        classes = list(shown[0].runs[0].data["classes"])
+        shown = [row for row in shown if list(row.runs[0].data["classes"]) == classes]
+        values = np.array([_class_means(row) for row in shown])
+        best = np.nanmax(np.where(np.isnan(values), -np.inf, values), axis=0)
+        body = [_class_line(row, own, best, len(shown) > 1) for row, own in zip(shown, values, strict=True)]
+        title = f"{dataset_title(dataset)}, {supervision} supervision, {evaluation}: IoU by class"
+        more = f", the best {len(shown)} of {len(members)} rows" if len(members) > len(shown) else ""
+        heads = _heads([("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))])
+        parts.append(f"<h3>{escape(title)}</h3>")
+        parts.append(_framed(title, f"percent, mean over the seeds where a class occurs{more}", heads, body))
+    return "".join(parts)
+
+
+def _class_means(row: Row) -> np.ndarray:
+    """``(1 + K,)`` mIoU and IoU by class, NaN where absent from every seed."""
+    values = class_iou(row)
+    number_of = (~np.isnan(values)).sum(0)
+    means = np.where(number_of > 0, np.nansum(values, 0) / np.maximum(number_of, 1), np.nan)
+    return np.concatenate([[row.mean], means])
+
+
+def _class_line(row: Row, values: np.ndarray, best: np.ndarray, several: bool) -> str:
+    cells = []
+    for value, top in zip(values.tolist(), best.tolist(), strict=True):
+        text = "absent" if math.isnan(value) else f"{value:.1f}"
+        mark = ' class="r first"' if several and value == top else ' class="r"'
+        cells.append(f'<td{mark} data-v="{_value(value)}">{text}</td>')
+    head = f'<th scope="row">{escape(row.title)}</th><td>{escape(row.recipe)} {escape(row.overrides)}</td>'
+    return (
+        _row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision])
+        + head
+        + "".join(cells)
+        + "</tr>"
+    )
+
+
+# --- plots and words ---------------------------------------------------------------------------------------
+
+
+def _plots(plots: Mapping[str, bytes]) -> str:
+    figures = []
+    for stem, data in plots.items():
+        kind = next((k for k in PLOT_WORDS if stem.startswith(k)), "")
+        what = PLOT_WORDS.get(kind, "plot")
+        where = stem.removeprefix(kind).strip("-").replace("-", " ")
+        media = "image/png" if data.startswith(b"\x89PNG") else "image/svg+xml"
+        source = f"data:{media};base64,{base64.b64encode(data).decode()}"
+        text = f"{what[0].upper()}{what[1:]}: {where}"
+        label = escape(text, quote=True)
+        figures.append(
+            f'<figure><img src="{source}" alt="{label}; the figures stand in the tables" loading="lazy" '
+            f'decoding="async"><figcaption>{escape(text)}</figcaption></figure>'
+        )
+    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+
+
+def _meanings() -> str:
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{_code_words(text)}</dd>" for name, text in explained())
+    return f"<dl>{entries}</dl>"

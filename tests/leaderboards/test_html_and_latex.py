@@ -1,0 +1,219 @@
+"""The page and the LaTeX tables: whole, self-contained, true to the rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import CLASSES, Factory
+
+from harness.cli import invoke
+from harness.recipes import EvaluationSpec
+from leaderboards.claims import Judged, claims
+from leaderboards.columns import places, sections
+from leaderboards.commands import report
+from leaderboards.gathering import gather
+from leaderboards.html_report import html_report
+from leaderboards.latex import escape, latex
+from leaderboards.published import published
+from leaderboards.report import write_report
+from leaderboards.tables import Row, leaderboard
+
+VOID = {"meta", "link", "input", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Elements with attributes and text; fails on tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data.strip())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def fill(factory: Factory) -> list[Row]:
+    cited = EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=1.0)
+    for seed in range(3):
+        factory.record(factory.resolved(evaluation=(cited,)), seed, quality=0.7, title="AGMM <&>")
+        factory.record(factory.resolved("pce/mini-point"), seed, quality=0.5, title="Partial", absent=(2,))
+    factory.record(factory.resolved("tel/mini-point"), quality=0.3)
+    cam = (EvaluationSpec(split="train", output="cam"),)
+    factory.record(factory.resolved("cam/mini-image", supervision="image", evaluation=cam))
+    hole = factory.resolved("tel/mini-block", supervision="block")
+    return leaderboard(gather(factory.store), {hole.name: hole}, resamples=20)
+
+
+@pytest.fixture
+def rows(factory: Factory) -> list[Row]:
+    return fill(factory)
+
+
+def page(rows: list[Row], **values: object) -> str:
+    claim = claims()["agmm-point"]
+    judged = [Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0, n=(3, 3))]
+    return html_report(rows, judged, published(), provenance="Computed from 8 records.", **values)  # type: ignore[arg-type]
+
+
+def test_the_page_is_whole_and_needs_nothing_else(rows: list[Row]) -> None:
+    text = page(rows, plots={"overview-mini": b"<svg/>"})
+    parsed = Page(text)
+    assert parsed.all("html")[0]["lang"] == "en"
+    addresses = [a.get(k) for _, a in parsed.elements for k in ("src", "href") if a.get(k)]
+    assert addresses
+    assert all(str(address).startswith(("#", "data:")) for address in addresses)
+    assert not any(word in text for word in ("url(", "@import", "fetch(", "XMLHttp"))
+    anchors = {a["id"] for _, a in parsed.elements if a.get("id")}
+    assert {str(a["href"])[1:] for a in parsed.all("a")} <= anchors
+    identifiers = [a["id"] for _, a in parsed.elements if a.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_page_can_be_read_without_sight(rows: list[Row]) -> None:
+    parsed = Page(page(rows, plots={"overview-mini": b"<svg/>"}))
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert len(parsed.all("caption")) == len(parsed.all("table"))
+    assert all(head.get("scope") in ("col", "row") for head in parsed.all("th"))
+    assert {e[0] for e in parsed.elements} >= {"main", "nav", "header", "dialog"}
+    heads = [h for h in parsed.all("th") if h["scope"] == "col"]
+    assert all(h["aria-sort"] == "none" for h in heads)
+    assert all(
+        d["aria-label"] and d["tabindex"] == "0" for d in parsed.all("div") if d.get("role") == "region"
+    )
+
+
+def test_every_figure_opens_its_provenance(rows: list[Row]) -> None:
+    text = page(rows)
+    parsed = Page(text)
+    facts = json.loads(text.partition('id="facts">')[2].partition("</script>")[0].replace("<\\/", "</"))
+    assert len(facts["rows"]) == len(rows)
+    used = {int(str(b["data-row"])) for b in parsed.all("button") if b.get("data-row")}
+    assert used == set(range(len(rows)))
+    index = next(i for i, row in enumerate(rows) if row.source)
+    own = facts["rows"][index]
+    parts = {t: dict(map(tuple, facts["shared"][e] if isinstance(e, int) else e)) for t, e in own["parts"]}
+    row = rows[index]
+    assert parts["Training"]["Training digest"] == row.digest
+    assert parts["Result"]["Seeds"] == ", ".join(
+        f"seed {s}: {run.miou:.2f}" for s, run in zip(row.seeds, row.runs, strict=True)
+    )
+    assert parts["Data"]["evaluation data (fingerprint)"] == "data-1"
+    assert parts["Published: agmm-sass-repo/voc-point-val"]["Value"] == "67.8 % miou"
+    assert "config.gamma" not in text
+
+
+def test_numbers_sort_by_value(rows: list[Row]) -> None:
+    parsed = Page(page(rows))
+    values = [float(str(c["data-v"])) for c in parsed.all("td") if c.get("data-v")]
+    for row in rows:
+        if row.n:
+            assert any(value == pytest.approx(row.mean, rel=1e-5) for value in values)
+
+
+def test_markup_in_names_stays_text(rows: list[Row]) -> None:
+    text = page(rows)
+    assert "AGMM &lt;&amp;&gt;" in text
+    assert "AGMM <&>" not in text.partition('id="facts"')[0]
+
+
+def test_by_class_marks_the_best_and_names_the_absent(rows: list[Row]) -> None:
+    text = page(rows)
+    table = text.partition("point supervision, val-single: IoU by class</h3>")[2].partition("</table>")[0]
+    for name in CLASSES:
+        assert f">{name}</button>" in table
+    assert table.count("absent") == 1
+    assert table.count(' class="r first"') == 1 + len(CLASSES)
+
+
+# --- LaTeX -----------------------------------------------------------------------------------------------
+
+
+def test_places_are_within_an_evaluation_and_skip_what_is_stale(factory: Factory) -> None:
+    for name, quality in (("agmm/mini-a", 0.7), ("pce/mini-a", 0.5), ("tel/mini-a", 0.3)):
+        factory.record(factory.resolved(name), quality=quality)
+    factory.record(factory.resolved("dfr/mini-a"), quality=0.9, protocol={"flip": True})
+    section = next(s for s in sections(leaderboard(gather(factory.store), resamples=5)) if s.kind == "scores")
+    found = places(section)
+    assert [found.get(i) for i in range(4)] == [1, 2, 3, None]
+    assert section.rows[3].verdict == "stale"
+
+
+def test_latex_has_booktabs_bold_and_underline(rows: list[Row]) -> None:
+    text = latex(rows)
+    best, second = sorted((r for r in rows if r.supervision == "point"), key=lambda r: -r.mean)[:2]
+    assert f"\\textbf{{{best.mean:.2f} $\\pm$ {best.std:.2f}}}" in text
+    assert f"\\underline{{{second.mean:.2f} $\\pm$ {second.std:.2f}}}" in text
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\toprule") == 3
+    assert "AGMM <\\&>" in text
+    assert "tel/mini-block" not in text
+    for block in re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}\n(.*?)\\end\{tabular\}", text, re.S):
+        columns, body = block
+        for line in (line for line in body.splitlines() if line.endswith(r"\\")):
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+
+
+def test_latex_escapes_everything() -> None:
+    assert escape(r"a_b 50 % {x} \\ ~^#$& – −1 ±") == (
+        r"a\_b 50 \% \{x\} \textbackslash{}\textbackslash{} "
+        r"\textasciitilde{}\textasciicircum{}\#\$\& -- $-$1 $\pm$"
+    )
+
+
+# --- all files -------------------------------------------------------------------------------------------
+
+
+def test_the_report_writes_everything(factory: Factory, tmp_path: Path) -> None:
+    rows = fill(factory)
+    recipes = {"tel/mini-block": factory.resolved("tel/mini-block", supervision="block")}
+    files = write_report(factory.store, tmp_path, recipes=recipes)
+    names = {str(f.relative_to(tmp_path)) for f in files}
+    tables = ("leaderboard.md", "published.md", "leaderboard.csv", "per_class.csv", "leaderboard.tex")
+    assert {*tables, "leaderboard.json", "claims.md", "claims.csv", "report.html"} <= names
+    assert "plots/overview-mini-val-single.png" in names
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/svg+xml;base64") == sum(n.endswith(".svg") for n in names)
+    data = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    assert [line["recipe"] for line in data["rows"]] == [row.recipe for row in rows]
+    for line, row in zip(data["rows"], rows, strict=True):
+        assert (line["mean"] is None) == np.isnan(row.mean)
+        assert (line["iou"] is None) == (row.n == 0)
+    partial = next(line for line in data["rows"] if line["recipe"] == "pce/mini-point")
+    assert partial["iou"]["ring"] is None
+    assert partial["iou"]["disc"] == pytest.approx(np.mean([r.iou[1] for r in rows[1].runs]), abs=1e-5)
+
+
+def test_equal_records_give_equal_pages(factory: Factory, tmp_path: Path) -> None:
+    fill(factory)
+    for place in ("a", "b"):
+        write_report(factory.store, tmp_path / place, recipes={}, plots=False)
+    assert (tmp_path / "a/report.html").read_bytes() == (tmp_path / "b/report.html").read_bytes()
+
+
+def test_command(factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    factory.record(factory.resolved("agmm/unshipped"))
+    out = tmp_path / "out"
+    assert invoke(report, ["--results", str(factory.store.root), "--out", str(out), "--no-plots"]) == 0
+    assert f"wrote {out / 'report.html'}" in capsys.readouterr().out
+    assert not (out / "plots").exists()
