@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.data.coco2014 import COCO2014, contiguous
 from harness.data.coco_masks import decode, from_polygon, from_runs, label_map, panoptic_map, unpacked
 from harness.data.images import read_rgb
+from harness.data.report import verify
 from harness.errors import UserError
 
 POLYGONS = st.lists(
@@ -214,3 +215,35 @@ def test_panoptic_pictures_reproduce_the_given_maps_through_the_reader(real_data
             read += 1
     assert read == 139
     assert official >= 136
+
+
+@pytest.mark.real
+def test_the_other_real_pictures_are_prepared_read_and_sound(real_data: Path, tmp_path: Path):
+    source = real_data / "coco" / "tinycoco_instances"
+    for part in ("train", "val"):
+        file = source / "annotations" / f"instances_{part}2017.json"
+        ids = []
+        for picture in json.loads(file.read_text())["images"]:
+            ids.append(f"COCO_{part}2014_{picture['id']:012d}")  # the part that this copy files it under
+            (tmp_path / f"{part}2014").mkdir(exist_ok=True)
+            target = tmp_path / f"{part}2014" / f"{ids[-1]}.jpg"
+            target.symlink_to(source / "images" / f"{part}2017" / picture["file_name"])
+        for folder in ("annotations", "lists"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"instances_{part}2014.json").symlink_to(file)
+        (tmp_path / "lists" / f"{part}.txt").write_text("\n".join(ids) + "\n")
+    dataset = COCO2014(tmp_path)
+    dataset.prepare(None, 0, lambda line: None)
+    report = verify(dataset, cache=tmp_path / "cache", splits=["train", "val"])
+    assert report.sound, "\n".join(report.lines())
+    assert [s.images for s in report.splits] == [32, 6]
+    areas = {}
+    for picture, found in real_annotations(real_data):
+        for annotation in found:
+            key = (picture["id"], int(contiguous()[annotation["category_id"]]))
+            areas[key] = areas.get(key, 0) + annotation["area"]
+    for split in ("train", "val"):
+        for image_id in dataset.ids(split):
+            mask, number = dataset.read_mask(image_id, split), int(image_id[-12:])
+            tags = set(np.flatnonzero(dataset.tags([image_id])[0]).tolist())
+            assert set(np.unique(mask).tolist()) - {0} == tags == {k for i, k in areas if i == number}
