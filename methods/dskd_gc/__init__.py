@@ -335,7 +335,7 @@ class DSKDGC(ViTSegmenter):
 
     @torch.no_grad()
     def _maps(self, network: DistilledNetwork, tokens: Tokens, images: Tensor, tags: Tensor) -> Maps:
-        """Maps of the present classes: of these tokens (E1), or of the picture over scales and mirror (ToCo)."""
+        """Maps of the present classes: of these tokens (E1), or over scales and mirror (ToCo)."""
         if self.config.cam_form == "paper":
             found = network.paper_maps(tokens)
         else:
