@@ -417,6 +417,22 @@ def test_noise_of_label_confidence_and_of_classes():
     torch.testing.assert_close(noise(gc_confidence="per_class", gc_fit_scope="batch"), each)
 
 
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_exported_maps_are_those_that_are_scored(network):
+    method, batch = make(cam_network=network).eval(), make_batch(USUAL)
+    with torch.no_grad():
+        method.ema.classifier.weight.mul_(-1)  # other maps than those of online
+        images = batch.images[..., :40]
+        maps = method.class_maps(images, batch.tags)
+        labels = method.pseudo_labels(images, batch.tags)["cam"]
+    assert maps.shape == (2, CLASSES, SIDE, 40)
+    assert 0 <= maps.min() <= maps.max() <= 1
+    assert (maps * (1 - batch.tags[:, :, None, None]) == 0).all()
+    value, best = maps.max(1)
+    assert torch.equal(labels, best.where(value > method.config.background_score, 0))
+    assert (labels > 0).any()
+
+
 def test_maps_without_positive_value_are_zero():
     maps = class_maps(-torch.rand(1, 4, 3, 3), torch.rand(2, 4))
     assert (maps == 0).all()
