@@ -62,6 +62,7 @@ def _table(section: Section) -> str:
             "\\centering",
             f"\\caption{{{escape(section.title)}.}}",
             f"\\label{{tab:{section.id}}}",
+            "\\smallskip",
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             "\\toprule",

@@ -90,7 +90,7 @@ def _training(row: Row) -> Entries:
         ("Peak memory", memory_text(row.cost.memory_mib)),
         ("Parameters", "" if math.isnan(row.cost.parameters) else f"{row.cost.parameters:,.0f}"),
         ("Ended", " to ".join(dict.fromkeys((ended[0], ended[-1]))) if ended else ""),
-        ("Records", ", ".join(str(r.path) for r in row.records)),
+        ("Records", ", ".join("/".join(r.path.parts[-4:]) for r in row.records)),
         ("Checkpoints (SHA-256)", ", ".join(sorted(c[:16] for c in checkpoints if c))),
     ]
     return [(name, value) for name, value in entries if value and value != DASH]
