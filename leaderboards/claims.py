@@ -274,6 +274,19 @@ def _judge(
     if missing:
         return _not_run(claim, pair, missing, rows, recipes)
     a, b = (row for row in found if row is not None)
+    return compare_rows(claim, pair, a, b, resamples=resamples, permutations=permutations)
+
+
+def compare_rows(
+    claim: Claim,
+    pair: Pair,
+    a: Row,
+    b: Row,
+    *,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> Judged:
+    """Judge a pair by two standing rows: undecided, with the reason, where they cannot be compared."""
     notes = _obstacles(a, b)
     if notes:
         return Judged(claim, pair, "undecided", n=(a.n, b.n), notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""``wsss leaderboard``, ``plot`` and ``claims``; what they do is imported when they are used."""
+"""The verbs of leaderboards; what they do is imported when they are used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import RESULTS, together
+from harness.commands.options import DATA_ROOT, RESULTS, together
 
 _OUT = click.option(
     "--out",
@@ -196,3 +196,76 @@ def report(results: Path, out: Path, dataset: str | None, plots: bool) -> None:
 
     for file in write_report(Store(results), out, recipes=_recipes(), dataset=dataset, plots=plots):
         click.echo(f"wrote {file}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wsss compare agmm/mini-scribble pce/mini-scribble
+  wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
+
+Exit codes: 0 done, whatever the verdict; 2 nothing to compare."""
+)
+@click.argument("first")
+@click.argument("second")
+@click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
+@together(RESULTS)
+def compare(first: str, second: str, evaluation: str | None, results: Path) -> None:
+    """Two recipes on the same images: difference, interval, tests, and every class.
+
+    FIRST and SECOND are recipes with records, or imported predictions (external/NAME). The interval is
+    over images and seeds; with one seed on a side it is over images alone, and nothing is decided.
+    """
+    from harness.records import Store
+    from leaderboards.comparison import compare as compared
+    from leaderboards.comparison import markdown
+    from leaderboards.gathering import gather
+    from leaderboards.report import require_records
+
+    store = Store(results)
+    frame = gather(store)
+    require_records(frame, store)
+    click.echo(markdown(compared(frame, _recipes(), first, second, evaluation=evaluation)))
+
+
+@click.command(
+    name="import",
+    epilog="""\b
+Examples:
+  wsss import predictions/ --metadata theirs.toml --data-root ~/data
+        <id>.png of every picture of the split; the metadata file says what they are
+  wsss import /mnt/cluster/results
+        records of another results folder, without their checkpoints
+
+A metadata file:
+  name = "their-method"            title = "Their method"
+  dataset = "voc2012"              split = "val"
+  supervision = "scribble"         backbone = "ResNet-101"
+  protocol = "multi-scale, CRF"    source = "https://..., commit abc"
+
+Exit codes: 0 done, 2 refused.""",
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--metadata", type=click.Path(path_type=Path), help="TOML file about a folder of predictions.")
+@together(DATA_ROOT, RESULTS)
+def import_(folder: Path, metadata: Path | None, data_roots: tuple[str, ...], results: Path) -> None:
+    """Predictions or records from outside enter the tables.
+
+    Predictions are scored by the same evaluator as everything else and marked as external.
+    """
+    from harness.files import cache_folder
+    from harness.records import Store
+    from harness.trial import open_dataset
+    from leaderboards.external import import_predictions, import_records, read_metadata
+
+    store = Store(results)
+    if metadata is None:
+        written, present = import_records(folder, store)
+        click.echo(f"{len(written)} records imported, {len(present)} were there already")
+        return
+    known = read_metadata(metadata)
+    dataset = open_dataset(known.dataset, data_roots, cache_folder())
+    record = import_predictions(folder, known, dataset, store)
+    (run,) = record.evaluations.values()
+    click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures")
+    click.echo(f"wrote {record.path}")

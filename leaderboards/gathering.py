@@ -36,6 +36,8 @@ def method_title(name: str, titles: Mapping[str, str]) -> str:
 
 def weak_label(recipe: Mapping[str, Any]) -> str:
     """The weak labels of a recipe's values, in a few words."""
+    if "weak_label" in recipe:  # of predictions from outside
+        return str(recipe["weak_label"])
     if recipe.get("labels_from"):
         return f"pseudo labels from {recipe['labels_from']}"
     kind, spec = recipe["supervision"], recipe.get("labels", {})
@@ -92,7 +94,7 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "finished": record.finished,
             "reason": data.get("reason") or "",
             "ended": data.get("ended") or "",
-            "commit": _commit(data.get("code", {})),
+            "commit": "" if data.get("external") else _commit(data.get("code", {})),
             "train_images": training.get("images", 0),
             "train_official": training.get("official", 0),
             "record": record,

@@ -23,7 +23,7 @@ from leaderboards.gathering import Current, identity, method_title, stale_reason
 from leaderboards.published import Published, published
 from leaderboards.statistics import bootstrap_miou, spread
 
-Verdict = Literal["reproduced", "below", "above", "not comparable", "stale", "not run"]
+Verdict = Literal["reproduced", "below", "above", "not comparable", "external", "stale", "not run"]
 
 #: Slack for the last bit where |difference| equals the tolerance.
 _SLACK = 1e-9
@@ -257,11 +257,15 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     spec, selection = runs[0].data["spec"], records[0].recipe.get("selection")
     if spec["checkpoint"] == "best" and selection:
         notes.append(f"best checkpoint, selected on {selection['split']}")
-    stale = stale_reason(records[0], runs[0], current)
+    stale = "" if records[0].data.get("external") else stale_reason(records[0], runs[0], current)
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
     difference = math.nan if obstacles else mean - value
-    verdict = "stale" if stale else judge(difference, tolerance)
+    verdict: Verdict = "stale" if stale else judge(difference, tolerance)
+    external = records[0].data.get("external")
+    if external:
+        verdict = "external"
+        notes += [f"predictions from outside: {text}" for text in external if text]
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},

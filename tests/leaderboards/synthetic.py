@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class Factory:
         per_image: PerImage | None = None,
         protocol: Mapping[str, Any] | None = None,
         title: str = "",
+        classes: Sequence[str] = CLASSES,
         **values: Any,
     ) -> Record:
         """Write one record and the evaluations of its recipe."""
@@ -91,7 +92,7 @@ class Factory:
                     "checkpoint_sha256": "0" * 64,
                     "seconds": 1.0,
                     "written": "2025-01-01T00:00:00+00:00",
-                    **evaluation.summarise(numbers, CLASSES, p[spec.protocol]),
+                    **evaluation.summarise(numbers, classes, p[spec.protocol]),
                 },
             )
         splits = {"train": {"images": trained[0], "official": trained[1], "fingerprint": fingerprint}}

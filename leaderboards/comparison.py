@@ -1,0 +1,130 @@
+"""Any two rows set against each other, on the same images: the machinery of claims without a claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import UserError, nearest
+from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
+from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
+from leaderboards.tables import Row, class_iou, leaderboard
+from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two rows and how they differ.
+
+    Attributes:
+        a, b: standing rows of the same split and output.
+        judged: the difference a - b with its interval and tests.
+    """
+
+    a: Row
+    b: Row
+    judged: Judged
+
+
+def compare(
+    frame: pd.DataFrame,
+    recipes: Mapping[str, Any],
+    first: str,
+    second: str,
+    *,
+    evaluation: str | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> list[Compared]:
+    """Compare two recipes, or predictions from outside (``external/<name>``), by their standing records.
+
+    Args:
+        frame: from :func:`leaderboards.gathering.gather`.
+        recipes: name to ``Resolved``: what counts as stale.
+        first, second: recipe names.
+        evaluation: name of the first's evaluation; by default all of its evaluations that the second
+            shares. An imported prediction is met by every evaluation of its split.
+        resamples, permutations: of the bootstrap and of the permutation test.
+
+    Raises:
+        UserError: an unknown name, no standing record, or no evaluation in common.
+    """
+    names = sorted(set(frame["name"])) if len(frame) else []
+    for name in (first, second):
+        if name not in names:
+            raise UserError(f"no record of {name!r}", where="results", remedy=nearest(name, names))
+    chosen = frame[frame["name"].isin((first, second)) & (frame["overrides"] == "")]
+    rows = leaderboard(chosen, {n: recipes[n] for n in (first, second) if n in recipes}, resamples=0)
+    standing = [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
+    ours, theirs = ([row for row in standing if row.recipe == name] for name in (first, second))
+    for name, own in ((first, ours), (second, theirs)):
+        if not own:
+            reasons = [row.notes[0] for row in rows if row.recipe == name and row.notes]
+            why = f" ({reasons[0]})" if reasons else ""
+            raise UserError(f"no standing record of {name!r}{why}", remedy=f"run it again: wsss run {name}")
+    pairs = [(a, b) for a in ours for b in theirs if _alike(a, b) and evaluation in (None, a.evaluation)]
+    if not pairs:
+        options = sorted({row.evaluation for row in ours})
+        problem = f"{first} and {second} share no evaluation" + (f" {evaluation!r}" if evaluation else "")
+        remedy = nearest(evaluation, options) if evaluation else f"{first} has {', '.join(options)}"
+        raise UserError(problem, where="--evaluation", remedy=remedy)
+    judged = []
+    for a, b in pairs:
+        pair = Pair(better=first, worse=second, evaluation=a.evaluation)
+        claim = Claim(
+            id="comparison", method="", statement=f"{first} lies above {second}.", comparisons=(pair,)
+        )
+        judged.append(compare_rows(claim, pair, a, b, resamples=resamples, permutations=permutations))
+    adjusted = zip(holm([j.p_images for j in judged]), holm([j.p_seeds for j in judged]), strict=True)
+    judged = [replace(j, p_images_holm=i, p_seeds_holm=s) for j, (i, s) in zip(judged, adjusted, strict=True)]
+    return [Compared(a, b, j) for (a, b), j in zip(pairs, judged, strict=True)]
+
+
+def _alike(a: Row, b: Row) -> bool:
+    if (a.split, a.output) != (b.split, b.output):
+        return False
+    return a.evaluation == b.evaluation or "external" in (a.verdict, b.verdict)
+
+
+def markdown(found: Sequence[Compared]) -> str:
+    """Figures of every comparison, and its classes sorted by difference."""
+    parts = []
+    for compared in found:
+        a, b, judged = compared.a, compared.b, compared.judged
+        low, high = (number(v, sign=True) for v in (judged.low, judged.high))
+        over = "images and seeds" if not math.isnan(judged.seed_error) else "images"
+        lines = [
+            (a.recipe, f"{mean_text(a)}, n = {a.n}"),
+            (b.recipe, f"{mean_text(b)}, n = {b.n}"),
+            ("difference (points)", number(judged.difference, sign=True)),
+            (f"95 % interval over {over}", f"{low} to {high}" if low != DASH else DASH),
+            ("p, permutation of images (Holm)", p_text(judged.p_images, judged.p_images_holm)),
+            ("p, signs of seeds (Holm)", p_text(judged.p_seeds, judged.p_seeds_holm)),
+            (f"{a.recipe} lies above", judged.verdict),
+            *(("note", escaped(note)) for note in judged.notes),
+        ]
+        parts.append(f"## {a.evaluation}, {judged.images} images\n")
+        parts.append(pipe_table(lines, ["", ""], ["left", "left"]) + "\n")
+        parts.append(pipe_table(_classes(a, b), ["Class", a.recipe, b.recipe, "Difference"], _ALIGN) + "\n")
+    return "\n".join(parts)
+
+
+_ALIGN = ["left", "right", "right", "right"]
+
+
+def _classes(a: Row, b: Row) -> list[list[str]]:
+    names = a.runs[0].data["classes"]
+    if list(names) != list(b.runs[0].data["classes"]):
+        return []
+    means = [np.ma.masked_invalid(class_iou(row)).mean(axis=0).filled(np.nan) for row in (a, b)]
+    difference = means[0] - means[1]
+    order = sorted(range(len(names)), key=lambda k: (math.isnan(difference[k]), -difference[k]))
+    return [
+        [names[k], number(means[0][k], 1), number(means[1][k], 1), number(difference[k], 1, sign=True)]
+        for k in order
+    ]

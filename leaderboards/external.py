@@ -1,0 +1,186 @@
+"""Results from outside: predictions of any code base scored here, and records of another store.
+
+A folder of PNGs and a metadata file become a record ``external/<name>``, which the tables mark so. Nothing
+is known of its training beyond what the metadata say, so it is never judged against a published value.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harness import evaluation
+from harness.data.base import Dataset, Supervision
+from harness.errors import UserError
+from harness.files import cache_folder
+from harness.records import Record, Store
+from harness.schema import digest, dump, load, schema
+
+
+@schema
+class External:
+    """Metadata of imported predictions."""
+
+    name: str
+    """Short name: letters, digits, dashes and underscores; the table shows `external/<name>`."""
+    title: str
+    """Name of the method in tables."""
+    dataset: str
+    """Registry name of the data set."""
+    supervision: Supervision
+    """Kind of weak label that it was trained on."""
+    split: str = "val"
+    """Split that was predicted."""
+    backbone: str = "not stated"
+    """Backbone, as its authors call it."""
+    weights: str = "not stated"
+    """Where the backbone started."""
+    weak_label: str = "not stated"
+    """Which weak labels it was trained on."""
+    protocol: str = "not stated"
+    """Scales, mirror, CRF: how the predictions were made."""
+    source: str = "not stated"
+    """Paper, repository, commit, or who made them."""
+    seed: int = Field(default=0, ge=0)
+    """Runs of one name and different seeds fold into one row."""
+    notes: str = ""
+    """Caveats."""
+
+
+def read_metadata(file: Path) -> External:
+    """Read a metadata file. Raises UserError for a missing file, an unknown key or a wrong value."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
+    metadata = load(External, values, file)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", metadata.name):
+        raise UserError(
+            f"the name {metadata.name!r} is no folder name", where=file, remedy="letters, digits, - and _"
+        )
+    return metadata
+
+
+def import_predictions(
+    folder: Path, metadata: External, dataset: Dataset, store: Store, *, cache: Path | None = None
+) -> Record:
+    """Score ``<folder>/<id>.png`` and add the result to a store; an earlier import of that seed is replaced.
+
+    Args:
+        folder: index PNGs of every picture of the split, at the size of its mask.
+        metadata: what is known of them.
+        dataset: the data set, opened.
+        store: where the record goes.
+        cache: where checks of the data set are kept, the user's cache folder by default.
+
+    Raises:
+        UserError: predictions are missing, of another size, or not index maps; the split has no masks.
+    """
+    from harness.commands.score import folder_pairs
+    from harness.data.verify import preflight
+
+    split, info = metadata.split, dataset.info
+    dataset.check_split(split)
+    counts = evaluation.gather(folder_pairs(dataset, folder, split), info.num_classes)
+    fingerprint = preflight(dataset, [split], cache=cache or cache_folder(), workers=0)[split]
+    images, official = dataset.coverage(split)
+    known = {k: v for k, v in dump(metadata).items() if k != "seed"}
+    own = digest(known)
+    name = f"external/{metadata.name}"
+    place = store.folder(name, own, metadata.seed)
+    protocol = evaluation.Protocol()
+    spec: dict[str, Any] = {"split": split, "protocol": "external", "network": "default"}
+    spec |= {"output": "segmentation", "checkpoint": "last", "cells": [], "tolerance": None}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    store.write_evaluation(
+        place,
+        counts,
+        {
+            "name": f"{split}-external",
+            "digest": digest([split, "external", fingerprint]),
+            "spec": spec,
+            "protocol": {"about": metadata.protocol, "classes": protocol.classes},
+            "official_images": official,
+            "data_fingerprint": fingerprint,
+            "written": now,
+            **evaluation.summarise(counts, info.classes, protocol),
+        },
+    )
+    recipe: dict[str, Any] = {
+        "method": "external",
+        "dataset": info.name,
+        "supervision": metadata.supervision,
+        "backbone": metadata.backbone,
+        "weights": metadata.weights,
+        "weak_label": metadata.weak_label,
+        "train_split": "",
+        "evaluation": [spec],
+    }
+    words = [f"source {metadata.source}", f"made with {metadata.protocol}", metadata.notes]
+    return store.write_record(
+        place,
+        {
+            "name": name,
+            "method": "external",
+            "title": f"{metadata.title} (external)",
+            "recipe": recipe,
+            "overrides": {},
+            "seed": metadata.seed,
+            "digest": own,
+            "status": "finished",
+            "external": words,
+            "metadata": known,
+            "data": {"dataset": info.name, "splits": {split: {"images": images, "official": official}}},
+            "ended": now,
+        },
+    )
+
+
+#: What a record is without its checkpoint, predictions and traces of a running trial.
+_PARTS = ("evaluations", "history.csv", "record.json")
+
+
+def import_records(source: Path, store: Store) -> tuple[list[Path], list[Path]]:
+    """Copy finished records of another store, checkpoints and predictions left behind.
+
+    Args:
+        source: the other ``results`` folder.
+        store: where they go; a record that exists is not touched.
+
+    Returns:
+        Folders that were written, and those that existed already.
+
+    Raises:
+        UserError: the folder holds no finished record.
+    """
+    found = [record for record in Store(source).records() if record.finished]
+    if not found:
+        raise UserError(
+            "no finished record and no metadata file",
+            where=source,
+            remedy="name a results folder, or add --metadata FILE for a folder of predictions",
+        )
+    written, present = [], []
+    for record in found:
+        place = store.folder(record.name, record.digest, record.seed)
+        if (place / "record.json").exists():
+            present.append(place)
+            continue
+        for name in _PARTS:  # the record last: it exists when its JSON does
+            part = record.path / name
+            if part.is_dir():
+                ignored = shutil.ignore_patterns("predictions")
+                shutil.copytree(part, place / name, ignore=ignored, dirs_exist_ok=True)
+            elif part.exists():
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(part, place / name)
+        written.append(place)
+    return written, present
