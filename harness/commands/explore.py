@@ -8,6 +8,8 @@ import textwrap
 import click
 from tabulate import tabulate
 
+from harness.commands.options import DATA_ROOT
+
 _KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
 
 
@@ -153,9 +155,7 @@ def show(recipe: str, assignments: tuple[str, ...], docs: bool, as_json: bool) -
 
 
 @click.command(epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
-@click.option(
-    "--data-root", "data_roots", multiple=True, metavar="[NAME=]DIR", help="Where data sets are looked for."
-)
+@DATA_ROOT
 def doctor(data_roots: tuple[str, ...]) -> None:
     """What this machine can run, what is missing, and how to get it."""
     import shutil

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from harness.data.base import DatasetInfo
-from harness.data.layout import FileDataset, bit_palette
+from harness.data.layout import FileDataset, bit_palette, mask_tags
 from harness.data.lists import packaged_list
-from harness.data.weak_labels import tags_from_mask
+from harness.data.parallel import ordered_map
 from harness.errors import UserError
 
 #: The 80 classes in the order of ``instances_*.json``, each with its category id in 1..90 there.
@@ -194,12 +194,9 @@ class COCO2014(FileDataset):
                     self.info, part, found, maps, labels, wanted=ids, workers=workers, report=report
                 )
             elif self._masks[part].is_dir():
-                masks = (self.read_mask(i, part) for i in ids)
-                tags = {
-                    i: tags_from_mask(mask, self.info.num_classes) for i, mask in zip(ids, masks, strict=True)
-                }
-                for row in tags.values():
-                    row[0] = 0
+                read = partial(mask_tags, self, part)
+                rows = ordered_map(read, ids, workers=workers, kind="threads", what="image tags")
+                tags = dict(zip(ids, rows, strict=True))
                 report(
                     f"{part}: ready-made maps in {self._masks[part]}; image tags are the classes they show"
                 )

@@ -100,9 +100,14 @@ def from_polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     row = (np.minimum(v[crossing], v[crossing + 1]) + 0.5) / _FINE - 0.5
     kept = (np.floor(column) == column) & (column >= 0) & (column <= width - 1)
     row = np.ceil(np.clip(row[kept], 0, height)).astype(np.int64)
-    starts = column[kept].astype(np.int64) * height + row
-    crossings = np.bincount(starts, minlength=height * width + 1)[: height * width]
-    return (np.cumsum(crossings) % 2 == 1).reshape(width, height).T
+    inside = np.zeros(size, bool)
+    if len(row):
+        columns = column[kept].astype(np.int64)
+        first, last = int(columns.min()), int(columns.max()) + 1
+        pixels = (last - first) * height  # columns beyond have no crossings, and an even number before them
+        crossings = np.bincount((columns - first) * height + row, minlength=pixels)[:pixels]
+        inside[:, first:last] = np.bitwise_and(np.cumsum(crossings), 1).reshape(last - first, height).T
+    return inside
 
 
 def _outline(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

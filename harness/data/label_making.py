@@ -19,6 +19,7 @@ from harness.data import importers, label_statistics, label_tools, weak_labels
 from harness.data.base import UNLABELLED, Dataset, LabelSpec, Supervision
 from harness.data.images import image_size, write_index
 from harness.data.label_statistics import Counts
+from harness.data.layout import mask_tags
 from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
@@ -102,7 +103,7 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
     ids = tuple(dataset.ids(split))
     maker = digest(making.facts(), 64)
     if making.kind == "image":
-        counts, result = _tags(dataset, split, making, ids, folder)
+        counts, result = _tags(dataset, split, making, ids, folder, workers)
     else:
         kept = label_tools.labelled_images(ids, making.images, making.spec.seed)
         work = partial(_one, dataset, split, making, folder, kept)
@@ -233,7 +234,7 @@ def _boxes(dataset: Dataset, making: Making, image_id: str) -> list[importers.Bo
 
 
 def _tags(
-    dataset: Dataset, split: str, making: Making, ids: tuple[str, ...], folder: Path
+    dataset: Dataset, split: str, making: Making, ids: tuple[str, ...], folder: Path, workers: int
 ) -> tuple[Counts, str]:
     info = dataset.info
     if making.source == "onehot":
@@ -247,11 +248,10 @@ def _tags(
             )
         tags = np.stack([known[i] for i in ids])
     else:
-        tags = np.stack(
-            [weak_labels.tags_from_mask(dataset.read_mask(i, split), info.num_classes) for i in ids]
+        shown = ordered_map(
+            partial(mask_tags, dataset, split), ids, workers=workers, kind="threads", what="image tags"
         )
-        if info.background is not None:
-            tags[:, info.background] = 0
+        tags = np.stack(list(shown))
     write_tags(folder / "tags.npz", ids, tags)
     whole = hashlib.sha256()
     for image_id, row in zip(ids, tags, strict=True):

@@ -14,6 +14,7 @@ from harness.data.annotations import label_files, read_label
 from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
 from harness.data.images import image_size, read_index, read_rgb
 from harness.data.lists import PACKAGED, packaged_list, read_list, read_tags
+from harness.data.weak_labels import tags_from_mask
 from harness.errors import UserError
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
@@ -225,6 +226,14 @@ class FileDataset(Dataset):
             )
         rows = [self._tags[i] for i in image_ids]
         return np.stack(rows) if rows else np.zeros((0, self.info.num_classes), np.uint8)
+
+
+def mask_tags(dataset: Dataset, split: str, image_id: str) -> np.ndarray:
+    """``(K,)`` uint8 multi-hot: classes that a picture's dense mask shows, without background."""
+    tags = tags_from_mask(dataset.read_mask(image_id, split), dataset.info.num_classes)
+    if dataset.info.background is not None:
+        tags[dataset.info.background] = 0
+    return tags
 
 
 def bit_palette(count: int) -> tuple[tuple[int, int, int], ...]:

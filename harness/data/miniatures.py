@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from harness.data import mini_scenes
-from harness.data.cityscapes import CLASSES, Cityscapes
+from harness.data.cityscapes import Cityscapes
 from harness.data.coco2014 import CATEGORIES, COCO2014
 from harness.data.images import save_index, write_index
 from harness.data.lists import packaged_list, write_tags
@@ -147,12 +147,11 @@ def _box(inside: np.ndarray) -> list[int]:
 
 def _cityscapes(folder: Path, scenes: Scenes) -> None:
     _lists(folder / "lists", scenes)
-    coarse_ids = [c.id for c in CLASSES]
     for image_id, (split, picture, _, numbers) in scenes.items():
         city = image_id.split("_")[0]
         _picture(folder / "leftImg8bit" / split / city / f"{image_id}_leftImg8bit.png", picture)
         write_index(folder / "gtFine" / split / city / f"{image_id}_gtFine_labelIds.png", numbers)
-        coarse = np.where(np.isin(numbers, coarse_ids), numbers, 0).astype(np.uint8)
+        coarse = numbers.copy()
         coarse[::4] = 0
         write_index(folder / "gtCoarse" / split / city / f"{image_id}_gtCoarse_labelIds.png", coarse)
 
