@@ -14,6 +14,7 @@ cited is the released code (rulixiang/ToCo at e13514d).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -135,27 +136,12 @@ class ToCo(ViTSegmenter):
 
         [ToCo datasets/voc.py]
         """
-        crop = AugmentSpec(
-            crop_mode="area",
-            area=(0.4, 1.0),
-            resample="bicubic",
-            jitter=_COLOURS.jitter,
-            jitter_strength=_COLOURS.jitter_strength,
-            grey=_COLOURS.grey,
-            blur=0.1,
-            blur_sigma=_COLOURS.blur_sigma,
-            solarise=0.2,
-        )
-        colours = AugmentSpec(
-            jitter=_COLOURS.jitter,
-            jitter_strength=_COLOURS.jitter_strength,
-            grey=_COLOURS.grey,
-            blur=0.5,
-            blur_sigma=_COLOURS.blur_sigma,
+        crop = replace(
+            _COLOURS, crop_mode="area", area=(0.4, 1.0), resample="bicubic", blur=0.1, solarise=0.2
         )
         return {
             "second": ViewSpec(independent=True, augment=crop),
-            "local": ViewSpec(plain=True, recolour=colours),
+            "local": ViewSpec(plain=True, recolour=replace(_COLOURS, blur=0.5)),
         }
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -228,11 +214,8 @@ class ToCo(ViTSegmenter):
         c, encoder = self.config, self.network.encoder
         roi = roi_code(aux_cam, tags, c.low, c.high)
         crops, positive = cut_local_crops(source, roi, c.local_crops, c.local_size, c.local_negative_share)
-        first, other, local = output.tokens.cls, encoder(second).cls, encoder(crops.flatten(0, 1)).cls
-        assert first is not None
-        assert other is not None
-        assert local is not None
-        views = torch.stack([first, other], 1)
+        views = torch.stack([output.tokens.class_token, encoder(second).class_token], 1)
+        local = encoder(crops.flatten(0, 1)).class_token
         student = self.proj_head(torch.cat([views, local.unflatten(0, crops.shape[:2])], 1))
         with torch.no_grad():
             teacher = self.proj_head_t(views)

@@ -42,6 +42,17 @@ class Tokens(NamedTuple):
     raw: Tensor
     cls: Tensor | None
 
+    @property
+    def class_token(self) -> Tensor:
+        """``cls`` where there must be one.
+
+        Raises:
+            ValueError: it does not travel.
+        """
+        if self.cls is None:
+            raise ValueError("the class token of this transformer does not travel through its blocks")
+        return self.cls
+
 
 class ViTEncoder(nn.Module):
     """A plain vision transformer without its classifier.

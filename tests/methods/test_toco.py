@@ -11,7 +11,7 @@ from transformer_golden import arrays, boxes
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.errors import UserError
-from harness.evaluation import normalise
+from harness.evaluation import gather, iou_from_counts, normalise
 from harness.nn.colours import colours
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.token_contrast import patch_token_contrast
@@ -126,6 +126,24 @@ def test_an_exact_kernel_weighs_about_twice_as_much(golden):
     exact = dense_crf_loss(gold["logits"].softmax(1), pictures, unlabelled=unlabelled, kernel="exact")
     torch.testing.assert_close(1e-7 * exact.double(), gold["loss_exact_gaussian"], rtol=1e-4, atol=0)
     assert 1.5 < gold["loss_exact_gaussian"] / gold["loss"][0] < 2.5
+
+
+def test_scores_are_the_authors(golden):
+    """Their mean goes over the classes that occur in the masks."""
+    gold = arrays(golden / "fsr" / "evaluate.npz")
+    pairs = [("x", p.numpy(), t.numpy()) for p, t in zip(gold["pred"], gold["gt"], strict=True)]
+    for classes, mean in ((6, gold["miou6"]), (21, gold["miou21_default"])):
+        counts = gather(pairs, classes)
+        total = [getattr(counts, k).sum(0) for k in ("intersection", "predicted", "labelled")]
+        iou, miou = iou_from_counts(*total, classes="labelled")
+        assert miou / 100 == pytest.approx(float(mean), rel=1e-12)
+    counts = gather(pairs, 6)
+    hit, _, labelled = (getattr(counts, k).sum(0) for k in ("intersection", "predicted", "labelled"))
+    iou, _ = iou_from_counts(hit, counts.predicted.sum(0), labelled, classes="labelled")
+    present = labelled > 0
+    assert (iou[present] / 100).tolist() == pytest.approx(gold["iou6"][present].tolist(), rel=1e-12)
+    assert hit.sum() / labelled.sum() == pytest.approx(float(gold["pacc6"]), rel=1e-12)
+    assert (hit[present] / labelled[present]).mean() == pytest.approx(float(gold["macc6"]), rel=1e-12)
 
 
 # --- local crops -------------------------------------------------------------------------------------

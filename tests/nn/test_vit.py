@@ -123,6 +123,8 @@ def test_a_class_token_that_stays_apart_has_no_effect(file):
         encoder.cls_token += 1
         encoder.pos_embed[:, 0] += 1
         assert torch.equal(encoder(images).final, before)
+        with pytest.raises(ValueError, match="does not travel"):
+            encoder(images).class_token  # noqa: B018
 
 
 def test_drop_path_grows_linearly_and_acts_in_training_only():
