@@ -1,10 +1,10 @@
 """COCO's segmentations to pixels: polygons, run lengths, and whole maps of a picture's annotations.
 
 The pixels are those of pycocotools (maskApi.c), which is used where it is installed (the extra
-``coco``) because it is a little faster. Without it the same rules are followed in numpy: a polygon's outline is
-drawn on a grid five times as fine, where it leaves or enters each column of pixels is noted, and a
-pixel is inside if the number of such crossings before it, down the column and the columns before, is
-odd.
+``coco``) because it is a little faster. Without it the same rules are followed in numpy: a polygon's
+outline is drawn on a grid five times as fine, where it leaves or enters each column of pixels is noted,
+and a pixel is inside if the number of such crossings before it, down the column and the columns
+before, is odd.
 """
 
 from __future__ import annotations
