@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, RESULTS, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, together
 
 _OUT = click.option(
     "--out",
@@ -99,6 +99,7 @@ Examples:
   wsss plot                                  every plot of ./results, as PNG and SVG
   wsss plot --kind per-class --dataset mini
   wsss plot --kind curves --format pdf --out paper/figures
+  wsss plot --kind qualitative --data-root ~/data    pictures, predictions and errors
 
 Exit codes: 0 done, 2 nothing to draw."""
 )
@@ -108,8 +109,10 @@ Exit codes: 0 done, 2 nothing to draw."""
     default="all",
     show_default=True,
     metavar="KIND",
-    help="per-class, difference, overview, seeds, boundary, published, annotation, cost, curves or all.",
+    help="per-class, difference, overview, seeds, boundary, published, annotation, cost, curves, qualitative "
+    "(pictures), or all (but pictures).",
 )
+@together(DATA_ROOT, DEVICE)
 @click.option(
     "--format",
     "formats",
@@ -117,7 +120,15 @@ Exit codes: 0 done, 2 nothing to draw."""
     show_default=True,
     help="Files to write, separated by commas: png, svg, pdf.",
 )
-def plot(results: Path, out: Path, dataset: str | None, kind: str, formats: str) -> None:
+def plot(
+    results: Path,
+    out: Path,
+    dataset: str | None,
+    kind: str,
+    formats: str,
+    data_roots: tuple[str, ...],
+    device: str,
+) -> None:
     """Plots of records, ready for a paper.
 
     Error bars and bands are over seeds; colours stay with a method over all plots of a data set and
@@ -129,13 +140,25 @@ def plot(results: Path, out: Path, dataset: str | None, kind: str, formats: str)
     from leaderboards.report import require_records
     from leaderboards.tables import leaderboard as rows_of
 
-    check_kinds(kind)
+    if kind != "qualitative":
+        check_kinds(kind)
     store = Store(results)
     frame = gather(store)
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
-    for file in write_plots(rows, out / "plots", kind=kind, formats=_split(formats)):
+    place, wanted = out / "plots", _split(formats)
+    if kind == "qualitative":
+        from leaderboards.qualitative import write
+
+        files = write(rows, place, wanted, data_roots, device=device, say=_aside)
+    else:
+        files = write_plots(rows, place, kind=kind, formats=wanted)
+    for file in files:
         click.echo(f"wrote {file}")
+
+
+def _aside(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.command(
@@ -184,17 +207,36 @@ Examples:
 Exit codes: 0 done, 2 nothing to show."""
 )
 @together(RESULTS, _OUT, _DATASET)
+@together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
-def report(results: Path, out: Path, dataset: str | None, plots: bool) -> None:
+def report(
+    results: Path,
+    out: Path,
+    dataset: str | None,
+    data_roots: tuple[str, ...],
+    device: str,
+    plots: bool,
+) -> None:
     """Tables, claims and plots, and one HTML page with all of it.
 
     The page needs no network and no other file: tables sort and filter, and every figure opens its
     provenance. Beside it stand the tables as Markdown, CSV, LaTeX and JSON and the plots as files.
+    Pictures with predictions are shown of data sets that can be opened.
     """
     from harness.records import Store
     from leaderboards.report import write_report
 
-    for file in write_report(Store(results), out, recipes=_recipes(), dataset=dataset, plots=plots):
+    done = write_report(
+        Store(results),
+        out,
+        recipes=_recipes(),
+        dataset=dataset,
+        plots=plots,
+        data_roots=data_roots,
+        device=device,
+        say=_aside,
+    )
+    for file in done:
         click.echo(f"wrote {file}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -150,7 +150,9 @@ def write_report(
     known: Published | None = None,
     dataset: str | None = None,
     plots: bool = True,
-    pictures: Mapping[str, bytes] | None = None,
+    data_roots: tuple[str, ...] = (),
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Everything: tables in all formats, claims, plots (PNG and SVG), and ``report.html`` with all of it.
 
@@ -160,8 +162,9 @@ def write_report(
         recipes: ``harness.recipes.all_recipes()``.
         known: published cells, the packaged ones by default.
         dataset: only this data set.
-        plots: whether to draw.
-        pictures: further images for the page, file stem to PNG or SVG, such as qualitative grids.
+        plots: whether to draw, pictures with predictions included.
+        data_roots, device: where pictures are, and where networks predict them.
+        say: called with a sentence for pictures that are left out.
 
     Raises:
         UserError: the store holds no records, or none of this data set.
@@ -179,8 +182,9 @@ def write_report(
         *_tables(rows, frame, known, out, dataset, FORMATS).files,
         *_claims(judged, out, CLAIM_FORMATS).files,
     ]
-    drawn: dict[str, bytes] = dict(pictures or {})
+    drawn: dict[str, bytes] = {}
     if plots:
+        from leaderboards import qualitative
         from leaderboards.drawing import save
         from leaderboards.plotting import KINDS, draw
 
@@ -189,6 +193,10 @@ def write_report(
                 written = save(figure, out / "plots" / stem, ("png", "svg"))
                 drawn[stem] = written[1].read_bytes()
                 files += written
+        for stem, figure in qualitative.draw(rows, data_roots, device=device, say=say):
+            written = save(figure, out / "plots" / stem, ("png", "pdf"))
+            drawn[stem] = written[0].read_bytes()
+            files += written
     page = html_report(rows, judged, known, provenance=provenance(frame), plots=drawn)
     return [*files, _write(out / "report.html", page)]
 
