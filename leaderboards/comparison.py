@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.errors import UserError, nearest
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
-from leaderboards.tables import Row, class_iou, leaderboard
+from leaderboards.tables import Row, class_means, leaderboard
 from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
 
 
@@ -121,7 +120,7 @@ def _classes(a: Row, b: Row) -> list[list[str]]:
     names = a.runs[0].data["classes"]
     if list(names) != list(b.runs[0].data["classes"]):
         return []
-    means = [np.ma.masked_invalid(class_iou(row)).mean(axis=0).filled(np.nan) for row in (a, b)]
+    means = [class_means(row) for row in (a, b)]
     difference = means[0] - means[1]
     order = sorted(range(len(names)), key=lambda k: (math.isnan(difference[k]), -difference[k]))
     return [

@@ -22,7 +22,7 @@ from leaderboards.columns import METHOD, MIOU, NOTES, RECIPE, Column, Section, e
 from leaderboards.gathering import dataset_title
 from leaderboards.provenance_facts import compact
 from leaderboards.published import Published
-from leaderboards.tables import Row, class_iou
+from leaderboards.tables import Row, class_means
 from leaderboards.text import DASH, number
 
 _ASSETS = Path(__file__).with_name("assets")
@@ -250,7 +250,7 @@ def _by_class(rows: Sequence[Row]) -> str:
         shown = members[:MOST_BY_CLASS]
         classes = list(shown[0].runs[0].data["classes"])
         shown = [row for row in shown if list(row.runs[0].data["classes"]) == classes]
-        values = np.array([_class_means(row) for row in shown])
+        values = np.array([[row.mean, *class_means(row)] for row in shown])
         best = np.nanmax(np.where(np.isnan(values), -np.inf, values), axis=0)
         body = [_class_line(row, own, best, len(shown) > 1) for row, own in zip(shown, values, strict=True)]
         title = f"{dataset_title(dataset)}, {supervision} supervision, {evaluation}: IoU by class"
@@ -259,14 +259,6 @@ def _by_class(rows: Sequence[Row]) -> str:
         parts.append(f"<h3>{escape(title)}</h3>")
         parts.append(_framed(title, f"percent, mean over the seeds where a class occurs{more}", heads, body))
     return "".join(parts)
-
-
-def _class_means(row: Row) -> np.ndarray:
-    """``(1 + K,)`` mIoU and IoU by class, NaN where absent from every seed."""
-    values = class_iou(row)
-    number_of = (~np.isnan(values)).sum(0)
-    means = np.where(number_of > 0, np.nansum(values, 0) / np.maximum(number_of, 1), np.nan)
-    return np.concatenate([[row.mean], means])
 
 
 def _class_line(row: Row, values: np.ndarray, best: np.ndarray, several: bool) -> str:

@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import harness
@@ -25,7 +24,7 @@ from leaderboards.gathering import dataset_title, gather
 from leaderboards.html_report import html_report
 from leaderboards.latex import latex
 from leaderboards.published import Cell, Published, published
-from leaderboards.tables import Row, as_frame, class_iou, leaderboard, per_class
+from leaderboards.tables import Row, as_frame, class_means, leaderboard, per_class
 from leaderboards.text import DASH, escaped, pipe_table
 
 #: Formats of tables.
@@ -129,13 +128,14 @@ def plain_json(rows: Sequence[Row], frame: pd.DataFrame) -> str:
     classes: dict[int, dict[str, float | None]] = {}
     for index, row in enumerate(rows):
         if row.runs:
-            means = np.ma.masked_invalid(class_iou(row)).mean(axis=0).filled(np.nan).tolist()
+            means = class_means(row).tolist()
             classes[index] = dict(zip(row.runs[0].data["classes"], map(_finite, means), strict=True))
     lines = [
         {k: _finite(v) if isinstance(v, float) else v for k, v in line.items()} | {"iou": classes.get(index)}
         for index, line in enumerate(as_frame(rows).to_dict("records"))
     ]
-    return json.dumps({"provenance": provenance(frame), "rows": lines}, indent=1, allow_nan=False) + "\n"
+    text = ",\n".join(json.dumps(line, allow_nan=False) for line in lines)
+    return f'{{"provenance": {json.dumps(provenance(frame))},\n"rows": [\n{text}\n]}}\n'
 
 
 def _finite(value: float) -> float | None:

@@ -460,6 +460,13 @@ def class_iou(row: Row) -> np.ndarray:
     return np.stack([run.iou for run in row.runs])
 
 
+def class_means(row: Row) -> np.ndarray:
+    """``(K,)`` IoU in percent, mean over the seeds where the class occurs, NaN where it occurs in none."""
+    values = class_iou(row)
+    number = (~np.isnan(values)).sum(0)
+    return np.where(number > 0, np.nansum(values, 0) / np.maximum(number, 1), np.nan)
+
+
 def per_class(rows: Sequence[Row]) -> pd.DataFrame:
     """IoU by class of every row with records: mean and deviation over the seeds where it occurs."""
     lines = []
@@ -468,7 +475,7 @@ def per_class(rows: Sequence[Row]) -> pd.DataFrame:
             continue
         values = class_iou(row)
         number = (~np.isnan(values)).sum(0)
-        mean = np.where(number > 0, np.nansum(values, 0) / np.maximum(number, 1), np.nan)
+        mean = class_means(row)
         squares = np.nansum((values - mean) ** 2, 0)
         std = np.where(number > 1, np.sqrt(squares / np.maximum(number - 1, 1)), np.nan)
         base = {k: getattr(row, k) for k in ("dataset", "supervision", "method", "recipe", "overrides")}

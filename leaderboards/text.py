@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
 if TYPE_CHECKING:
     from leaderboards.tables import Row
 
@@ -52,4 +50,12 @@ def escaped(text: str) -> str:
 
 def pipe_table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:
     """A Markdown table; ``align`` is ``left`` or ``right`` for each column."""
-    return tabulate(list(lines), headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
+    columns = [[str(cell) for cell in column] for column in zip(names, *lines, strict=True)]
+    rule, padded = [], []
+    for column, side in zip(columns, align, strict=True):
+        width = max(3, *map(len, column))
+        place = str.rjust if side == "right" else str.ljust
+        padded.append([place(cell, width) for cell in column])
+        rule.append("-" * (width + 1) + ":" if side == "right" else ":" + "-" * (width + 1))
+    head, *body = ("| " + " | ".join(row) + " |" for row in zip(*padded, strict=True))
+    return "\n".join([head, "|" + "|".join(rule) + "|", *body])
