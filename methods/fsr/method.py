@@ -99,6 +99,13 @@ class FSR(ViTSegmenter):
                 remedy="choose a multiple of the patch",
             )
         self.network: FSRNetwork = FSRNetwork(encoder, build.num_classes, config)
+        if config.class_weight == 0:  # what no term reads is not trained
+            self.network.aggregation.requires_grad_(False)
+            encoder.cls_token.requires_grad_(False)
+            if config.patch_weight == 0:
+                self.network.projector.requires_grad_(False)
+                assert encoder.mask_token is not None
+                encoder.mask_token.requires_grad_(False)
         self.teacher = ema_copy(self.network)
         self.class_centre = Centre(config.projector_outputs, config.centre_momentum)
         self.patch_centre = Centre(config.projector_outputs, config.centre_momentum)
