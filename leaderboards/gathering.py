@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -50,6 +52,19 @@ def weak_label(recipe: Mapping[str, Any]) -> str:
     if kind in ("scribble", "point") and drawn and "stroke" in spec:
         words.append(f"{spec['stroke']} px")
     return ", ".join(words)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """No cyclic garbage collection inside: records are trees of dicts, and walking them all, again and
+    again, takes a fifth of the time of a large store."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # --- one line per record and evaluation ----------------------------------------------------------------

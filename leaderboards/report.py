@@ -20,7 +20,7 @@ from harness.records import Store
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
 from leaderboards.columns import NOTES, explained, sections
-from leaderboards.gathering import dataset_title, gather
+from leaderboards.gathering import dataset_title, gather, without_collector
 from leaderboards.html_report import html_report
 from leaderboards.latex import latex
 from leaderboards.published import Cell, Published, published
@@ -63,6 +63,7 @@ class Written:
     files: list[Path]
 
 
+@without_collector()
 def write_leaderboard(
     store: Store,
     out: Path,
@@ -142,6 +143,7 @@ def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
+@without_collector()
 def write_report(
     store: Store,
     out: Path,
@@ -221,6 +223,7 @@ class WrittenClaims:
     files: list[Path]
 
 
+@without_collector()
 def write_claims(
     store: Store,
     out: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 from pathlib import Path
 
@@ -143,3 +144,10 @@ def test_pseudo_labels_and_cost_have_tables_of_their_own(factory: Factory, tmp_p
     assert "1.23" in lines[0]
     assert "25 s" in lines[0]
     assert "501 MiB" in lines[1]
+
+
+def test_the_collector_works_again_after_a_failure(tmp_path: Path) -> None:
+    assert gc.isenabled()
+    with pytest.raises(UserError):
+        write_leaderboard(Store(tmp_path / "nowhere"), tmp_path / "out")
+    assert gc.isenabled()
