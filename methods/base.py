@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,27 @@ class Paper:
 @schema
 class NoConfig:
     """A method without hyper-parameters of its own."""
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Tensors by name, each computed when it is asked for, without gradient.
+
+    Args:
+        makers: name to a function without arguments.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with torch.no_grad():
+            return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 class Method(nn.Module, ABC):
@@ -99,8 +120,11 @@ class Method(nn.Module, ABC):
         return {}
 
     @torch.no_grad()
-    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
-        """Pseudo labels ``(B, H, W)`` int64 (255 uncertain) by name, from unaugmented images and tags."""
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> Mapping[str, Tensor]:
+        """Pseudo labels ``(B, H, W)`` int64 (255 uncertain) by name, from unaugmented images and tags.
+
+        Return a :class:`Lazy` mapping where one name costs much that another does not need.
+        """
         return {}
 
     def class_maps(self, images: Tensor, tags: Tensor) -> Tensor | None:

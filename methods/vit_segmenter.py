@@ -7,7 +7,7 @@ they add; class 0 is the background everywhere here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from harness.nn.par import refine_cams
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
 from harness.schema import schema
-from methods.base import Build, Method
+from methods.base import Build, Lazy, Method
 from methods.segmenter import at_least_float32, outside_autocast
 
 ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss weight
@@ -228,21 +228,19 @@ class ViTSegmenter(Method):
         return resize(images, (side, side), align_corners=False) if side else images
 
     @torch.no_grad()
-    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> Mapping[str, Tensor]:
         """``cam`` and ``aux-cam`` by the one threshold, and ``refined`` training labels (255 undecided)."""
-        return self.labels_of(self.network, images, tags)
-
-    @torch.no_grad()
-    def labels_of(self, network: ViTNetwork, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
-        """:meth:`pseudo_labels` of one network."""
         size, present = images.shape[-2:], tags[:, 1:]
-        maps = self.cams(self.squashed(images), network)
+        maps = self.cams(self.squashed(images), self.network)
         cam, aux = (resize(c, size, align_corners=False) for c in maps)
-        return {
-            "cam": cam_to_label(cam, present, self.config.background_score),
-            "aux-cam": cam_to_label(aux, present, self.config.background_score),
-            "refined": self.refined_labels(images, cam, present),
-        }
+        score = self.config.background_score
+        return Lazy(
+            {
+                "cam": lambda: cam_to_label(cam, present, score),
+                "aux-cam": lambda: cam_to_label(aux, present, score),
+                "refined": lambda: self.refined_labels(images, cam, present),
+            }
+        )
 
     def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:
         """Activation maps ``(B, K, H, W)`` of the final tokens in [0, 1], made as those that are scored."""

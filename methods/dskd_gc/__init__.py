@@ -18,6 +18,8 @@ No code is public, and the paper leaves much open: every reading is an option, l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -33,7 +35,7 @@ from harness.nn.resize import resize
 from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens, ViTEncoder
 from harness.schema import schema
-from methods.base import Build, Paper
+from methods.base import Build, Lazy, Paper
 from methods.dskd_gc.correction import (
     CorrectionConfig,
     Labels,
@@ -404,7 +406,7 @@ class DSKDGC(ViTSegmenter):
         return self.ema if self.config.cam_network == "student" else self.online
 
     @torch.no_grad()
-    def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
+    def pseudo_labels(self, images: Tensor, tags: Tensor) -> Mapping[str, Tensor]:
         """``cam`` and ``aux-cam`` by one threshold, ``refined`` by PAR, and training labels.
 
         Those are ``initial`` and ``corrected``, 255 where there is none. All are of ``cam_network``.
@@ -416,18 +418,20 @@ class DSKDGC(ViTSegmenter):
         tokens = network.encoder(squashed)
         maps = self._maps(network, tokens, squashed, present)
         valid = squashed.new_ones(len(squashed), *squashed.shape[-2:]).bool()
-        labels = self._labels(network, tokens, maps, squashed, present, valid)
+        labels = cache(lambda: self._labels(network, tokens, maps, squashed, present, valid))
         final, aux = (
             resize(resize(m, valid.shape[1:], align_corners=False), size, align_corners=False) for m in maps
         )
         score = self.config.background_score
-        return {
-            "cam": cam_to_label(final, present, score),
-            "aux-cam": cam_to_label(aux, present, score),
-            "refined": self.refined_labels(images, final, present),
-            "initial": nearest(labels.initial, size),
-            "corrected": nearest(labels.corrected, size),
-        }
+        return Lazy(
+            {
+                "cam": lambda: cam_to_label(final, present, score),
+                "aux-cam": lambda: cam_to_label(aux, present, score),
+                "refined": lambda: self.refined_labels(images, final, present),
+                "initial": lambda: nearest(labels().initial, size),
+                "corrected": lambda: nearest(labels().corrected, size),
+            }
+        )
 
     @classmethod
     def search_space(cls) -> dict[str, BaseDistribution]:
