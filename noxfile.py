@@ -35,13 +35,19 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Train, evaluate and set beside the published numbers: the mini suite, or what follows ``--``."""
+    """Train, evaluate and set beside the published numbers: the mini suite, or what follows ``--``.
+
+    ``--quick`` stands for fewer miniature recipes with one seed, into folders of their own.
+    """
     install(session)
     arguments = session.posargs or ["mini"]
+    if "--quick" in arguments:
+        others = [a for a in arguments if a != "--quick"]
+        arguments = ["mini-quick", "--seeds", "1", "--results", "results-quick", *others]
     session.run("wsss", "run", *arguments)
     results = _value(arguments, "--results", "results")
-    session.run("wsss", "leaderboard", "--results", results)
-    session.run("wsss", "plot", "--results", results)
+    reports = "reports-quick" if "--quick" in session.posargs else "reports"
+    session.run("wsss", "report", "--results", results, "--out", reports)
 
 
 @nox.session
@@ -53,10 +59,9 @@ def search(session: nox.Session) -> None:
 
 @nox.session
 def leaderboard(session: nox.Session) -> None:
-    """Tables and plots of the records there are; arguments go to ``wsss leaderboard``."""
+    """Tables, claims, plots and the page of the records there are; arguments go to ``wsss report``."""
     install(session)
-    session.run("wsss", "leaderboard", *session.posargs)
-    session.run("wsss", "plot", "--results", _value(session.posargs, "--results", "results"))
+    session.run("wsss", "report", *session.posargs)
 
 
 @nox.session

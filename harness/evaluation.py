@@ -348,33 +348,62 @@ def predictions(
     ids: Sequence[str] | None = None,
 ) -> Iterable[tuple[str, np.ndarray, np.ndarray | None]]:
     """Yield (id, prediction ``(H, W)`` uint8, mask or None) over a split, in list order."""
+    if output != "segmentation":
+        found = pseudo_labels(method, dataset, split, [output], device=device, workers=workers, ids=ids)
+        for name, labels, mask in found:
+            yield name, labels[output], mask
+        return
     ids = list(dataset.ids(split)) if ids is None else list(ids)
-    needs_tags = output != "segmentation" or p.absent == "suppress"
-    tags = torch.from_numpy(dataset.tags(ids)).float() if needs_tags else None
+    tags = torch.from_numpy(dataset.tags(ids)).float() if p.absent == "suppress" else None
     method.eval()
     for index, (name, image, mask) in enumerate(pictures(dataset, split, ids, workers)):
-        raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
-        images = normalise(raw)[None]
-        own_tags = None if tags is None else tags[index]
-        if output == "segmentation":
-            scores = predict_scores(
-                lambda x: method.grid_logits(x, network).float(),
-                images,
-                p,
-                tags=own_tags,
-                background=dataset.info.background,
-            )
-            prediction = post_process(scores, raw[None], p).argmax(1)[0]
-        else:
-            assert own_tags is not None
-            labels = method.pseudo_labels(images, own_tags[None].to(device))
+        raw = _tensor(image, device)
+        scores = predict_scores(
+            lambda x: method.grid_logits(x, network).float(),
+            normalise(raw)[None],
+            p,
+            tags=None if tags is None else tags[index],
+            background=dataset.info.background,
+        )
+        prediction = post_process(scores, raw[None], p).argmax(1)[0]
+        yield name, prediction.to(torch.uint8).cpu().numpy(), mask
+
+
+@torch.inference_mode()
+def pseudo_labels(
+    method: Method,
+    dataset: Dataset,
+    split: str,
+    outputs: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    ids: Sequence[str] | None = None,
+) -> Iterable[tuple[str, dict[str, np.ndarray], np.ndarray | None]]:
+    """Yield (id, label map ``(H, W)`` uint8 by output, mask or None) over a split: one pass for all outputs.
+
+    Raises:
+        UserError: the method gives no such output.
+    """
+    ids = list(dataset.ids(split)) if ids is None else list(ids)
+    tags = torch.from_numpy(dataset.tags(ids)).float()
+    method.eval()
+    for index, (name, image, mask) in enumerate(pictures(dataset, split, ids, workers)):
+        labels = method.pseudo_labels(
+            normalise(_tensor(image, device))[None], tags[index : index + 1].to(device)
+        )
+        for output in outputs:
             if output not in labels:
                 raise UserError(
                     f"the method gives no output {output!r}",
                     remedy=nearest(output, ["segmentation", *labels]),
                 )
-            prediction = labels[output][0]
-        yield name, prediction.to(torch.uint8).cpu().numpy(), mask
+        yield name, {o: labels[o][0].to(torch.uint8).cpu().numpy() for o in outputs}, mask
+
+
+def _tensor(image: np.ndarray, device: torch.device | str) -> Tensor:
+    """A picture ``(H, W, 3)`` uint8 as ``(3, H, W)`` on the device."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
 
 
 def gather(

@@ -22,7 +22,6 @@ from harness.errors import UserError, nearest
 from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
 from harness.schema import digest, documentation, dump, fields, load, schema
 
-
 #: A length in pixels.
 Side = Annotated[int, Field(ge=1)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.files import sha256_of
 from harness.networks import build_method, load_weights
 from harness.recipes import EvaluationSpec
-from harness.records import EvaluationRecord, Store
+from harness.records import EvaluationRecord, PerImage, Store
 from harness.schema import dump
 from harness.training import Status, Trainer
 from harness.trial import Prepared
@@ -67,8 +67,8 @@ def run(prepared: Prepared) -> Iterator[Status]:
     try:
         if record is None or not record.finished:
             training = yield from _train(prepared, method)
-        for spec in prepared.missing_evaluations():
-            yield from evaluate_into_record(prepared, method, spec)
+        for specs in _passes(prepared.missing_evaluations()):
+            yield from evaluate_into_record(prepared, method, *specs)
     except UserError as error:
         if record is None or not record.finished:
             reason = {"status": "failed", "reason": str(error), "ended": _now()}
@@ -151,32 +151,78 @@ def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
     )
 
 
-def evaluate_into_record(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Iterator[Status]:
-    """Score one evaluation of a trained network and add it to the trial's folder."""
-    checkpoint = prepared.folder / "checkpoint" / f"{spec.checkpoint}.pt"
+def _passes(specs: Sequence[EvaluationSpec]) -> list[list[EvaluationSpec]]:
+    """Evaluations that one pass over a split can make together: pseudo labels of one network."""
+    passes: dict[tuple[str, ...], list[EvaluationSpec]] = {}
+    for spec in specs:
+        alone = spec.output == "segmentation"
+        own = (spec.name,) if alone else (spec.split, spec.network, spec.checkpoint, spec.protocol)
+        passes.setdefault(own, []).append(spec)
+    return list(passes.values())
+
+
+class _Score:
+    """One evaluation in the making."""
+
+    def __init__(self, prepared: Prepared, spec: EvaluationSpec) -> None:
+        self.spec, self.folder = spec, prepared.evaluation_folder(spec)
+        self.info, self.save = prepared.dataset.info, prepared.options.save_predictions
+        self.parts: list[PerImage] = []
+        self.bands = BoundaryCounter(self.info.num_classes) if spec.output == "segmentation" else None
+
+    def add(self, pairs: Sequence[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
+        """Count (and keep) some predictions."""
+        if self.save:
+            for image_id, prediction, _ in pairs:
+                save_index(self.folder / "predictions" / f"{image_id}.png", prediction, self.info.palette)
+        self.parts.append(evaluation.gather(pairs, self.info.num_classes))
+        if self.bands is not None:
+            for _, prediction, mask in pairs:
+                assert mask is not None  # gather has refused pictures without one
+                self.bands.add(prediction, mask)
+
+
+def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationSpec) -> Iterator[Status]:
+    """Score a trained network and add the evaluations to the trial's folder.
+
+    Args:
+        prepared: the trial.
+        method: its method; weights are loaded here.
+        specs: one evaluation, or several of pseudo labels of one network on one split, made in one pass.
+    """
+    first = specs[0]
+    checkpoint = prepared.folder / "checkpoint" / f"{first.checkpoint}.pt"
     load_weights(method, checkpoint)
-    info = prepared.dataset.info
-    total = prepared.dataset.coverage(spec.split)[0]
-    place = prepared.evaluation_folder(spec) / "predictions"
-    save = prepared.options.save_predictions
+    total = prepared.dataset.coverage(first.split)[0]
+    scores = {spec.output: _Score(prepared, spec) for spec in specs}
     clock = time.monotonic()
-    parts = []
-    bands = BoundaryCounter(info.num_classes) if spec.output == "segmentation" else None
-    pairs = iter(_pairs(prepared, method, spec))
-    while chunk := list(itertools.islice(pairs, 50)):
-        if save:
-            for image_id, prediction, _ in chunk:
-                save_index(place / f"{image_id}.png", prediction, info.palette)
-        parts.append(evaluation.gather(chunk, info.num_classes))
-        if bands is not None:
-            for _, prediction, mask in chunk:
-                bands.add(prediction, mask)
-        done = sum(len(p.ids) for p in parts)
-        yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {spec.name}")
-    counts = evaluation.joined(parts)
-    if bands is not None:  # before the JSON, which makes the evaluation exist
-        bands.result().save(prepared.evaluation_folder(spec) / "boundary.npz")
-    write_evaluation(prepared, spec, counts, sha256_of(checkpoint), time.monotonic() - clock)
+    found: Iterable[tuple[str, dict[str, np.ndarray], np.ndarray | None]]
+    if first.output == "segmentation":
+        found = (
+            (name, {first.output: labels}, mask) for name, labels, mask in _pairs(prepared, method, first)
+        )
+    else:
+        found = evaluation.pseudo_labels(
+            method,
+            prepared.dataset,
+            first.split,
+            list(scores),
+            device=prepared.device,
+            workers=prepared.options.workers,
+        )
+    rows, done = iter(found), 0
+    while chunk := list(itertools.islice(rows, 50)):
+        for output, score in scores.items():
+            score.add([(name, labels[output], mask) for name, labels, mask in chunk])
+        done += len(chunk)
+        names = ", ".join(spec.name for spec in specs)
+        yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {names}")
+    seconds = (time.monotonic() - clock) / len(specs)
+    for score in scores.values():
+        if score.bands is not None:  # before the JSON, which makes the evaluation exist
+            score.bands.result().save(score.folder / "boundary.npz")
+        counts = evaluation.joined(score.parts)
+        write_evaluation(prepared, score.spec, counts, sha256_of(checkpoint), seconds)
 
 
 def write_evaluation(
