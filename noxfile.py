@@ -26,6 +26,10 @@ for ours, theirs in (("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_EXTRA_INDEX_URL",
         os.environ.setdefault(ours, os.environ[theirs])
 
 
+# Compile once, at installation: otherwise every process of a fresh environment compiles torch's modules again.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+
+
 def install(session: nox.Session, *groups: str) -> None:
     """The project with tested versions, and dependency groups of ``pyproject.toml``."""
     wanted = [r for group in groups for r in nox.project.dependency_groups(PROJECT, group)]
