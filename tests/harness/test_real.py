@@ -148,26 +148,40 @@ def test_scribble_methods_train_from_real_and_from_simulated_strokes(
     assert record.evaluations["val-single"].data["images"] == 2
 
 
-def test_a_checkpoint_with_blpsegs_released_keys_is_scored(real_data, tmp_path, capsys):
-    """Weights by a rule, names and shapes as BLPSeg's training script saves them."""
-    golden = Path(__file__).parents[1] / "golden" / "networks" / "blpseg" / "keys_voc.json"
+RELEASED = {
+    "agmm-sass": ("agmm/voc-point-r101", "agmm/keys_voc_r101.json"),
+    "blpseg": ("blpseg/voc-scribble-r101", "blpseg/keys_voc.json"),
+    "toco": ("toco/voc-image-vitb", "toco/keys_voc.json"),
+    "fsr": ("fsr/voc-image-vitb", "fsr/keys_voc.json"),
+}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("table", list(RELEASED))
+def test_a_checkpoint_with_released_keys_is_scored(table, real_data, full_golden, tmp_path, capsys):
+    """Small random weights under the names and shapes that the authors' code saves."""
+    recipe, keys = RELEASED[table]
+    listed = json.loads((full_golden / "networks" / keys).read_text())
+    generator = torch.Generator().manual_seed(0)
     state = {}
-    for entry in json.loads(golden.read_text())["entries"]:
-        shape = tuple(entry["shape"])
-        if entry["key"] == "distance_prob":  # 340 MB that nobody reads
-            state[entry["key"]] = torch.zeros(1).expand(shape)
-        elif entry["key"].endswith("running_var"):
-            state[entry["key"]] = torch.ones(shape)
+    for entry in listed["entries"] if isinstance(listed, dict) else listed:
+        name, shape = entry["key"], tuple(entry["shape"])
+        if name == "distance_prob":  # 340 MB that nobody reads
+            state[name] = torch.zeros(1).expand(shape)
+        elif name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(1)
+        elif name.endswith("running_var"):
+            state[name] = torch.ones(shape)
         else:
-            state[entry["key"]] = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
-    torch.save(state, tmp_path / "blpseg_42320.pth")
-    val = (real_data / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[:1]
+            state[name] = torch.randn(shape, generator=generator) * 0.02
+    torch.save(state, tmp_path / "released.pth")
+    layout = real_data / "voc" / "VOCdevkit" / "VOC2012"
+    val = (layout / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:1]
     root = subset(real_data, tmp_path / "data", ["2007_000032"], val)
-    command = ["evaluate", "blpseg/voc-scribble-r101", "--checkpoint", tmp_path / "blpseg_42320.pth"]
-    command += ["--table", "blpseg", "--protocol", "single", "--data-root", root, "--device", "cpu"]
+    command = ["evaluate", recipe, "--checkpoint", tmp_path / "released.pth", "--table", table]
+    command += ["--protocol", "single", "--data-root", root, "--device", "cpu"]
     assert wsss(*command) == 0, capsys.readouterr().err
     assert "mIoU" in capsys.readouterr().out
-    torch.save(state | {"backbone.conv9.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    command[3] = tmp_path / "other.pth"
+    torch.save(state | {"backbone.conv9.weight": torch.zeros(1)}, tmp_path / "released.pth")
     assert wsss(*command) == 2
     assert "backbone.conv9.weight" in capsys.readouterr().err
