@@ -26,7 +26,7 @@ for ours, theirs in (("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_EXTRA_INDEX_URL",
         os.environ.setdefault(ours, os.environ[theirs])
 
 
-# Compile once, at installation: otherwise every process of a fresh environment compiles torch's modules again.
+# Compile at installation: otherwise each process of a fresh environment may compile torch's modules again.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 
