@@ -224,7 +224,7 @@ def qualitative_figure(
         )
         shown = ", ".join(f"{q:.0%}" for q in QUANTILES)
         title = (
-            f"{caption(rows[0])}; pictures at {shown} of IoU per picture; below each prediction its errors"
+            f"{caption(rows[0])}\npictures at {shown} of IoU per picture; below each prediction its errors"
         )
         figure.suptitle(title, x=0.01, ha="left", fontsize=7.5)
     return figure
