@@ -101,7 +101,7 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axes, row in zip(panels.flat, others, strict=False):
             _difference_bars(axes, class_iou(row), base, names)
-            axes.set_title(f"{entry_of(entries, row).label}: {row.mean - reference.mean:+.2f} mIoU")
+            axes.set_title(f"{entry_of(entries, row).label}\n{row.mean - reference.mean:+.2f} mIoU")
         for axes in panels.flat[len(others) :]:
             axes.set_axis_off()
         for index, axes in enumerate(panels.flat[: len(others)]):

@@ -158,7 +158,11 @@ def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure
                 axes.set_ylim(bottom=0)
             axes.set_xlim(0, float(steps[-1]))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.legend(loc="best", fontsize=7, handlelength=1.2, labelspacing=0.3)
+            two = 2 if len(axes.lines) > 5 else 1
+            box = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}  # lines run below a long legend
+            axes.legend(loc="upper right", fontsize=7, handlelength=1.2, labelspacing=0.3, ncols=two, **box)
+            low, high = axes.get_ylim()  # room for the legend above the curves
+            axes.set_ylim(low, high + 0.09 * (high - low) * math.ceil(len(axes.lines) / two))
         for axes in panels.flat[len(drawn) :]:
             axes.set_axis_off()
         for index, axes in enumerate(panels.flat[: len(drawn)]):
