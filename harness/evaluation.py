@@ -7,7 +7,6 @@ none depends on the order or the number of processes.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from harness.data.base import Dataset
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
 from harness.records import PerImage
-from harness.schema import load, schema
+from harness.schema import load_tables, schema
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -76,15 +75,7 @@ class Protocol:
 @cache
 def protocols() -> dict[str, Protocol]:
     """All named protocols."""
-    file = Path(__file__).with_name("protocols.toml")
-    tables: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
-
-    def inherited(name: str) -> dict[str, Any]:
-        own = dict(tables[name])
-        parent = own.pop("extends", None)
-        return {**(inherited(parent) if parent else {}), **own}
-
-    loaded = {name: load(Protocol, inherited(name), f"{file} [{name}]") for name in tables}
+    loaded = load_tables(Protocol, Path(__file__).with_name("protocols.toml"))
     for p in loaded.values():
         if p.crf is not None:
             crf_parameters(p.crf)  # an unknown set is found here, not after training

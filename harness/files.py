@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,16 @@ from harness.errors import UserError
 def cache_folder() -> Path:
     """Where generated data and prepared labels live: ``$WSSS_CACHE``, else the user's cache folder."""
     return Path(os.environ.get("WSSS_CACHE") or platformdirs.user_cache_dir("wsss-bench"))
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises UserError for one that cannot be read or is not valid."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
 
 
 @contextmanager

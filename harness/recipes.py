@@ -19,6 +19,7 @@ from pydantic import Field
 
 from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError, nearest
+from harness.files import read_toml
 from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
 from harness.schema import digest, documentation, dump, fields, load, schema
 
@@ -284,16 +285,7 @@ def _files() -> dict[str, Path]:
 
 @cache
 def _tables(stem: str) -> dict[str, Any]:
-    return _read_toml(_files()[stem])
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
+    return read_toml(_files()[stem])
 
 
 def recipe_names() -> list[str]:
@@ -364,7 +356,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for text in assignments:
         if text.startswith("@"):
-            overrides |= _flatten(_read_toml(Path(text[1:]).expanduser()))
+            overrides |= _flatten(read_toml(Path(text[1:]).expanduser()))
             continue
         key, equals, value = text.partition("=")
         if not equals or not key.strip():

@@ -217,12 +217,12 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         done += len(chunk)
         names = ", ".join(spec.name for spec in specs)
         yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {names}")
-    seconds = (time.monotonic() - clock) / len(specs)
+    seconds, sha256 = (time.monotonic() - clock) / len(specs), sha256_of(checkpoint)
     for score in scores.values():
         if score.bands is not None:  # before the JSON, which makes the evaluation exist
             score.bands.result().save(score.folder / "boundary.npz")
         counts = evaluation.joined(score.parts)
-        write_evaluation(prepared, score.spec, counts, sha256_of(checkpoint), seconds)
+        write_evaluation(prepared, score.spec, counts, sha256, seconds)
 
 
 def write_evaluation(

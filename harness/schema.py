@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from harness.errors import UserError, nearest
+from harness.files import read_toml
 
 T = TypeVar("T")
 
@@ -51,6 +53,18 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
         message = first["msg"].removeprefix("Value error, ")
         shown = "" if first["type"] == "missing" else f", got {first['input']!r}"
         raise UserError(f"key {key!r}: {message}{shown}", where=where, remedy=_document(cls, path)) from None
+
+
+def load_tables(cls: type[T], file: Path) -> dict[str, T]:
+    """Every table of a TOML file as a ``cls``, by name; ``extends`` takes over another table's values."""
+    tables = read_toml(file)
+
+    def inherited(name: str) -> dict[str, Any]:
+        own = dict(tables[name])
+        parent = own.pop("extends", None)
+        return {**(inherited(parent) if parent else {}), **own}
+
+    return {name: load(cls, inherited(name), f"{file} [{name}]") for name in tables}
 
 
 def _is_tag(part: str) -> bool:

@@ -9,7 +9,6 @@ data fingerprint, no overrides, not stale.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from harness.errors import UserError, nearest
+from harness.files import read_toml
 from harness.registry import METHODS
 from harness.schema import load, schema
 from leaderboards.published import Published, published
@@ -133,11 +133,7 @@ def read(files: Iterable[Path]) -> dict[str, Claim]:
     """
     found: dict[str, Claim] = {}
     for file in files:
-        try:
-            tables = tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
-        for key, table in tables.items():
+        for key, table in read_toml(file).items():
             where = f"{file.name} [{key}]"
             if key in found:
                 raise UserError(f"the claim {key!r} stands twice", where=where, remedy="rename one")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydantic import Field
 from harness import evaluation
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
-from harness.files import cache_folder
+from harness.files import cache_folder, read_toml
 from harness.records import Record, Store
 from harness.schema import digest, dump, load, schema
 
@@ -55,13 +54,7 @@ class External:
 
 def read_metadata(file: Path) -> External:
     """Read a metadata file. Raises UserError for a missing file, an unknown key or a wrong value."""
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
-    metadata = load(External, values, file)
+    metadata = load(External, read_toml(file), file)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", metadata.name):
         raise UserError(
             f"the name {metadata.name!r} is no folder name", where=file, remedy="letters, digits, - and _"

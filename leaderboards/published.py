@@ -9,7 +9,6 @@ all cells of a source share stand once in its ``common`` table. Recipes cite cel
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from harness.data.base import Supervision
 from harness.errors import UserError, nearest
+from harness.files import read_toml
 from harness.schema import load, schema
 
 #: Folder of the packaged tables.
@@ -176,11 +176,7 @@ def read(files: Iterable[Path]) -> Published:
     sources: dict[str, Source] = {}
     cells: dict[str, Cell] = {}
     for file in files:
-        try:
-            tables = tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
-        for key, table in tables.items():
+        for key, table in read_toml(file).items():
             where = f"{file.name} [{key}]"
             if key in sources:
                 raise UserError(f"the source {key!r} stands twice", where=where, remedy="rename one")

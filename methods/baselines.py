@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.batch import IGNORE, Batch, Progress
 from harness.data.base import Supervision
+from harness.nn.cam import log_sum_exp_pool
 from harness.nn.resize import resize
 from harness.schema import schema
 from methods.base import Build, Method
@@ -129,9 +130,7 @@ class ClassActivationMap(Method):
             return values.mean(2)
         if self.config.pooling == "max":
             return values.amax(2)
-        sharpness = self.config.lse_sharpness
-        shift = torch.log(torch.tensor(values.shape[2], dtype=values.dtype, device=values.device))
-        return ((sharpness * values).logsumexp(2) - shift) / sharpness
+        return log_sum_exp_pool(values, self.config.lse_sharpness)
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``cls``: multi-label soft margin loss, mean over images and foreground classes."""

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from harness.batch import IGNORE
 from harness.errors import UserError
-from harness.nn.cam import activation_maps, cam_to_label, multi_scale_cam, present_cam
+from harness.nn.cam import (
+    activation_maps,
+    cam_to_label,
+    log_sum_exp_pool,
+    multi_scale_cam,
+    present_cam,
+)
 from harness.nn.colours import colours, denormalise
 from harness.nn.decoders import LargeFOV
 from harness.nn.dense_crf import dense_crf_loss
@@ -137,9 +143,7 @@ class ViTNetwork(nn.Module):
         if self.config.pooling == "max":
             return classifier(features.amax((2, 3), keepdim=True)).flatten(1)
         scores = at_least_float32(classifier(features).flatten(2))
-        sharpness, tokens = self.config.lse_sharpness, scores.shape[2]
-        share = torch.full((), tokens, dtype=scores.dtype, device=scores.device).log()
-        return ((sharpness * scores).logsumexp(2) - share) / sharpness
+        return log_sum_exp_pool(scores, self.config.lse_sharpness)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Signed activation maps ``(B, K - 1, h, w)`` of final and auxiliary tokens, without gradient.

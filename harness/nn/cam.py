@@ -14,6 +14,17 @@ from harness.nn.resize import resize
 EPS = 1e-5  # of the normalisation to [0, 1]
 
 
+def log_sum_exp_pool(scores: Tensor, sharpness: float) -> Tensor:
+    """``(1/r) log mean exp(r x)`` over the last dimension: sharpness 0 is the mean, infinity the maximum.
+
+    Args:
+        scores: ``(B, C, N)`` float32 or float64.
+        sharpness: r.
+    """
+    share = torch.full((), scores.shape[-1], dtype=scores.dtype, device=scores.device).log()
+    return ((sharpness * scores).logsumexp(-1) - share) / sharpness
+
+
 def activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     """Signed activation maps without gradient.
 

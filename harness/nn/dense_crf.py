@@ -9,7 +9,6 @@ coded in pydensecrf. Both filter on the permutohedral lattice of :mod:`harness.n
 from __future__ import annotations
 
 import importlib
-import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from harness.errors import UserError, nearest
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
 from harness.nn.resize import resize
-from harness.schema import load, schema
+from harness.schema import load_tables, schema
 
 # --- the loss ----------------------------------------------------------------------------------------
 
@@ -165,15 +164,7 @@ class CRFParameters:
 @cache
 def crf_parameter_sets() -> dict[str, CRFParameters]:
     """The published parameter sets by name (``crf_parameters.toml``)."""
-    file = Path(__file__).with_name("crf_parameters.toml")
-    tables: dict[str, dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))
-
-    def inherited(name: str) -> dict[str, Any]:
-        own = dict(tables[name])
-        parent = own.pop("extends", None)
-        return {**(inherited(parent) if parent else {}), **own}
-
-    return {name: load(CRFParameters, inherited(name), f"{file} [{name}]") for name in tables}
+    return load_tables(CRFParameters, Path(__file__).with_name("crf_parameters.toml"))
 
 
 def crf_parameters(name: str) -> CRFParameters:
