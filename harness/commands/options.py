@@ -50,6 +50,17 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Override a value of the recipe, as in --set optimiser.lr=0.005; repeatable.",
 )
+#: Which trained network: ``checkpoint``, ``table``, ``seed`` and ``network``.
+TRAINED = (
+    click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        help="A network's file [default: the record of --seed].",
+    ),
+    click.option("--table", help="Whose checkpoint it is; this project's own by default."),
+    click.option("--seed", default=0, show_default=True, help="Which record of the recipe."),
+    click.option("--network", default="default", show_default=True, help="Which of the method's networks."),
+)
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, WORKERS, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, together
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -232,13 +232,8 @@ Examples:
     show_default=True,
     help="Folder for <name>.png and <name>_overlay.png.",
 )
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="A network's file [default: the record of --seed]."
-)
-@click.option("--table", help="Whose checkpoint it is; this project's own by default.")
-@click.option("--seed", default=0, show_default=True, help="Which record of the recipe.")
+@together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
-@click.option("--network", default="default", show_default=True, help="Which of the method's networks.")
 @together(SET, RESULTS, DEVICE)
 def predict(
     recipe: str,
