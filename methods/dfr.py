@@ -35,7 +35,12 @@ from harness.nn.upernet import PyramidPooling, UPerDecoder
 from harness.schema import schema
 from methods.base import Build, Method, Paper
 from methods.baselines import partial_cross_entropy
-from methods.segmenter import DeepLabConfig, at_least_float32, outside_autocast
+from methods.segmenter import (
+    DeepLabConfig,
+    at_least_float32,
+    outside_autocast,
+    two_sided_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -145,14 +150,14 @@ class DFR(Method):
         network = UPerNetwork if config.decoder == "upernet" else DeepLabNetwork
         self.network: UPerNetwork | DeepLabNetwork = network(build, config)
         self.dynamic = config.pairs != "none" and config.combine != "shallow"
-        if self.dynamic or config.consistency != "none":
-            self.embed = Embedding(self.network, config)
+        embedded = self.dynamic or config.consistency != "none"
+        self.embed = Embedding(self.network, config) if embedded else None
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``seg`` and, where they are on, ``aux``, ``consistency`` and ``reg``; all weighted."""
         config = self.config
         output = self.network(batch.images)
-        deep = at_least_float32(self.embed(output)) if hasattr(self, "embed") else None
+        deep = None if self.embed is None else at_least_float32(self.embed(output))
         with outside_autocast(batch.images.device):
             size = batch.images.shape[-2:]
             low = at_least_float32(output.logits)
@@ -427,20 +432,10 @@ class Embedding(nn.Module):
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> Tensor:
     """Mean cross-entropy over annotated background plus that over annotated foreground (RRM myTool.py).
 
-    Args:
-        logits: ``(B, K, H, W)`` float32 or float64.
-        labels: ``(B, H, W)`` int64; values outside ``0..K-1`` do not count.
-        background: its label; None makes everything foreground.
-
-    Returns:
-        Scalar; a side without annotated pixels contributes 0.
+    Arguments as :func:`methods.segmenter.two_sided_cross_entropy`.
     """
-    known = labels < logits.shape[1]
-    cost = F.cross_entropy(logits, labels.where(known, 0), reduction="none")
-    back = known & (labels == (-1 if background is None else background))
-    sides = (back, known & ~back)
-    terms = [torch.where(side, cost, 0).sum() / side.sum().clamp(min=1) for side in sides]
-    return terms[0] + terms[1]
+    behind, before = two_sided_cross_entropy(logits, labels, background)
+    return behind + before
 
 
 def cell_labels(labels: Tensor, grid: Sequence[int]) -> Tensor:

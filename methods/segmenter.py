@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -65,6 +66,26 @@ class DeepLabMethod(Method):
     def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
         """``agmm-sass``: state dicts saved by the AGMM-SASS code (``model.module.state_dict()``)."""
         return {"agmm-sass": KeyTable(((r"((backbone|head|reduce|fuse|classifier)\..+)", r"network.\1"),))}
+
+
+def two_sided_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over annotated background pixels, and that over annotated foreground pixels.
+
+    Args:
+        logits: ``(B, K, H, W)`` float32 or float64.
+        labels: ``(B, H, W)`` int64; values outside ``0..K-1`` do not count.
+        background: its label; None makes everything foreground.
+
+    Returns:
+        Two scalars; a side without pixels is 0 with zero gradient.
+    """
+    known = labels < logits.shape[1]
+    cost = F.cross_entropy(logits, labels.where(known, 0), reduction="none")
+    behind = known & (labels == (-1 if background is None else background))
+    first, second = (
+        torch.where(side, cost, 0).sum() / side.sum().clamp(min=1) for side in (behind, known & ~behind)
+    )
+    return first, second
 
 
 def outside_autocast(device: torch.device) -> torch.autocast:

@@ -32,7 +32,7 @@ from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
 from harness.schema import schema
 from methods.base import Build, Lazy, Method
-from methods.segmenter import at_least_float32, outside_autocast
+from methods.segmenter import at_least_float32, outside_autocast, two_sided_cross_entropy
 
 ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss weight
 
@@ -312,10 +312,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: ``(B, H, W)`` int64; 255 does not count.
     """
     with outside_autocast(logits.device):
-        each = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="none")
-        behind, before = labels == 0, (labels != 0) & (labels != IGNORE)
-        sides = [(each * side).sum() / side.sum().clamp(min=1) for side in (behind, before)]
-        return (sides[0] + sides[1]) / 2
+        behind, before = two_sided_cross_entropy(at_least_float32(logits), labels, background=0)
+        return (behind + before) / 2
 
 
 def dense_energy(logits: Tensor, images: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:

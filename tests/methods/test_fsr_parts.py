@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from golden_arrays import arrays
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +26,6 @@ from methods.fsr.distillation import (
 from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
 
 # --- masks -------------------------------------------------------------------------------------------
-
-
-def arrays(file) -> dict[str, torch.Tensor]:
-    with np.load(file) as data:
-        return {k: torch.from_numpy(np.asarray(data[k])) for k in data}
 
 
 def test_masks_at_448_are_the_authors(golden):

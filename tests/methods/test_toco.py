@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from transformer_golden import arrays, boxes
+from golden_arrays import arrays, boxes
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.errors import UserError

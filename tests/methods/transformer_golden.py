@@ -48,17 +48,3 @@ def picture(seed: int, *shape: int) -> Tensor:
     """Standard normal pictures ``(N, 3, H, W)``."""
     noise = np.random.RandomState(seed).standard_normal(shape)
     return torch.from_numpy(noise.astype(np.float32))
-
-
-def arrays(file: Path) -> dict[str, Tensor]:
-    """The numeric arrays of a golden file."""
-    with np.load(file) as data:
-        return {k: torch.from_numpy(data[k]) for k in data if data[k].dtype.kind != "U"}
-
-
-def boxes(corners: Tensor, height: int, width: int) -> Tensor:
-    """Boxes (top, bottom, left, right) as masks ``(B, height, width)``."""
-    inside = torch.zeros(len(corners), height, width, dtype=torch.bool)
-    for mask, (top, bottom, left, right) in zip(inside, corners.tolist(), strict=True):
-        mask[top:bottom, left:right] = True
-    return inside

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_arrays import arrays, boxes
 from torch import Tensor
 
 from harness.nn.cam import activation_maps, cam_to_label, multi_scale_cam, normalised, present_cam, roi_code
 from harness.nn.colours import colours, denormalise
 from harness.nn.resize import resize
-
-
-def arrays(file: Path) -> dict[str, Tensor]:
-    with np.load(file) as data:
-        return {k: torch.from_numpy(data[k]) for k in data if data[k].dtype.kind != "U"}
-
-
-def boxes(corners: Tensor, height: int, width: int) -> Tensor:
-    """Boxes (top, bottom, left, right) as masks."""
-    inside = torch.zeros(len(corners), height, width, dtype=torch.bool)
-    for mask, (top, bottom, left, right) in zip(inside, corners.tolist(), strict=True):
-        mask[top:bottom, left:right] = True
-    return inside
 
 
 def test_labels_are_the_authors(golden):
