@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.errors import UserError
+from harness.live import Display
 from harness.recipes import expand
 from harness.running import run
 from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
@@ -120,50 +121,6 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     return outcomes
 
 
-class Display:
-    """One progress bar over the steps of all trials, and a line for each one that ends."""
-
-    def __init__(self, prepared: Sequence[Prepared]) -> None:
-        total = sum(p.steps for p in prepared)
-        self.running: dict[Trial, tuple[int, str]] = {}
-        self.ended, self.of = 0, len(prepared)
-        self.bar = tqdm(
-            total=total,
-            unit="step",
-            unit_scale=True,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
-
-    def update(self, trial: Trial, step: int, text: str) -> None:
-        """A running trial has come to a step."""
-        before = self.running.get(trial, (0, ""))[0]
-        self.running[trial] = (max(step, before), text)
-        self.bar.update(max(step - before, 0))
-        self.bar.set_description(f"{self.ended}/{self.of} trials", refresh=False)
-        self.bar.set_postfix_str(f"{trial}: {text}" if text else str(trial))
-
-    def end(self, prepared: Prepared, outcome: Outcome) -> None:
-        """A trial has ended."""
-        self.ended += 1
-        trial = prepared.trial
-        self.update(trial, prepared.steps, "")
-        record = prepared.record
-        line = f"{outcome.status:8s} {trial}"
-        if record is not None and record.finished:
-            line += "  " + "  ".join(f"{n} {e.miou:.2f} mIoU" for n, e in record.evaluations.items())
-        if outcome.seconds:
-            line += f"  ({outcome.seconds:.0f} s)"
-        if outcome.reason:
-            line += "\n" + "\n".join("  " + part for part in outcome.reason.splitlines())
-        tqdm.write(line, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.bar.close()
-
-
 def guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
     """Run a piece of a trial; an error becomes a failed outcome, recorded in the trial's folder."""
     try:
@@ -192,7 +149,7 @@ def run_local(prepared: Sequence[Prepared]) -> list[Outcome]:
 
                 def work(one: Prepared = one) -> None:
                     for status in run(one):
-                        display.update(one.trial, status.step if not status.note else 0, status.note)
+                        display.update(one.trial, status)
 
                 failed = guarded(one, work)
                 outcome = failed or Outcome(one.trial, "finished", seconds=time.monotonic() - clock)
@@ -221,17 +178,14 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
         if open_trials:
             from harness.ray_trials import run_trials  # imports Ray
 
-            outcomes |= run_trials(sorted(open_trials, key=_cost, reverse=True), resources, display)
+            outcomes |= run_trials(
+                sorted(open_trials, key=lambda p: p.cost, reverse=True), resources, display
+            )
     finally:
         display.close()
     if any(p.trial not in outcomes for p in prepared):
         raise KeyboardInterrupt  # Tune swallows Ctrl-C and returns what has ended so far
     return [outcomes[p.trial] for p in prepared]
-
-
-def _cost(prepared: Prepared) -> float:
-    recipe = prepared.resolved.recipe
-    return prepared.steps * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1]
 
 
 def start_ray(resources: Resources) -> bool:

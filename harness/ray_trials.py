@@ -10,8 +10,10 @@ from typing import Any
 from ray import tune
 
 from harness.errors import UserError
-from harness.execution import REPORT_SECONDS, Display, Outcome, Resources, guarded
+from harness.execution import REPORT_SECONDS, Outcome, Resources, guarded
+from harness.live import Display
 from harness.running import run
+from harness.training import Status
 from harness.trial import Options, Prepared, Trial, prepare
 
 
@@ -21,24 +23,23 @@ class Steps:
     def __init__(self, trial: Trial, options: Options) -> None:
         self.prepared = prepare(trial, options)
         self.work: Iterator = run(self.prepared)
-        self.step, self.clock = 0, time.monotonic()
+        self.status, self.clock = Status(0, self.prepared.steps, 0.0), time.monotonic()
 
     def piece(self) -> dict[str, Any]:
         """Go on for a while; the last piece says ``done``."""
         until = time.monotonic() + REPORT_SECONDS
-        note, ended = "", False
+        ended = False
 
         def work() -> None:
-            nonlocal note, ended
+            nonlocal ended
             for status in self.work:
-                note = status.note
-                self.step = self.step if note else status.step
+                self.status = status.after(self.status)
                 if time.monotonic() > until:
                     return
             ended = True
 
         failed = guarded(self.prepared, work)
-        result: dict[str, Any] = {"at": self.step, "note": note, "done": ended or failed is not None}
+        result: dict[str, Any] = {"status": self.status, "done": ended or failed is not None}
         result["wall"] = time.monotonic() - self.clock
         if failed is not None:
             result["failed"] = failed.reason
@@ -64,7 +65,7 @@ class Actor(tune.Trainable):
             try:
                 self.steps = Steps(self.job["trial"], self.job["options"])
             except UserError as error:  # the data changed since the driver looked
-                return {"at": 0, "note": "", "done": True, "wall": 0.0, "failed": str(error)}
+                return {"status": None, "done": True, "wall": 0.0, "failed": str(error)}
         return self.steps.piece()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -98,7 +99,7 @@ class Watch(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Progress, or the last report of a trial."""
-        if "at" not in result:
+        if "status" not in result:
             return
         index = trial.config["job"]["index"]
         own = self.prepared[index].trial
@@ -107,7 +108,7 @@ class Watch(tune.Callback):
         elif result["done"]:
             self._end(index, Outcome(own, "finished", seconds=result["wall"]))
         else:
-            self.display.update(own, result["at"], result["note"])
+            self.display.update(own, result["status"])
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial whose worker died too often."""

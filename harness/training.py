@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -125,13 +125,38 @@ class History:
 
 @dataclass
 class Status:
-    """Where a run stands, for progress displays."""
+    """Where a run stands, for displays and trackers.
+
+    Attributes:
+        step: optimiser steps done; pictures done where there is a note.
+        total: of how many.
+        steps_per_second: rate since the last one.
+        terms: mean of each loss term since the last row of the history.
+        note: what goes on beside training, as in ``evaluating val-single``.
+        lr: base learning rate of the step.
+        miou: what was just measured, in percent (-inf where no class occurs).
+        memory_mib: largest memory allocated on the GPU so far.
+        warnings: what the user shall be told once.
+    """
 
     step: int
     total: int
     steps_per_second: float
     terms: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    lr: float | None = None
+    miou: float | None = None
+    memory_mib: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def after(self, earlier: Status) -> Status:
+        """This one with what an earlier one of the same run knew and it does not say."""
+        return replace(
+            self,
+            miou=earlier.miou if self.miou is None else self.miou,
+            memory_mib=earlier.memory_mib if self.memory_mib is None else self.memory_mib,
+            warnings=tuple(dict.fromkeys([*earlier.warnings, *self.warnings])),
+        )
 
 
 @dataclass
@@ -291,30 +316,30 @@ class Trainer:
                 rate = (self.step - logged) / max(now - since, 1e-9)
                 row = {name: value / (self.step - logged) for name, value in sums.items()}
                 history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
-                selected = self._select()
-                if now - saved > self.checkpoint_seconds or selected:
+                miou = self._select()
+                if now - saved > self.checkpoint_seconds or miou is not None:
                     self.save()
                     saved = time.monotonic()
                 since, logged, sums = time.monotonic(), self.step, {}
-                yield Status(self.step, self.total, rate, row)
+                yield Status(self.step, self.total, rate, row, lr=lr, miou=miou)
         self.save(final=True)
 
-    def _select(self) -> bool:
-        """Validate where the recipe asks for it, keep the best network; True if it validated."""
+    def _select(self) -> float | None:
+        """Validate where the recipe asks for it, keep the best network; the mIoU if it validated."""
         selection = self.recipe.selection
         if selection is None or self.validate is None:
-            return False
+            return None
         every = selection.every(self.steps_per_epoch)
         previous = (self.step - 1) // LOG_EVERY * LOG_EVERY  # the row before this one
         if self.step // every == previous // every and self.step != self.total:
-            return False
+            return None
         miou = self.validate()
         self.method.train()
         if miou > self.best.miou:
             self.best = Best(miou, self.step)
             state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
             write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
-        return True
+        return miou
 
 
 def _pieces(batch: Batch, number: int) -> Iterator[Batch]:

@@ -94,6 +94,12 @@ class Prepared:
     steps: int
 
     @property
+    def cost(self) -> float:
+        """Pixels that the trial trains on: the longest trials have most."""
+        recipe = self.resolved.recipe
+        return float(self.steps * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1])
+
+    @property
     def store(self) -> Store:
         """The record store."""
         return Store(self.options.results)

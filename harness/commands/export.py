@@ -123,7 +123,7 @@ def export(
         facts["output"] = output
         if output == "segmentation":
             facts |= {"protocol": protocol_name, "network": network}
-    number = sum(1 for _ in tqdm(written, total=len(dataset.ids(split)), unit="picture"))
+    number = sum(1 for _ in tqdm(written, total=len(dataset.ids(split)), unit="picture", disable=None))
     write_json(out / "export.json", {**facts, "pictures": number})
     click.echo(f"{number} pictures of {name} {split} in {out / forms.ARCHIVE if form == 'server' else out}")
     if name == "voc2012" and split == "test":

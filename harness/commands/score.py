@@ -203,7 +203,9 @@ def _score_checkpoint(
     )
 
     def saved() -> Iterator[tuple[str, Any, Any]]:
-        for name, prediction, mask in tqdm(pairs, total=len(dataset.ids(spec.split)), unit="picture"):
+        for name, prediction, mask in tqdm(
+            pairs, total=len(dataset.ids(spec.split)), unit="picture", disable=None
+        ):
             if save is not None:
                 save_index(save / "predictions" / f"{name}.png", prediction, dataset.info.palette)
             yield name, prediction, mask
