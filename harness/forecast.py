@@ -1,8 +1,9 @@
-"""What a run would do and cost, from the records that are there: ``wsss run --dry-run``."""
+"""What a run would do and cost, from records and smoke runs that are there: ``wsss run --dry-run``."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from statistics import median
 
 import torch
 
-from harness.errors import UserError
 from harness.execution import Resources, waves
 from harness.records import Record, Store
-from harness.trial import Options, Trial, inspect, prepare
+from harness.smoke_report import Row, read, values_digest
+from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Forecast:
         seconds: left to do, from recorded rates; None where nothing like it was recorded, 0 when finished.
         mebibytes: what its record will take, from recorded ones; None likewise.
         basis: which records the estimate rests on.
+        running_mebibytes: what a checkpoint takes beyond that while the trial runs, where it is known.
     """
 
     trial: Trial
@@ -36,47 +38,93 @@ class Forecast:
     seconds: float | None
     mebibytes: float | None
     basis: str
+    running_mebibytes: float = 0.0
 
 
 def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
-    """Check every trial as a run would, and estimate it.
+    """Check every trial as a run would, and estimate it; writes nothing into the record store.
 
     The estimate of a trial rests on finished records of its recipe: their median rate of steps and the
-    time of their evaluations. Records of other overrides count where there are none of the same ones.
+    time of their evaluations. Records of other overrides count where there are none of the same ones;
+    where there are no records, the figures of a smoke run count.
 
     Raises:
         UserError: a mistake that a run would be refused for.
     """
     finished = [r for r in Store(options.results).records() if r.finished]
-    return [_one(trial, options, finished) for wave in waves(trials) for trial in wave]
+    smoked = [row for row in read(options.results) if row.seconds() is not None]
+    return [_one(trial, options, finished, smoked) for wave in waves(trials) for trial in wave]
 
 
-def _one(trial: Trial, options: Options, finished: Sequence[Record]) -> Forecast:
-    steps = inspect(trial, options).steps
-    alike = [r for r in finished if r.name == trial.name and r.data.get("steps_per_second")]
-    try:
-        prepared = prepare(trial, options)
-    except UserError:  # inspect has passed: its labels come from a trial that has not run
-        state, same = "waits", alike
-    else:
-        same = [r for r in alike if r.digest == prepared.digest] or alike
-        there = (prepared.folder / "checkpoint" / "last.pt").exists()
-        state = "finished" if prepared.done else "goes on" if there else "new"
+def labels_ready(trial: Trial, options: Options) -> bool:
+    """Whether a trial can be prepared without making another one's pseudo labels first."""
+    source = source_of(trial)
+    if source is None:
+        return True
+    if not labels_ready(source, options):
+        return False
+    record = prepare(source, options).record
+    if record is None or not record.finished:
+        return False
+    recipe = inspect(trial, options).resolved.recipe
+    output = (recipe.labels_from or "").partition(":")[2]
+    written = (record.path / "pseudo_labels").glob(f"{recipe.train_split}-{output or '*'}/complete.json")
+    return any(written)
+
+
+def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
+    """State of a trial as in :class:`Forecast`, and the prepared trial where it need not wait.
+
+    Raises:
+        UserError: as :func:`harness.trial.prepare`.
+    """
+    if not labels_ready(trial, options):
+        return "waits", None
+    prepared = prepare(trial, options)
+    there = (prepared.folder / "checkpoint" / "last.pt").exists()
+    return ("finished" if prepared.done else "goes on" if there else "new"), prepared
+
+
+def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[Row]) -> Forecast:
+    checked = inspect(trial, options)
+    steps = checked.steps
+    state, prepared = state_of(trial, options)
     if state == "finished":
         return Forecast(trial, state, steps, 0.0, 0.0, "")
-    if not same:
-        return Forecast(trial, state, steps, None, None, "no record of this recipe")
-    seconds = median(
-        steps / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
-        for r in same
+    alike = [r for r in finished if r.name == trial.name and r.data.get("steps_per_second")]
+    same = [r for r in alike if prepared is not None and r.digest == prepared.digest] or alike
+    if same:
+        seconds = median(
+            steps / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
+            for r in same
+        )
+        size = median(_size(r.path) for r in same)
+        return Forecast(trial, state, steps, seconds, size, f"{len(same)} record{'s' * (len(same) > 1)}")
+    rows = [row for row in smoked if row.name == trial.name]
+    own = values_digest(checked.resolved)
+    row = max(rows, key=lambda r: (r.values == own, r.written), default=None)
+    if row is None:
+        return Forecast(trial, state, steps, None, None, "no record, no smoke run")
+    return Forecast(
+        trial,
+        state,
+        steps,
+        row.seconds(steps),
+        row.final_mib,
+        f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values"),
+        max(row.checkpoint_mib - row.final_mib, 0.0),
     )
-    size = median(_size(r.path) for r in same)
-    return Forecast(trial, state, steps, seconds, size, f"{len(same)} record{'s' * (len(same) > 1)}")
 
 
 def _size(folder: Path) -> float:
     """MiB of all files below a folder."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
+
+
+def free_mebibytes(folder: Path) -> float:
+    """Room on the disk that a folder is on, or will be on."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(there).free / 2**20
 
 
 def concurrent(resources: Resources | None) -> int | None:

@@ -109,3 +109,17 @@ def peak_memory_mib(device: torch.device) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def children_memory_mib() -> float:
+    """Memory that the processes started by this one (loader workers) hold alone; 0 where the system does
+    not tell (Linux does)."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text(encoding="utf-8").split():
+                with contextlib.suppress(OSError):
+                    text = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="utf-8")
+                    private = (line for line in text.splitlines() if line.startswith("Private_"))
+                    total += sum(int(line.split()[1]) for line in private)
+    return total / 2**10

@@ -179,6 +179,7 @@ class Trainer:
         workers: loader processes.
         checkpoint_seconds: least time between two checkpoints.
         validate: returns the selection mIoU of the present network, for recipes with ``[selection]``.
+        log_every: steps between two rows of the history.
     """
 
     def __init__(
@@ -192,9 +193,11 @@ class Trainer:
         workers: int = 0,
         checkpoint_seconds: float = 60.0,
         validate: Callable[[], float] | None = None,
+        log_every: int = LOG_EVERY,
     ) -> None:
         self.method, self.recipe, self.data, self.seed, self.folder = method, recipe, data, seed, folder
         self.workers, self.checkpoint_seconds, self.validate = workers, checkpoint_seconds, validate
+        self.log_every = log_every
         self.device = next(method.parameters()).device
         self.optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
         amp = _AMP.get(recipe.amp)
@@ -296,7 +299,7 @@ class Trainer:
             pin=self.device.type == "cuda",
         )
         pending: deque[tuple[int, list[str], dict[str, Tensor]]] = deque()
-        every = LOG_EVERY if self.device.type == "cuda" else 1  # reading a loss waits for the device
+        every = self.log_every if self.device.type == "cuda" else 1  # reading a loss waits for the device
         sums: dict[str, float] = {}
         since = saved = time.monotonic()
         logged = self.step
@@ -307,7 +310,7 @@ class Trainer:
             terms = self._optimise(groups, progress)
             pending.append((self.step, [i for g in groups for i in g.ids], terms))
             self.step += 1
-            at_row = self.step % LOG_EVERY == 0 or self.step == self.total
+            at_row = self.step % self.log_every == 0 or self.step == self.total
             if self.step % every == 0 or at_row:
                 for name, value in _checked(pending).items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -330,7 +333,7 @@ class Trainer:
         if selection is None or self.validate is None:
             return None
         every = selection.every(self.steps_per_epoch)
-        previous = (self.step - 1) // LOG_EVERY * LOG_EVERY  # the row before this one
+        previous = (self.step - 1) // self.log_every * self.log_every  # the row before this one
         if self.step // every == previous // every and self.step != self.total:
             return None
         miou = self.validate()

@@ -32,7 +32,7 @@ from harness.registry import DATASETS
 from harness.schema import digest, dump
 
 if TYPE_CHECKING:
-    pass
+    from methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
     Raises:
         UserError: the trial is not finished, or gives no such output.
     """
-    name, _, output = labels_from.partition(":")
+    name = labels_from.partition(":")[0]
     source = prepare(Trial(name, seed), options)
     if source.record is None or not source.record.finished:
         raise UserError(
@@ -363,15 +363,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
         )
     method = build_method(source.resolved, source.device, seed)
     load_weights(method, source.folder / "checkpoint" / "last.pt")
-    tag = torch.zeros(1, source.dataset.info.num_classes, device=source.device)
-    given = list(method.eval().pseudo_labels(torch.zeros(1, 3, 64, 64, device=source.device), tag))
-    if not given or (output and output not in given) or (not output and len(given) > 1):
-        raise UserError(
-            f"{name} gives {' and '.join(given) or 'no pseudo labels'}",
-            where=f"labels_from = {labels_from!r}",
-            remedy=f"name one, as in {name}:{given[-1]}" if given else "choose another recipe",
-        )
-    output = output or given[0]
+    output = chosen_output(method, source.device, labels_from)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
     if not (place / "complete.json").exists():
         pairs = evaluation.predictions(
@@ -387,3 +379,21 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
             save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
         write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
     return place, f"{name}:{output} {source.digest}"
+
+
+def chosen_output(method: Method, device: torch.device, labels_from: str) -> str:
+    """Which of a method's pseudo labels ``labels_from`` means: the one it names, or the only one.
+
+    Raises:
+        UserError: the method gives no such output, or several and none is named.
+    """
+    name, _, output = labels_from.partition(":")
+    tag = torch.zeros(1, method.build.num_classes, device=device)
+    given = list(method.eval().pseudo_labels(torch.zeros(1, 3, 64, 64, device=device), tag))
+    if not given or (output and output not in given) or (not output and len(given) > 1):
+        raise UserError(
+            f"{name} gives {' and '.join(given) or 'no pseudo labels'}",
+            where=f"labels_from = {labels_from!r}",
+            remedy=f"name one, as in {name}:{given[-1]}" if given else "choose another recipe",
+        )
+    return output or given[0]

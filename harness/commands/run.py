@@ -23,10 +23,11 @@ Examples:
   wsss run mini                                     the miniature suite, three seeds
   wsss run agmm/mini-scribble --seeds 1 --local     one trial in this process
   wsss run mini --dry-run                           what would run, and for how long
+  wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
 
-Exit codes: 0 all finished, 1 some failed, 2 refused before training, 130 interrupted.
+Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training, 130 interrupted.
 Running the same command again goes on where it stopped and repeats nothing."""
 )
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")
@@ -37,6 +38,11 @@ Running the same command again goes on where it stopped and repeats nothing."""
 @SET
 @execution
 @click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
+@click.option(
+    "--smoke",
+    is_flag=True,
+    help="Try each recipe once at full size (20 steps, a resume, some pictures): memory, rates, errors.",
+)
 @click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
 def run(
     targets: tuple[str, ...],
@@ -44,6 +50,7 @@ def run(
     chosen: tuple[int, ...],
     assignments: tuple[str, ...],
     dry_run: bool,
+    smoke: bool,
     save_predictions: bool,
     options: Options,
     resources: Resources | None,
@@ -57,6 +64,10 @@ def run(
     from harness.recipes import parse_overrides
 
     trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
+    if dry_run and smoke:
+        raise click.UsageError("--dry-run runs nothing, --smoke runs a little: choose one of them")
+    if smoke:
+        return _try(trials, options, resources)
     if dry_run:
         _list(trials, options, resources)
         return 0
@@ -70,9 +81,25 @@ def run(
     return 1 if failed else 0
 
 
+def _try(trials: Sequence[Trial], options: Options, resources: Resources | None) -> int:
+    """Try every recipe and print what was found."""
+    from harness.smoke import smoke
+    from harness.smoke_report import folder, table
+
+    rows = smoke(trials, options, resources)
+    click.echo(table(rows))
+    failed = sum(row.status == "failed" for row in rows)
+    click.echo(
+        f"\n{failed or 'none'} of {len(rows)} recipes failed; figures are in {folder(options.results)}, "
+        "and --dry-run uses them"
+    )
+    return 1 if failed else 0
+
+
 def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
     """Print what a run would do."""
-    from harness.forecast import concurrent, forecast, wall_seconds
+    from harness.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.smoke_report import duration
 
     rows = forecast(trials, options)
     table = [
@@ -80,7 +107,7 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
             str(row.trial),
             row.state,
             row.steps,
-            "unknown" if row.seconds is None else _duration(row.seconds),
+            "unknown" if row.seconds is None else duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
             row.basis,
         )
@@ -90,24 +117,25 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     open_rows = [row for row in rows if row.state != "finished"]
     at_a_time = concurrent(resources)
     wall = None if at_a_time is None else wall_seconds(open_rows, at_a_time)
-    disk = sum(row.mebibytes or 0.0 for row in open_rows)
-    known = sum(row.seconds is not None for row in open_rows)
+    known = [row for row in open_rows if row.seconds is not None]
+    if resources is not None:
+        click.echo(f"\neach trial takes {resources.cpus_per_trial:g} CPU, {resources.gpus_per_trial:g} GPU")
     click.echo(
         f"\n{len(open_rows)} of {len(rows)} trials to run, "
         + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
         + (
-            f": about {_duration(wall)} and {disk:.0f} MiB, from recorded rates"
-            if wall is not None and open_rows
-            else f"; {known} of them have recorded rates to estimate from"
-            if open_rows
-            else ""
+            ""
+            if not open_rows
+            else f": about {duration(wall)}, from recorded rates"
+            if wall is not None
+            else f"; {len(known)} of them have recorded rates to estimate from"
         )
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
+    if known:
+        running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
+        disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
+        free = free_mebibytes(options.results)
+        click.echo(
+            f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
+            + (": NOT ENOUGH" if disk > free else "")
+        )

@@ -1,0 +1,485 @@
+"""Twenty real steps, a resume and a few pictures of every recipe at full size, before a week is spent.
+
+A recipe's steps are spread over the phases of its method (``Method.probe_steps``), so that memory and
+errors of late phases are found too. Before each later phase everything is thrown away and resumed from
+a checkpoint, by the code that resumes a killed run. Nothing enters the record store.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from harness import evaluation, provenance
+from harness.boundary import BoundaryCounter
+from harness.data.base import Dataset
+from harness.data.images import image_size
+from harness.data.label_store import LabelStore
+from harness.data.loader import TrainingSet
+from harness.errors import UserError
+from harness.execution import Resources, start_ray, waves
+from harness.forecast import labels_ready, state_of
+from harness.networks import build_method, load_weights
+from harness.recipes import EvaluationSpec, Resolved, SelectionSpec, resolve
+from harness.schema import digest
+from harness.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
+from harness.stand_in import stand_in_labels
+from harness.training import Trainer
+from harness.trial import Options, Trial, chosen_output, inspect, is_recipe, prepare
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+#: Optimiser steps of a smoke run.
+STEPS = 20
+#: Steps between two readings of the clock.
+ROW = 5
+#: Pictures of each evaluation.
+PICTURES = 4
+#: Pictures of a split whose size is looked up, to find a large one.
+LOOKED_UP = 500
+
+STAND_IN = "trained on stand-in labels, as those of its source do not exist yet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to try.
+
+    Attributes:
+        number: its place in the table.
+        trial: recipe, overrides and the first of the seeds still to run.
+        seeds: how many trials are still to run.
+        outputs: ``labels_from`` of chosen recipes that train on this one's pseudo labels.
+        options: as the run would have them.
+        place: an empty folder for checkpoints.
+        row: what is known before it ran.
+    """
+
+    number: int
+    trial: Trial
+    seeds: int
+    outputs: tuple[str, ...]
+    options: Options
+    place: Path
+    row: Row
+
+
+# --- what is tried -----------------------------------------------------------------------------------
+
+
+def segments(total: int, fractions: Sequence[float]) -> list[tuple[int, int]]:
+    """Stretches of training, (first step, number of steps), at least two, at most :data:`STEPS` steps.
+
+    One at each fraction of ``total`` and one at the start, cut to the run's length.
+    """
+    early = 0.01  # a probe this early stands for the start
+    points = fractions if min(fractions) <= early else (0.0, *fractions)
+    starts = sorted({int(point * total) // ROW * ROW for point in points})
+    if len(starts) == 1:
+        starts.append(starts[0] + STEPS // 2)
+    most = STEPS // ROW
+    starts = [*starts[: most - 1], starts[-1]] if len(starts) > most else starts
+    each = STEPS // len(starts) // ROW * ROW
+    cut = [max(min(start, (total - each) // ROW * ROW), 0) for start in starts]
+    return [(start, min(each, total - start)) for start in cut]
+
+
+def _sample(dataset: Dataset, split: str) -> list[str]:
+    """A large picture of a split, then some of median size."""
+    ids = list(dataset.ids(split))
+    looked_up = ids[:: max(len(ids) // LOOKED_UP, 1)]
+    pixels = [int(np.prod(image_size(dataset.image_path(i)))) for i in looked_up]
+    order = [looked_up[i] for i in np.argsort(pixels, kind="stable")]
+    middle = max((len(order) - PICTURES) // 2, 0)
+    return [order[-1], *order[:-1][middle : middle + PICTURES - 1]]
+
+
+# --- one recipe --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """Figures of a recipe while they are being found."""
+
+    notes: list[str] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    sizes: dict[str, float] = field(default_factory=dict)
+    workers_mib: float = 0.0
+
+
+def try_recipe(job: Job) -> Row:
+    """Make the steps and evaluations of a recipe; an error ends it and is part of the row.
+
+    The stage that it has come to is written beside the checkpoints, for the case that the process dies.
+    """
+    found, stage = _Found(), ""
+    failure: dict[str, str] = {}
+    device = torch.device("cpu")
+    try:
+        checked = inspect(job.trial, job.options)
+        device = checked.device
+        if device.type == "cpu":
+            torch.set_num_threads(job.options.threads)
+        provenance.reset_peak_memory(device)
+        for stage in _stages(job, found):
+            write_stage(job.place, stage)
+    except UserError as error:
+        failure = {"status": "failed", "reason": str(error)}
+    except torch.cuda.OutOfMemoryError as error:
+        remedy = "lower the memory of a step: --set accumulate=2, --set amp=bf16; or use a larger GPU"
+        failure = {"status": "failed", "reason": f"{str(error).split('. ')[0]}\n  remedy: {remedy}"}
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        reason = f"{type(error).__name__}: {first}"
+        failure = {"status": "failed", "reason": reason, "trace": traceback.format_exc()}
+    row = replace(
+        job.row,
+        **failure,  # type: ignore[arg-type]
+        stage=stage if failure else "",
+        notes=tuple(found.notes),
+        phases=tuple(found.phases),
+        passes=tuple(found.passes),
+        hardware=provenance.hardware(device),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        **_memory(device, found.workers_mib),
+        **found.sizes,  # type: ignore[arg-type]
+    )
+    release(device)
+    return row
+
+
+def write_stage(place: Path, stage: str) -> None:
+    """Leave word of what is being done."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "stage").write_text(stage, encoding="utf-8")
+
+
+def _memory(device: torch.device, workers_mib: float) -> dict[str, Any]:
+    host = provenance.peak_memory_mib(torch.device("cpu"))
+    cuda = device.type == "cuda"
+    return {
+        "device_mib": torch.cuda.max_memory_reserved(device) / 2**20 if cuda else None,
+        "host_mib": None if host is None else host + workers_mib,
+    }
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _stages(job: Job, found: _Found) -> Iterator[str]:
+    """Do the work; yields what comes next."""
+    options, seed = job.options, job.trial.seed
+    yield "preparing labels"
+    checked, labels = inspect(job.trial, options), _labels(job, found)
+    resolved, dataset, device = checked.resolved, checked.dataset, checked.device
+    recipe = resolved.recipe
+    ids = dataset.ids(recipe.train_split)
+
+    def create() -> tuple[Method, Trainer]:
+        method = build_method(resolved, device, seed)
+        data = TrainingSet(dataset, ids, labels, recipe, seed, method.views())
+        kept = {"folder": job.place, "workers": options.workers}
+        return method, Trainer(method, recipe, data, seed=seed, log_every=ROW, **kept)  # type: ignore[arg-type]
+
+    yield "building the network"
+    method, trainer = create()
+    plan = segments(trainer.total, type(method).probe_steps)
+    for number, (start, steps) in enumerate(plan):
+        if number:
+            yield f"saving a checkpoint after step {trainer.step}"
+            trainer.step = start  # what follows is resumed at a later phase
+            clock = time.monotonic()
+            trainer.save()
+            seconds = time.monotonic() - clock
+            found.sizes |= {"checkpoint_mib": _mib(trainer.checkpoint), "save_seconds": seconds}
+            del method, trainer
+            release(device)
+            yield f"resuming at step {start}"
+            method, trainer = create()
+        yield f"steps {start} to {start + steps - 1}"
+        found.phases.append(_train(trainer, start, steps, found))
+        if number and trainer.resumed_at != start:
+            raise UserError(
+                f"the run was resumed at step {trainer.resumed_at} of {start}",
+                where=trainer.checkpoint,
+                remedy="check the disk that the records are on",
+            )
+    yield "saving the final checkpoint"
+    trainer.save(final=True)
+    found.sizes["final_mib"] = _mib(trainer.checkpoint)
+    load_weights(method, trainer.checkpoint)
+    for name, times, work, pictures in _passes(job, resolved, dataset, method, trainer):
+        yield f"evaluating {name}"
+        found.passes.append(Pass(name, pictures, work(), times))
+
+
+def _labels(job: Job, found: _Found) -> LabelStore:
+    """The recipe's labels, or a stand-in for those that its source has not made yet."""
+    if labels_ready(job.trial, job.options):
+        return prepare(job.trial, job.options).labels
+    found.notes.append(STAND_IN)
+    checked = inspect(job.trial, job.options)
+    return stand_in_labels(checked.dataset, checked.resolved.recipe.train_split, job.place / "labels")
+
+
+def _train(trainer: Trainer, start: int, steps: int, found: _Found) -> Phase:
+    """Make some steps; the rate is that of all rows but the first, which waits for loader and compiler."""
+    trainer.step = start  # a checkpoint, where there is one, says the same
+    rows: list[tuple[int, float]] = []
+    work = trainer.run()
+    try:
+        before = start
+        for status in work:
+            rows.append((status.step - before, status.steps_per_second))
+            found.workers_mib = max(found.workers_mib, provenance.children_memory_mib())
+            before = status.step
+            if status.step >= start + steps:
+                break
+    finally:
+        work.close()  # type: ignore[attr-defined]
+    timed = rows[1:] or rows
+    seconds = sum(made / rate for made, rate in timed)
+    return Phase(start, before - start, sum(made for made, _ in timed) / seconds)
+
+
+def _mib(file: Path) -> float:
+    return file.stat().st_size / 2**20
+
+
+# --- evaluations -------------------------------------------------------------------------------------
+
+_Work = tuple[str, int, Callable[[], float], int]
+
+
+def _passes(
+    job: Job, resolved: Resolved, dataset: Dataset, method: Method, trainer: Trainer
+) -> Iterator[_Work]:
+    """(name, times in a trial, work that gives seconds for one picture, pictures of the split)."""
+    recipe, device = resolved.recipe, trainer.device
+    segmented: list[tuple[str, int, EvaluationSpec | SelectionSpec]] = [
+        (spec.name, 1, spec) for spec in recipe.evaluation if spec.output == "segmentation"
+    ]
+    if recipe.selection is not None:
+        times = trainer.total // recipe.selection.every(trainer.steps_per_epoch)
+        segmented.append((f"selection {recipe.selection.split}", times, recipe.selection))
+    for name, times, spec in segmented:
+        work = partial(_segmentation, method, dataset, spec, device)
+        yield name, times, work, len(dataset.ids(spec.split))
+    labelled = [spec for spec in recipe.evaluation if spec.output != "segmentation"]
+    for split, group in groupby(sorted(labelled, key=lambda s: s.split), key=lambda s: s.split):
+        specs = list(group)
+        names = list(dict.fromkeys(spec.output for spec in specs))
+        scored = partial(_pseudo_labels, method, dataset, split, names, device, True)
+        yield ", ".join(s.name for s in specs), 1, scored, len(dataset.ids(split))
+    for source in job.outputs:
+        output = chosen_output(method, device, source)
+        made = partial(_pseudo_labels, method, dataset, recipe.train_split, [output], device, False)
+        yield f"labels {output} for others", 1, made, len(dataset.ids(recipe.train_split))
+
+
+def _segmentation(
+    method: Method, dataset: Dataset, spec: EvaluationSpec | SelectionSpec, device: torch.device
+) -> float:
+    """Score some pictures as an evaluation does; seconds for one of median size."""
+    num_classes = dataset.info.num_classes
+    bands = BoundaryCounter(num_classes)
+    found = evaluation.predictions(
+        method,
+        dataset,
+        spec.split,
+        evaluation.protocol(spec.protocol),
+        network=spec.network,
+        device=device,
+        ids=_sample(dataset, spec.split),
+    )
+    seconds: list[float] = []
+    clock = time.monotonic()
+    for name, prediction, mask in found:
+        evaluation.gather([(name, prediction, mask)], num_classes)
+        assert mask is not None  # gather has refused pictures without one
+        bands.add(prediction, mask)
+        seconds.append(time.monotonic() - clock)
+        clock = time.monotonic()
+    return statistics.mean(seconds[1:] or seconds)  # the first is large, and waits for the compiler
+
+
+def _pseudo_labels(
+    method: Method, dataset: Dataset, split: str, outputs: Sequence[str], device: torch.device, scored: bool
+) -> float:
+    """Make some pseudo labels, and score them; seconds for a picture of median size."""
+    found = evaluation.pseudo_labels(
+        method, dataset, split, outputs, device=device, ids=_sample(dataset, split)
+    )
+    seconds: list[float] = []
+    clock = time.monotonic()
+    for name, labels, mask in found:
+        if scored:
+            for output in outputs:
+                evaluation.gather([(name, labels[output], mask)], dataset.info.num_classes)
+        seconds.append(time.monotonic() - clock)
+        clock = time.monotonic()
+    return statistics.mean(seconds[1:] or seconds)
+
+
+# --- all of them -------------------------------------------------------------------------------------
+
+
+def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None) -> list[Row]:
+    """Try every recipe among some trials once, and those that they take labels from.
+
+    Recipes whose trials are all finished are left alone; what passed before with the same code, data,
+    machine and options is not tried again.
+
+    Args:
+        trials: from :func:`harness.execution.plan`.
+        options: as the run would have them.
+        resources: for Ray, as the run would have them; None tries one after another in this process.
+
+    Returns:
+        One row for each recipe, in order; they are on disk too, with a table.
+
+    Raises:
+        UserError: no recipe can be run, for the reason of the first.
+    """
+    known = {r.setting: r for r in read(options.results) if r.status == "passed" and r.setting}
+    work = folder(options.results) / "work"
+    rows: list[Row] = []
+    jobs: list[Job] = []
+    errors: list[UserError] = []
+    groups = _by_recipe(trials)
+    for number, group in enumerate(groups):
+        try:
+            job = _job(number, groups, options, resources, work / str(number))
+        except UserError as error:
+            errors.append(error)
+            reason = {"status": "failed", "stage": "checking", "reason": str(error)}
+            rows.append(Row(group[0].name, trials=len(group), **reason))  # type: ignore[arg-type]
+            continue
+        rows.append(job.row)
+        if job.seeds and job.row.setting in known:
+            rows[-1] = replace(known[job.row.setting], trials=job.seeds)
+        elif job.seeds:
+            jobs.append(job)
+    if errors and len(errors) == len(groups):
+        raise errors[0]
+    try:
+        done = _on_ray(jobs, resources) if resources is not None and jobs else _here(jobs)
+        for number, row in done:
+            rows[number] = row
+            write(row, options.results)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    write_table(rows, options.results)
+    return rows
+
+
+def _by_recipe(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that differ in the seed alone, sources first."""
+    found: dict[tuple[str, str], list[Trial]] = {}
+    for trial in (t for wave in waves(trials) for t in wave):
+        found.setdefault((trial.name, digest(trial.overrides)), []).append(trial)
+    return list(found.values())
+
+
+def _job(
+    number: int,
+    groups: Sequence[Sequence[Trial]],
+    options: Options,
+    resources: Resources | None,
+    place: Path,
+) -> Job:
+    """What is to be done for a recipe; nothing where all of its trials are finished."""
+    group = groups[number]
+    checked = inspect(group[0], options)
+    left = [t for t in group if state_of(t, options)[0] != "finished"]
+    recipe = checked.resolved.recipe
+    wanted = [resolve(g[0].name, g[0].overrides).recipe.labels_from for g in groups]
+    outputs = tuple(
+        sorted({w for w in wanted if w and is_recipe(w) and w.partition(":")[0] == group[0].name})
+    )
+    values = values_digest(checked.resolved)
+    code = provenance.code()
+    setting: list[Any] = [
+        values,
+        dict(checked.fingerprints),
+        checked.weights,
+        outputs,
+        code,
+        provenance.environment(),
+    ]
+    setting += [provenance.hardware(checked.device), options.device, options.workers, options.threads]
+    setting += [resources, labels_ready(group[0], options), recipe.labels_from]
+    row = Row(
+        group[0].name,
+        values=values,
+        setting=digest(setting) if not code["dirty"] else "",  # changed code is tried again
+        status="finished" if not left else "passed",
+        trials=len(left),
+        total=checked.steps,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    return Job(number, left[0] if left else group[0], len(left), outputs, options, place, row)
+
+
+def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
+    """One after another in this process."""
+    for job in tqdm(jobs, desc="trying", unit="recipe", disable=None, leave=False):
+        yield job.number, try_recipe(job)
+
+
+def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Row]]:
+    """Each in a process of its own, with a trial's resources, as many at a time as trials would be."""
+    mine = start_ray(resources)
+    import ray
+
+    try:
+        remote = ray.remote(
+            num_cpus=resources.cpus_per_trial,
+            num_gpus=resources.gpus_per_trial,
+            max_calls=1,
+            max_retries=0,
+        )(try_recipe)
+        waiting = list(jobs)
+        running: dict[Any, Job] = {}
+        bar = tqdm(total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)
+        while waiting or running:
+            while waiting and len(running) < (resources.max_concurrent or len(jobs)):
+                job = waiting.pop(0)
+                running[remote.remote(job)] = job
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(reference)
+            try:
+                yield job.number, ray.get(reference)
+            except ray.exceptions.RayError as error:
+                stage = "starting"
+                with suppress(OSError):
+                    stage = (job.place / "stage").read_text(encoding="utf-8")
+                why = str(error).splitlines()[0]
+                reason = f"its worker process died (out of host memory?): {why}"
+                yield job.number, replace(job.row, status="failed", stage=stage, reason=reason)
+            bar.update()
+        bar.close()
+    finally:
+        if mine:
+            ray.shutdown()
