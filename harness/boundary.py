@@ -73,7 +73,9 @@ class BoundaryCounter:
     def __init__(self, num_classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
         self.widths = np.array(widths, dtype=np.int64)
         self.num_classes = num_classes
-        self._counts = np.zeros((3, len(widths), num_classes), dtype=np.int64)
+        #: ``(3, W, K)`` int64 intersection, predicted, labelled pixels whose narrowest band it is; of
+        #: several counters they add up.
+        self.counts = np.zeros((3, len(widths), num_classes), dtype=np.int64)
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
         """Count one image.
@@ -93,8 +95,8 @@ class BoundaryCounter:
         for index, chosen in enumerate(
             (place[agree] + truth[agree], (place + predicted)[decided], place + truth)
         ):
-            self._counts[index] += np.bincount(chosen, minlength=w * k).reshape(w, k)
+            self.counts[index] += np.bincount(chosen, minlength=w * k).reshape(w, k)
 
     def result(self) -> Boundary:
         """Counts of cumulative bands."""
-        return Boundary(self.widths, *self._counts.cumsum(axis=1))
+        return Boundary(self.widths, *self.counts.cumsum(axis=1))

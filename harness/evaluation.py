@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from harness import distributed
 from harness.batch import IGNORE
 from harness.data.base import Dataset
 from harness.errors import UserError, nearest
@@ -401,7 +402,19 @@ def gather(
     pairs: Iterable[tuple[str, np.ndarray, np.ndarray | None]],
     num_classes: int,
 ) -> PerImage:
-    """Count every (id, prediction, mask)."""
+    """Count every (id, prediction, mask).
+
+    Raises:
+        UserError: there is nothing to count, or a picture has no mask.
+    """
+    counts = tally(pairs, num_classes)
+    if not counts.ids:
+        raise UserError("nothing to evaluate: the split lists no picture")
+    return counts
+
+
+def tally(pairs: Iterable[tuple[str, np.ndarray, np.ndarray | None]], num_classes: int) -> PerImage:
+    """As :func:`gather`, of a part of a split, which may be empty."""
     ids: list[str] = []
     rows: list[tuple[np.ndarray, ...]] = []
     for name, prediction, mask in pairs:
@@ -413,10 +426,8 @@ def gather(
             )
         ids.append(name)
         rows.append(count(prediction, mask, num_classes))
-    if not rows:
-        raise UserError("nothing to evaluate: the split lists no picture")
-    stacked = [np.stack(column) for column in zip(*rows, strict=True)]
-    return PerImage(tuple(ids), *stacked)
+    counts = np.array(rows, dtype=np.int64).reshape(len(rows), 3, num_classes)
+    return PerImage(tuple(ids), *(np.ascontiguousarray(counts[:, i]) for i in range(3)))
 
 
 def joined(parts: Sequence[PerImage]) -> PerImage:
@@ -425,3 +436,24 @@ def joined(parts: Sequence[PerImage]) -> PerImage:
         tuple(i for part in parts for i in part.ids),
         *(np.concatenate([getattr(p, k) for p in parts]) for k in ("intersection", "predicted", "labelled")),
     )
+
+
+def of_all_processes(own: PerImage, ids: Sequence[str]) -> PerImage:
+    """Counts of all processes of a trial, each of which has scored its share.
+
+    Args:
+        own: those of this process.
+        ids: the whole split, in order.
+
+    Raises:
+        UserError: the split lists no picture.
+    """
+    whole = joined(distributed.collected(own))
+    if not whole.ids:
+        raise UserError("nothing to evaluate: the split lists no picture")
+    if whole.ids == tuple(ids):
+        return whole
+    place = {name: row for row, name in enumerate(whole.ids)}
+    rows = np.array([place[name] for name in ids])
+    columns = (getattr(whole, k)[rows] for k in ("intersection", "predicted", "labelled"))
+    return PerImage(tuple(ids), *columns)

@@ -35,6 +35,9 @@ class BatchSpec:
     """The paper's number of GPUs."""
     per_group: int = Field(default=16, ge=1)
     """Samples per GPU."""
+    sync_bn: Literal["off", "all", "head"] = "off"
+    """Batch normalisation over the samples of all groups: of `all` layers, or those of the `head`, outside
+    encoders. Needs one process for each group; `off`: statistics of one group."""
 
     @property
     def size(self) -> int:
@@ -266,6 +269,8 @@ class Resolved:
         for key in ("weights", "labels_from"):
             if values[key] and Path(values[key]).exists():
                 values[key] = "path"
+        if values["batch"]["sync_bn"] == "off":  # as before there was such a choice: records stay valid
+            del values["batch"]["sync_bn"]
         return digest([values, *fingerprints])
 
 

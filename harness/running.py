@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import evaluation, provenance
+from harness import distributed, evaluation, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
@@ -47,6 +47,7 @@ def run(prepared: Prepared) -> Iterator[Status]:
     provenance.reset_peak_memory(prepared.device)
     started, clock = _now(), time.monotonic()
     record = prepared.record
+    trained = distributed.from_first(record is not None and record.finished)
     method = build_method(prepared.resolved, prepared.device, trial.seed)
     common = {
         "name": trial.name,
@@ -58,23 +59,23 @@ def run(prepared: Prepared) -> Iterator[Status]:
         "digest": prepared.digest,
         "code": provenance.code(),
         "environment": provenance.environment(),
-        "hardware": provenance.hardware(prepared.device),
+        "hardware": provenance.hardware(prepared.device) | {"processes": distributed.world_size()},
         **prepared.facts,
         "parameters": sum(p.numel() for p in method.parameters()),
         "started": started,
     }
     training: dict[str, Any] = {}
     try:
-        if record is None or not record.finished:
+        if not trained:
             training = yield from _train(prepared, method)
-        for specs in _passes(prepared.missing_evaluations()):
+        for specs in _passes(distributed.from_first(prepared.missing_evaluations())):
             yield from evaluate_into_record(prepared, method, *specs)
     except UserError as error:
-        if record is None or not record.finished:
+        if distributed.first() and not trained:
             reason = {"status": "failed", "reason": str(error), "ended": _now()}
             Store.write_record(prepared.folder, common | reason)
         raise
-    if record is not None and record.finished:
+    if not distributed.first() or trained:
         return  # evaluations were added to an old record, which stays as it is
     checkpoint = prepared.folder / "checkpoint" / "last.pt"
     Store.write_record(
@@ -110,9 +111,12 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
             protocol=recipe.selection.protocol,
             network=recipe.selection.network,
         )
-        counts = evaluation.gather(_pairs(prepared, method, spec), prepared.dataset.info.num_classes)
+        ids = prepared.dataset.ids(spec.split)
+        own = evaluation.tally(_pairs(prepared, method, spec), prepared.dataset.info.num_classes)
         figures = evaluation.summarise(
-            counts, prepared.dataset.info.classes, evaluation.protocol(spec.protocol)
+            evaluation.of_all_processes(own, ids),
+            prepared.dataset.info.classes,
+            evaluation.protocol(spec.protocol),
         )
         return figures["miou"] if figures["miou"] is not None else -np.inf
 
@@ -139,6 +143,7 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
 
 
 def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
+    """This process's share of a split, predicted."""
     return evaluation.predictions(
         method,
         prepared.dataset,
@@ -148,6 +153,7 @@ def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
         output=spec.output,
         device=prepared.device,
         workers=prepared.options.workers,
+        ids=distributed.share(prepared.dataset.ids(spec.split)),
     )
 
 
@@ -175,11 +181,18 @@ class _Score:
         if self.save:
             for image_id, prediction, _ in pairs:
                 save_index(self.folder / "predictions" / f"{image_id}.png", prediction, self.info.palette)
-        self.parts.append(evaluation.gather(pairs, self.info.num_classes))
+        self.parts.append(evaluation.tally(pairs, self.info.num_classes))
         if self.bands is not None:
             for _, prediction, mask in pairs:
-                assert mask is not None  # gather has refused pictures without one
+                assert mask is not None  # tally has refused pictures without one
                 self.bands.add(prediction, mask)
+
+    def whole(self, ids: Sequence[str]) -> PerImage:
+        """Counts of all processes, those in bands included."""
+        if self.bands is not None:
+            self.bands.counts = np.sum(distributed.collected(self.bands.counts), axis=0)
+        none = evaluation.tally([], self.info.num_classes)
+        return evaluation.of_all_processes(evaluation.joined([none, *self.parts]), ids)
 
 
 def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationSpec) -> Iterator[Status]:
@@ -192,8 +205,11 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
     """
     first = specs[0]
     checkpoint = prepared.folder / "checkpoint" / f"{first.checkpoint}.pt"
-    load_weights(method, checkpoint)
-    total = prepared.dataset.coverage(first.split)[0]
+    if distributed.first():
+        load_weights(method, checkpoint)
+    distributed.broadcast_weights(method)
+    ids = prepared.dataset.ids(first.split)
+    total = len(distributed.share(ids))
     scores = {spec.output: _Score(prepared, spec) for spec in specs}
     clock = time.monotonic()
     found: Iterable[tuple[str, dict[str, np.ndarray], np.ndarray | None]]
@@ -209,6 +225,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
             list(scores),
             device=prepared.device,
             workers=prepared.options.workers,
+            ids=distributed.share(ids),
         )
     rows, done = iter(found), 0
     while chunk := list(itertools.islice(rows, 50)):
@@ -217,12 +234,14 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         done += len(chunk)
         names = ", ".join(spec.name for spec in specs)
         yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {names}")
+    counts = {output: score.whole(ids) for output, score in scores.items()}
+    if not distributed.first():
+        return
     seconds, sha256 = (time.monotonic() - clock) / len(specs), sha256_of(checkpoint)
-    for score in scores.values():
+    for output, score in scores.items():
         if score.bands is not None:  # before the JSON, which makes the evaluation exist
             score.bands.result().save(score.folder / "boundary.npz")
-        counts = evaluation.joined(score.parts)
-        write_evaluation(prepared, score.spec, counts, sha256, seconds)
+        write_evaluation(prepared, score.spec, counts[output], sha256, seconds)
 
 
 def write_evaluation(

@@ -1,4 +1,4 @@
-"""The training loop: optimiser groups, schedules, batch groups, AMP, checkpoints, exact resume.
+"""The training loop: optimiser groups, schedules, batch groups, AMP, processes, checkpoints, exact resume.
 
 A run is a function of recipe, seed and data. Random numbers inside the networks (dropout, masking)
 are drawn from a generator that is seeded anew at every step, so a run resumed at any step goes on
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from harness import distributed
 from harness.batch import Batch, Progress
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
@@ -168,7 +169,8 @@ class Best:
 
 
 class Trainer:
-    """Trains one method once.
+    """Trains one method once: all groups of a step in this process, or its share of them
+    (:mod:`harness.distributed`).
 
     Args:
         method: the method, on its device.
@@ -206,6 +208,12 @@ class Trainer:
         per_epoch = StepSampler(len(data), recipe.batch.size, 1, seed).steps_per_epoch
         self.total = recipe.schedule.total_steps(per_epoch)
         self.steps_per_epoch = per_epoch
+        #: Groups of a step that this process carries.
+        self.groups = range(recipe.batch.groups)[distributed.own_groups(recipe.batch.groups)]
+        if distributed.world_size() > 1 and recipe.batch.sync_bn != "off":
+            distributed.synchronise_normalisation(method, recipe.batch.sync_bn)
+        self.parallel = distributed.Parallel(method)
+        self.statistics = distributed.RunningStatistics(method)
         self.step = 0
         self.best = Best()
         #: Steps that a resumed run did not repeat.
@@ -220,6 +228,8 @@ class Trainer:
 
     def save(self, *, final: bool = False) -> None:
         """Write a checkpoint; the final one holds the weights alone."""
+        if not distributed.first():
+            return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
         if not final:
             state["optimiser"] = self.optimiser.state_dict()
@@ -229,22 +239,34 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the checkpoint where there is one."""
-        if not self.checkpoint.exists():
+        state = distributed.from_first(self._read() if distributed.first() else None)
+        if state is None:
             return
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.method.load_state_dict(state["method"])
             if not state["final"]:
                 self.optimiser.load_state_dict(state["optimiser"])
                 self.scaler.load_state_dict(state["scaler"])
                 self.best = Best(*state["best"])
-        except (RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
-            raise UserError(
-                f"the checkpoint cannot be resumed: {str(error).splitlines()[0]}",
-                where=self.checkpoint,
-                remedy="delete this trial's folder to start it afresh",
-            ) from error
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise self._unreadable(error) from error
         self.step = self.resumed_at = state["step"]
+
+    def _read(self) -> dict[str, Any] | None:
+        """The checkpoint, on the CPU; None where there is none."""
+        try:
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(
+            f"the checkpoint cannot be resumed: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            where=self.checkpoint,
+            remedy="delete this trial's folder to start it afresh",
+        )
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -254,24 +276,29 @@ class Trainer:
             group["lr"] = self.recipe.optimiser.lr * group["lr_scale"] * factor
         return self.recipe.optimiser.lr * factor
 
-    def _group_loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def _piece_loss(self, batch: Batch, progress: Progress, *, last: bool) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            return self.method(batch, progress)
+            return self.parallel(batch, progress, last=last)
 
     def _optimise(self, groups: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
-        """One optimiser step: gradients averaged over groups; returns the mean of every loss term."""
+        """One optimiser step: gradients averaged over groups; returns the mean of every loss term over
+        the groups of this process."""
         self.optimiser.zero_grad(set_to_none=True)
+        self.statistics.before()
         mean: dict[str, Tensor] = {}
-        for number, group in enumerate(groups):
+        for number, group in zip(self.groups, groups, strict=True):
             torch.manual_seed(step_seed(self.seed, self.step, number))
             batch = group.to(self.device)
-            for piece in _pieces(batch, self.recipe.accumulate):
+            pieces = list(_pieces(batch, self.recipe.accumulate))
+            for piece in pieces:
                 share = len(piece) / len(batch) / len(groups)
-                terms = self._group_loss(piece, progress)
+                last = number == self.groups[-1] and piece is pieces[-1]
+                terms = self._piece_loss(piece, progress, last=last)
                 loss = torch.stack([t.float().sum() for t in terms.values()]).sum() * share
                 self.scaler.scale(loss).backward()
                 for name, term in terms.items():
                     mean[name] = mean.get(name, 0.0) + term.detach().float().sum() * share
+        self.statistics.after()
         if self.recipe.optimiser.clip_norm is not None:
             self.scaler.unscale_(self.optimiser)
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optimiser.clip_norm)
@@ -289,12 +316,20 @@ class Trainer:
             NonFiniteLossError: a term is NaN or infinite; nothing is written after the step before it.
         """
         self.resume()
-        history = History(self.folder / "history.csv", self.step)
-        sampler = StepSampler(len(self.data), self.recipe.batch.size, self.total, self.seed, self.step)
+        history = History(self.folder / "history.csv", self.step) if distributed.first() else None
+        per_group = self.recipe.batch.per_group
+        sampler = StepSampler(
+            len(self.data),
+            self.recipe.batch.size,
+            self.total,
+            self.seed,
+            self.step,
+            slots=range(self.groups[0] * per_group, (self.groups[-1] + 1) * per_group),
+        )
         loader = training_loader(
             self.data,
             sampler,
-            self.recipe.batch.groups,
+            len(self.groups),
             workers=self.workers,
             pin=self.device.type == "cuda",
         )
@@ -318,7 +353,8 @@ class Trainer:
                 now = time.monotonic()
                 rate = (self.step - logged) / max(now - since, 1e-9)
                 row = {name: value / (self.step - logged) for name, value in sums.items()}
-                history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
+                if history is not None:
+                    history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
                 miou = self._select()
                 if now - saved > self.checkpoint_seconds or miou is not None:
                     self.save()
@@ -341,7 +377,8 @@ class Trainer:
         if miou > self.best.miou:
             self.best = Best(miou, self.step)
             state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
-            write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
+            if distributed.first():
+                write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou
 
 
@@ -356,17 +393,23 @@ def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
 
 
 def _checked(pending: deque[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
-    """Sum the pending terms after making sure that they are finite; empties ``pending``."""
+    """Sum the pending terms, averaged over processes, after making sure that they are finite; empties
+    ``pending``."""
     sums: dict[str, float] = {}
-    while pending:
-        step, ids, terms = pending.popleft()
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        for name, value in values.items():
+    own = [torch.stack(list(terms.values())) for _, _, terms in pending]
+    everyone = distributed.averaged(torch.cat(own)).tolist()
+    values = iter(everyone)
+    for (step, ids, terms), here in zip(pending, own, strict=True):
+        for name in terms:
+            value = next(values)
             if not math.isfinite(value):
+                mine = ids if not bool(here.isfinite().all()) else []
+                found = [i for part in distributed.collected(mine) for i in part]
                 raise NonFiniteLossError(
                     f"loss term {name!r} is {value} at step {step}",
-                    where="images " + ", ".join(ids[:16]) + (", ..." if len(ids) > 16 else ""),
+                    where="images " + ", ".join(found[:16]) + (", ..." if len(found) > 16 else ""),
                     remedy="lower optimiser.lr, set optimiser.clip_norm, or switch amp off",
                 )
             sums[name] = sums.get(name, 0.0) + value
+    pending.clear()
     return sums

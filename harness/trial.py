@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import evaluation
+from harness import distributed, evaluation
 from harness.data import own
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.images import save_index
@@ -66,6 +66,8 @@ class Options:
         threads: threads of a trial's arithmetic on the CPU (another number may change the last bit).
         checkpoint_seconds: least time between two checkpoints.
         save_predictions: keep palette PNGs of evaluated pictures in the record.
+        processes: that share the groups of one trial; 0 for one process for each group of its recipe
+            (another number may change the last bits).
     """
 
     results: Path = Path("results")
@@ -76,6 +78,7 @@ class Options:
     threads: int = 1
     checkpoint_seconds: float = 60.0
     save_predictions: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Prepared:
         """Pixels that the trial trains on: the longest trials have most."""
         recipe = self.resolved.recipe
         return float(self.steps * recipe.batch.size * recipe.crop_size[0] * recipe.crop_size[1])
+
+    @property
+    def processes(self) -> int:
+        """Processes that share this trial's groups."""
+        return self.options.processes or self.resolved.recipe.batch.groups
 
     @property
     def store(self) -> Store:
@@ -254,6 +262,8 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
     device = choose_device(options.device)
+    processes = options.processes or recipe.batch.groups
+    distributed.check_groups(recipe, processes, device if processes > 1 else None)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]
     if recipe.selection is not None:

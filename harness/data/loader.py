@@ -42,13 +42,17 @@ class StepSampler(Sampler[list[Slot]]):
         total: steps of the run.
         seed: seed of the run.
         start: first step to yield.
+        slots: which samples of each step to yield; all by default.
 
     Raises:
         UserError: the split has fewer pictures than one step needs.
     """
 
-    def __init__(self, length: int, size: int, total: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self, length: int, size: int, total: int, seed: int, start: int = 0, slots: range | None = None
+    ) -> None:
         self.length, self.size, self.total, self.seed, self.start = length, size, total, seed, start
+        self.slots = range(size) if slots is None else slots
         if length < size:
             raise UserError(
                 f"one step takes {size} pictures, the training split has {length}",
@@ -71,7 +75,7 @@ class StepSampler(Sampler[list[Slot]]):
                 epoch = step // self.steps_per_epoch
                 order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.length)
             first = step % self.steps_per_epoch * self.size
-            yield [(step, slot, int(order[first + slot])) for slot in range(self.size)]
+            yield [(step, slot, int(order[first + slot])) for slot in self.slots]
 
 
 class TrainingSet(TorchDataset):

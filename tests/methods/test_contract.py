@@ -7,65 +7,12 @@ import dataclasses
 import optuna
 import pytest
 import torch
+from small_methods import SIDE, build, make_batch, mini_recipes
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
-from harness.evaluation import normalise
+from harness.batch import Progress
 from harness.recipes import recipe_names, resolve
-from harness.registry import DATASETS, METHODS
+from harness.registry import METHODS
 from harness.schema import fields, load
-from methods.base import Build
-
-SIDE = 48
-
-
-def mini_recipes() -> list[str]:
-    """One miniature recipe for each method and supervision."""
-    return [n for n in recipe_names() if "/mini-" in n]
-
-
-def build(name: str, seed: int = 0):
-    recipe = resolve(name).recipe
-    info = DATASETS.get(recipe.dataset).info
-    torch.manual_seed(seed)
-    config = resolve(name).config
-    return METHODS.get(recipe.method)(
-        config, Build(info, recipe.supervision, (SIDE, SIDE), recipe.backbone, "none")
-    )
-
-
-def make_batch(method, supervision: str, size: int = 3) -> Batch:
-    """Pictures of two coloured halves with the labels that a supervision kind allows."""
-    generator = torch.Generator().manual_seed(7)
-    raw = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
-    raw[:, 0, :, SIDE // 2 :] //= 4
-    classes = method.build.num_classes
-    truth = torch.zeros(size, SIDE, SIDE, dtype=torch.long)
-    for i in range(size):
-        truth[i, :, SIDE // 2 :] = 1 + i % (classes - 1)
-    tags = torch.zeros(size, classes)
-    tags[torch.arange(size), 1 + torch.arange(size) % (classes - 1)] = 1
-    labels = truth.clone()
-    if supervision in ("scribble", "point", "block"):
-        labels[:] = UNLABELLED
-        labels[:, 10:14, 5:-5] = truth[:, 10:14, 5:-5]
-        tags[:, 0] = 1
-    elif supervision == "box":
-        labels[:, 4:-4, SIDE // 2 :] = UNLABELLED
-        tags[:, 0] = 1
-    elif supervision == "image" and "image" not in method.needs_labels_from:
-        labels[:] = UNLABELLED
-    labels[:, -3:] = IGNORE
-    valid = labels != IGNORE
-    views = {}
-    for name, spec in method.views().items():
-        side = round(SIDE * spec.scale)
-        colours = torch.nn.functional.interpolate(raw.float(), (side, side)).to(torch.uint8)
-        inside = torch.nn.functional.interpolate(valid[:, None].float(), (side, side))[:, 0] > 0
-        if spec.flip:
-            colours, inside = colours.flip(-1), inside.flip(-1)
-        views[name] = View(normalise(colours), colours, inside)
-    ids = [str(i) for i in range(size)]
-    return Batch(normalise(raw), labels, tags, ids, raw, valid, views)
 
 
 def test_every_method_has_a_miniature_recipe_for_every_supervision_it_accepts():
