@@ -11,6 +11,8 @@ import click
 
 import harness
 from harness.errors import UserError, nearest
+from harness.files import refusal
+from harness.interruption import Terminated
 from harness.registry import COMMANDS
 
 #: Own verbs: (module, attribute, one-line help). The module is imported when the verb is used.
@@ -81,7 +83,8 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: 0 done, 1 some trials failed, 2 a mistake the user can mend, 130 interrupted."""
+    """Entry point: 0 done, 1 some trials failed, 2 a mistake the user can mend, 130 interrupted, 143
+    terminated (SIGTERM)."""
     sys.exit(invoke(cli, arguments))
 
 
@@ -102,9 +105,16 @@ def guarded(work: Callable[[], Any]) -> int:
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: the same command goes on where this one stopped", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        text = "terminated" if terminated else "interrupted"
+        click.echo(f"{text}: the same command goes on where this one stopped", err=True)
+        return 143 if terminated else 130
+    except OSError as error:
+        if (clear := refusal(error)) is None:
+            raise
+        click.echo(f"error: {clear}", err=True)
+        return 2
     return result if isinstance(result, int) else 0
 
 

@@ -6,6 +6,7 @@ trial whose worker dies is started again and goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -13,21 +14,27 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from harness import faults, interruption
+from harness.apart import run_apart
 from harness.errors import UserError
 from harness.live import Display
+from harness.locks import Elsewhere, is_free
 from harness.recipes import expand
-from harness.running import run
+from harness.running import record_failure, run
 from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
 
 #: Seconds between two reports of a running trial.
 REPORT_SECONDS = 1.0
+#: Seconds between two looks at trials that another driver runs.
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,20 @@ class Resources:
             of memory).
         max_concurrent: most trials at a time; as many as fit by default.
         address: a running Ray cluster to join; a local Ray starts without it.
-        retries: how often a trial whose worker died is started again.
+        retries: how often a trial whose worker died, or met a transient fault, is started again.
     """
 
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent: int | None = None
     address: str | None = None
-    retries: int = 3
+    retries: int = faults.RETRIES
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: ``finished``, ``kept`` (it was finished before) or ``failed``."""
+    """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
+    ``busy`` while another process runs it."""
 
     trial: Trial
     status: str
@@ -100,64 +108,165 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     quiet = not sys.stderr.isatty()
     for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
         inspect(trial, options)
-    outcomes: list[Outcome] = []
     with ExitStack() as session:
-        for number, wave in enumerate(ordered):
-            prepared = []
-            for trial in wave:
-                try:
-                    prepared.append(prepare(trial, options))
-                except UserError as error:
-                    if number == 0:
-                        raise
-                    outcomes.append(Outcome(trial, "failed", str(error)))
-                    tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
-            if resources is None or all(p.done for p in prepared):
-                outcomes += run_local(prepared)
+        session.enter_context(interruption.handled())
+        return _Rounds([t for wave in ordered for t in wave], options, resources, session).run()
+
+
+class _Rounds:
+    """Runs what can run, again and again, until every trial has ended.
+
+    A trial has to wait where it trains on the labels of another one, and where another driver runs it.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], options: Options, resources: Resources | None, session: ExitStack
+    ) -> None:
+        self.open, self.options, self.resources, self.session = list(trials), options, resources, session
+        self.ended: dict[Trial, Outcome] = {}
+        self.prepared: dict[Trial, Prepared] = {}
+        #: Trials that another driver runs, and when the record they had was written.
+        self.busy: dict[Trial, str | None] = {}
+
+    def run(self) -> list[Outcome]:
+        """Outcomes in the order of ending."""
+        first, said = True, False
+        while self.open:
+            ready = self._ready(strict=first)
+            first = False
+            for outcome in self._run(ready) if ready else []:
+                if outcome.status == "busy":
+                    self.busy[outcome.trial] = _ended(self.prepared[outcome.trial])
+                else:
+                    self._end(outcome)
+            if not ready and self.open:
+                if not said:
+                    tqdm.write(f"waiting for {len(self.busy)} trial(s) that run elsewhere", file=sys.stderr)
+                said = True
+                time.sleep(POLL_SECONDS)
+        return list(self.ended.values())
+
+    def _end(self, outcome: Outcome) -> None:
+        self.ended[outcome.trial] = outcome
+        self.open.remove(outcome.trial)
+
+    def _ready(self, strict: bool) -> list[Prepared]:
+        """Trials that can run now; a mistake found before any has run is raised."""
+        found = []
+        for trial in [t for t in self.open if (s := source_of(t)) is None or s in self.ended]:
+            try:
+                if trial not in self.prepared:
+                    self.prepared[trial] = prepare(trial, self.options)
+            except UserError as error:
+                if strict:
+                    raise
+                self._end(Outcome(trial, "failed", str(error)))
+                tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
                 continue
-            if start_ray(resources):  # once, for all waves
-                session.callback(_stop_ray)
-            outcomes += run_ray(prepared, resources)
-    return outcomes
+            one = self.prepared[trial]
+            if trial in self.busy:
+                if not one.done and not is_free(one.folder):
+                    continue
+                before, record = self.busy.pop(trial), one.record
+                if _ended(one) != before and record is not None and not record.finished:
+                    self._end(Outcome(trial, "failed", record.data["reason"]))
+                    tqdm.write(f"failed   {trial} elsewhere", file=sys.stderr)
+                    continue
+            found.append(one)
+        return found
+
+    def _run(self, ready: list[Prepared]) -> list[Outcome]:
+        if self.resources is None or all(p.done for p in ready):
+            return run_local(ready)
+        if start_ray(self.resources):  # once, for all rounds
+            self.session.callback(_stop_ray)
+        interruption.install()  # Ray has taken SIGTERM
+        return run_ray(ready, self.resources)
 
 
-def guarded(prepared: Prepared, work: Callable[[], Any]) -> Outcome | None:
-    """Run a piece of a trial; an error becomes a failed outcome, recorded in the trial's folder."""
+def _ended(prepared: Prepared) -> str | None:
+    """When the record of a trial was written."""
+    record = prepared.record
+    return None if record is None else record.data.get("ended")
+
+
+def guarded(prepared: Prepared, work: Callable[[], Any], *, again: bool = False) -> Outcome | None:
+    """Run a piece of a trial; an error becomes an outcome, and a failure is recorded.
+
+    Args:
+        prepared: the trial.
+        work: what to do.
+        again: the caller can start the trial once more, so a transient fault is left to it.
+
+    Raises:
+        Exception: a transient fault, where ``again`` is true.
+    """
     try:
         work()
-    except UserError as error:
-        return Outcome(prepared.trial, "failed", str(error))
+        return None
+    except Elsewhere as found:
+        return Outcome(prepared.trial, found.status, str(found))
     except Exception as error:
-        file = prepared.folder / "error.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(traceback.format_exc(), encoding="utf-8")
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Outcome(prepared.trial, "failed", f"{type(error).__name__}: {first}\n  where:  {file}")
-    return None
+        if again and faults.transient(error):
+            raise
+        reason = record_error(prepared, error)
+    gc.collect()  # the frames of the error may have kept tensors alive
+    if prepared.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Outcome(prepared.trial, "failed", reason)
 
 
-def run_local(prepared: Sequence[Prepared]) -> list[Outcome]:
-    """All trials, one after another, in this process."""
+def record_error(prepared: Prepared, error: Exception, trace: str | None = None) -> str:
+    """Record that an error ended a trial; returns what a user should know.
+
+    Args:
+        prepared: the trial.
+        error: what happened.
+        trace: for ``error.txt``; that of the error by default.
+    """
+    clear = faults.explained(error, prepared.resolved.recipe)
+    if trace is None:
+        trace = "" if clear is error else "".join(traceback.format_exception(error))
+    return record_failure(prepared, str(clear or faults.first_line(error)), trace)
+
+
+def run_local(prepared: Sequence[Prepared], retries: int = faults.RETRIES) -> list[Outcome]:
+    """All trials, one after another, in this process.
+
+    Should this process lose its GPU, the others run in processes of their own.
+    """
     display = Display(prepared)
     outcomes = []
+    here = True
     try:
         for one in prepared:
-            if one.done:
-                outcome = Outcome(one.trial, "kept")
-            else:
-                clock = time.monotonic()
-
-                def work(one: Prepared = one) -> None:
-                    for status in run(one):
-                        display.update(one.trial, status)
-
-                failed = guarded(one, work)
-                outcome = failed or Outcome(one.trial, "finished", seconds=time.monotonic() - clock)
+            clock, outcome = time.monotonic(), Outcome(one.trial, "kept") if one.done else None
+            for left in range(retries, -1, -1):
+                if outcome is not None:
+                    break
+                try:
+                    outcome = _attempt(one, display, here=here, again=left > 0)
+                except Exception as fault:
+                    here = here and not faults.poisons(fault)
+                    display.say(f"again    {one.trial}: {faults.first_line(fault)}")
+            assert outcome is not None
+            if outcome.status == "finished":
+                outcome = replace(outcome, seconds=time.monotonic() - clock)
             display.end(one, outcome)
             outcomes.append(outcome)
     finally:
         display.close()
     return outcomes
+
+
+def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Outcome:
+    """Run a trial in this process or one of its own; a transient fault is raised where ``again``."""
+
+    def work() -> None:
+        for status in run(one) if here else run_apart(one):
+            display.update(one.trial, status)
+
+    return guarded(one, work, again=again) or Outcome(one.trial, "finished")
 
 
 # --- Ray ---------------------------------------------------------------------------------------------
@@ -184,7 +293,7 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
     finally:
         display.close()
     if any(p.trial not in outcomes for p in prepared):
-        raise KeyboardInterrupt  # Tune swallows Ctrl-C and returns what has ended so far
+        raise interruption.error()  # Tune swallows Ctrl-C and returns what has ended so far
     return [outcomes[p.trial] for p in prepared]
 
 

@@ -51,23 +51,74 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
         Path(name).replace(path)
-    except OSError as error:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
         _name(error, path)
         raise
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file; errors as in :func:`named`."""
+    with named(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def sync(path: Path) -> None:
+    """Bring what was appended to a file to the disk; nothing where there is no such file."""
+    if path.exists():
+        with named(path), path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say what a user can do where the system refuses to write to ``path``.
+
+    Raises:
+        UserError: the disk is full, a limit is reached, or the place may not be written to. Other errors
+            pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        _name(error, path)
         raise
 
 
-def _name(error: OSError, path: Path) -> None:
-    """Raise a line that a user can act on for a full or locked disk; other errors are left alone."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "make room and run the same command again: what is written already is kept"
-        raise UserError("the disk is full", where=path, remedy=remedy) from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "change its permissions, or use a copy"
-        raise UserError("this folder may not be written to", where=path.parent, remedy=remedy) from error
+def refusal(error: BaseException, path: Path | None = None) -> UserError | None:
+    """The line that a user can act on for a full or locked disk; None for any other error.
+
+    Args:
+        error: what was raised; an error of the system that led to it counts too (``torch.save`` raises
+            one of its own on top).
+        path: the file that was being written; without it, only a lack of room is recognised.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        if isinstance(found, OSError) and found.errno in _REFUSALS:
+            if path is None and found.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                return None  # it may have been read
+            problem, remedy = _REFUSALS[found.errno]
+            return UserError(problem, where=path or found.filename, remedy=remedy)
+        found = found.__cause__ or found.__context__
+    return None
+
+
+_ROOM = "make room and run the same command again: what is written already is kept"
+_RIGHTS = "change its permissions, or use a copy"
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _ROOM),
+    errno.EFBIG: ("the file would be larger than this system allows (ulimit -f)", "raise the limit"),
+    errno.EACCES: ("this place may not be written to", _RIGHTS),
+    errno.EPERM: ("this place may not be written to", _RIGHTS),
+    errno.EROFS: ("this place may not be written to", _RIGHTS),
+}
+
+
+def _name(error: BaseException, path: Path) -> None:
+    if isinstance(error, Exception) and (clear := refusal(error, path)) is not None:
+        raise clear from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -357,6 +357,10 @@ class Display:
         """A running trial has come to a state."""
         self.board.update(trial, status)
 
+    def say(self, line: str) -> None:
+        """Something that happened to a trial that goes on."""
+        self.board.write(line, "yellow")
+
     def end(self, prepared: Prepared, outcome: Outcome) -> None:
         """A trial has ended."""
         trial, record = prepared.trial, prepared.record

@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from harness import interruption
 from harness.errors import UserError
-from harness.execution import REPORT_SECONDS, Outcome, Resources, guarded
+from harness.execution import REPORT_SECONDS, Outcome, Resources, guarded, record_error
+from harness.faults import TransientFault
 from harness.live import Display
-from harness.running import run
+from harness.running import record_failure, run
 from harness.training import Status
 from harness.trial import Options, Prepared, Trial, prepare
 
@@ -24,11 +27,12 @@ class Steps:
         self.prepared = prepare(trial, options)
         self.work: Iterator = run(self.prepared)
         self.status, self.clock = Status(0, self.prepared.steps, 0.0), time.monotonic()
+        self.begun = False
 
     def piece(self) -> dict[str, Any]:
         """Go on for a while; the last piece says ``done``."""
         until = time.monotonic() + REPORT_SECONDS
-        ended = False
+        ended, self.begun = False, True
 
         def work() -> None:
             nonlocal ended
@@ -38,12 +42,29 @@ class Steps:
                     return
             ended = True
 
-        failed = guarded(self.prepared, work)
-        result: dict[str, Any] = {"status": self.status, "done": ended or failed is not None}
-        result["wall"] = time.monotonic() - self.clock
-        if failed is not None:
-            result["failed"] = failed.reason
-        return result
+        # A transient fault ends this process: Tune starts the trial again in a new one.
+        other = guarded(self.prepared, work, again=True)
+        ended = ended or other is not None
+        self.begun = not ended
+        return _report(self.status, ended, time.monotonic() - self.clock, other)
+
+    def leave(self) -> None:
+        """Let a trial that stands between two pieces write a checkpoint."""
+        if not self.begun:
+            return
+        interruption.note()
+        try:
+            next(self.work, None)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            interruption.forget()
+
+
+def _report(status: Status | None, done: bool, wall: float, other: Outcome | None = None) -> dict[str, Any]:
+    """What a worker tells the driver; ``other`` is an outcome that is not ``finished``."""
+    ended = None if other is None else (other.status, other.reason)
+    return {"status": status, "done": done, "wall": wall, "other": ended}
 
 
 class Actor(tune.Trainable):
@@ -65,8 +86,13 @@ class Actor(tune.Trainable):
             try:
                 self.steps = Steps(self.job["trial"], self.job["options"])
             except UserError as error:  # the data changed since the driver looked
-                return {"status": None, "done": True, "wall": 0.0, "failed": str(error)}
+                return _report(None, True, 0.0, Outcome(self.job["trial"], "failed", str(error)))
         return self.steps.piece()
+
+    def cleanup(self) -> None:
+        """The run is interrupted, or there is no other trial to take."""
+        if self.steps is not None:
+            self.steps.leave()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: trials write their own."""
@@ -103,18 +129,45 @@ class Watch(tune.Callback):
             return
         index = trial.config["job"]["index"]
         own = self.prepared[index].trial
-        if result.get("failed"):
-            self._end(index, Outcome(own, "failed", result["failed"]))
+        if result["other"] is not None:
+            status, reason = result["other"]
+            if status == "failed" and self.prepared[index].record is None:  # the worker could not prepare it
+                reason = record_failure(self.prepared[index], reason)
+            self._end(index, Outcome(own, status, reason))
         elif result["done"]:
             self._end(index, Outcome(own, "finished", seconds=result["wall"]))
         else:
             self.display.update(own, result["status"])
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial that is started again."""
+        own = self.prepared[trial.config["job"]["index"]].trial
+        self.display.say(f"again    {own}: {_last_words(trial)}")
+
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial whose worker died too often."""
+        """A trial whose worker died too often; nobody else can record it."""
         index = trial.config["job"]["index"]
-        reason = f"its worker died {self.retries + 1} times (out of memory?)\n  where:  {trial.error_file}"
+        fault = TransientFault(f"given up after {self.retries + 1} attempts: {_last_words(trial)}")
+        reason = record_error(self.prepared[index], fault, _errors(trial))
         self._end(index, Outcome(self.prepared[index].trial, "failed", reason))
+
+
+def _errors(trial: Any) -> str:
+    """What Tune has noted about the deaths of a trial's workers."""
+    try:
+        return Path(trial.error_file).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        return "its worker died"
+
+
+def _last_words(trial: Any) -> str:
+    """The last death in one line."""
+    last = _errors(trial).rpartition("Failure # ")[2]
+    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
+    if any("Traceback" in line for line in lines):  # an error of the trial's, in its last line
+        return lines[-1].removeprefix("harness.faults.")
+    memory = [line for line in lines[1:] if "memory" in line.lower()]
+    return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
 
 
 def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:

@@ -5,27 +5,33 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from harness import distributed, evaluation, provenance
+from harness import distributed, evaluation, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
-from harness.files import sha256_of
+from harness.files import sha256_of, whole_file
+from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method, load_weights
 from harness.recipes import EvaluationSpec
 from harness.records import EvaluationRecord, PerImage, Store
+from harness.registry import METHODS
 from harness.schema import dump
 from harness.training import Status, Trainer
 from harness.trial import Prepared
 
 if TYPE_CHECKING:
     from methods.base import Method
+
+#: Trace of a failure, in the trial's folder.
+ERROR = "error.txt"
 
 
 def _now() -> str:
@@ -35,24 +41,69 @@ def _now() -> str:
 def run(prepared: Prepared) -> Iterator[Status]:
     """Train, evaluate, record; yields wherever progress can be shown.
 
-    What is on disk already is not done again. A trial that cannot go on is recorded as failed with
-    the reason, and the error is raised.
+    What is on disk already is not done again. The trial's folder is locked meanwhile.
+
+    Raises:
+        Elsewhere: another process runs the trial, or has finished it just now.
     """
-    if prepared.done:
+    if distributed.from_first(prepared.done):
         return
-    trial, recipe = prepared.trial, prepared.resolved.recipe
+    with ExitStack() as stack:
+        other: Elsewhere | None = None
+        if distributed.first():  # one lock for all processes of the trial
+            try:
+                stack.enter_context(trial_lock(prepared.folder))
+                other = Elsewhere("kept", "finished elsewhere") if prepared.done else None
+            except Elsewhere as found:
+                other = found
+        other = distributed.from_first(other)
+        if other is not None:
+            raise other
+        yield from _run(prepared)
+
+
+def _run(prepared: Prepared) -> Iterator[Status]:
     if prepared.device.type == "cpu":
         torch.set_num_threads(prepared.options.threads)
-    prepared.folder.mkdir(parents=True, exist_ok=True)
     provenance.reset_peak_memory(prepared.device)
     started, clock = _now(), time.monotonic()
     record = prepared.record
     trained = distributed.from_first(record is not None and record.finished)
-    method = build_method(prepared.resolved, prepared.device, trial.seed)
-    common = {
+    method = build_method(prepared.resolved, prepared.device, prepared.trial.seed)
+    training: dict[str, Any] = {}
+    if not trained:
+        training = yield from _train(prepared, method)
+    for specs in _passes(distributed.from_first(prepared.missing_evaluations())):
+        yield from evaluate_into_record(prepared, method, *specs)
+    if not distributed.first():
+        return
+    (prepared.folder / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+    if trained:
+        return  # evaluations were added to an old record, which stays as it is
+    checkpoint = prepared.folder / "checkpoint" / "last.pt"
+    Store.write_record(
+        prepared.folder,
+        _common(prepared)
+        | training
+        | {
+            "status": "finished",
+            "started": started,
+            "parameters": sum(p.numel() for p in method.parameters()),
+            "ended": _now(),
+            "seconds": time.monotonic() - clock,
+            "peak_memory_mib": provenance.peak_memory_mib(prepared.device),
+            "checkpoint": {"file": "checkpoint/last.pt", "sha256": sha256_of(checkpoint)},
+        },
+    )
+
+
+def _common(prepared: Prepared) -> dict[str, Any]:
+    """What finished and failed records have in common."""
+    trial, recipe = prepared.trial, prepared.resolved.recipe
+    return {
         "name": trial.name,
         "method": recipe.method,
-        "title": type(method).title,
+        "title": METHODS.get(recipe.method).title,
         "recipe": prepared.resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
         "overrides": dump(dict(trial.overrides)),
         "seed": trial.seed,
@@ -61,35 +112,34 @@ def run(prepared: Prepared) -> Iterator[Status]:
         "environment": provenance.environment(),
         "hardware": provenance.hardware(prepared.device) | {"processes": distributed.world_size()},
         **prepared.facts,
-        "parameters": sum(p.numel() for p in method.parameters()),
-        "started": started,
     }
-    training: dict[str, Any] = {}
+
+
+def record_failure(prepared: Prepared, reason: str, trace: str = "") -> str:
+    """Write a failed trial's record, unless it has a finished one, and its trace beside it.
+
+    Args:
+        prepared: the trial.
+        reason: why it failed.
+        trace: where in the code; nothing for errors that a user can mend.
+
+    Returns:
+        The reason, completed by the place of the trace, or by why there is no record.
+    """
     try:
-        if not trained:
-            training = yield from _train(prepared, method)
-        for specs in _passes(distributed.from_first(prepared.missing_evaluations())):
-            yield from evaluate_into_record(prepared, method, *specs)
-    except UserError as error:
-        if distributed.first() and not trained:
-            reason = {"status": "failed", "reason": str(error), "ended": _now()}
-            Store.write_record(prepared.folder, common | reason)
-        raise
-    if not distributed.first() or trained:
-        return  # evaluations were added to an old record, which stays as it is
-    checkpoint = prepared.folder / "checkpoint" / "last.pt"
-    Store.write_record(
-        prepared.folder,
-        common
-        | training
-        | {
-            "status": "finished",
-            "ended": _now(),
-            "seconds": time.monotonic() - clock,
-            "peak_memory_mib": provenance.peak_memory_mib(prepared.device),
-            "checkpoint": {"file": "checkpoint/last.pt", "sha256": sha256_of(checkpoint)},
-        },
-    )
+        if trace:
+            file = prepared.folder / ERROR
+            with whole_file(file) as stream:
+                stream.write(trace)
+            reason += f"\n  trace:  {file}"
+        record = prepared.record
+        if record is None or not record.finished:
+            failed = {"status": "failed", "reason": reason, "ended": _now()}
+            Store.write_record(prepared.folder, _common(prepared) | failed)
+    except (UserError, OSError) as error:
+        problem = error.problem if isinstance(error, UserError) else str(error)
+        reason += f"\n  (not recorded: {problem})"
+    return reason
 
 
 def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[str, Any]]:
@@ -131,7 +181,8 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         validate=validate,
     )
     clock = time.monotonic()
-    yield from trainer.run()
+    with interruption.at_boundaries():
+        yield from trainer.run()
     seconds = time.monotonic() - clock
     fresh = trainer.total - trainer.resumed_at
     return {
@@ -234,6 +285,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         done += len(chunk)
         names = ", ".join(spec.name for spec in specs)
         yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {names}")
+        interruption.stop_if_noted()
     counts = {output: score.whole(ids) for output, score in scores.items()}
     if not distributed.first():
         return

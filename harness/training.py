@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness import distributed
+from harness import distributed, interruption
 from harness.batch import Batch, Progress
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
-from harness.files import whole_file, write_with
+from harness.files import append, sync, whole_file, write_with
 from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
 from harness.schema import digest
 
@@ -112,8 +112,7 @@ class History:
         assert self.columns is not None
         line = io.StringIO()
         csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line.getvalue())
+        append(self.path, line.getvalue())
 
     def _widen(self, names: list[str]) -> None:
         old = list(csv.DictReader(self.path.open(encoding="utf-8"))) if self.columns else []
@@ -218,6 +217,9 @@ class Trainer:
         self.best = Best()
         #: Steps that a resumed run did not repeat.
         self.resumed_at = 0
+        #: Sums of the loss terms since the last row of the history, and the step of that row.
+        self.sums: dict[str, float] = {}
+        self.logged = 0
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -235,6 +237,8 @@ class Trainer:
             state["optimiser"] = self.optimiser.state_dict()
             state["scaler"] = self.scaler.state_dict()
             state["best"] = [self.best.miou, self.best.step]
+            state["row"] = [self.sums, self.logged]
+        sync(self.folder / "history.csv")  # its rows up to here are not written again
         write_with(self.checkpoint, lambda f: torch.save(state, f))
 
     def resume(self) -> None:
@@ -248,6 +252,7 @@ class Trainer:
                 self.optimiser.load_state_dict(state["optimiser"])
                 self.scaler.load_state_dict(state["scaler"])
                 self.best = Best(*state["best"])
+                self.sums, self.logged = state.get("row", [{}, state["step"]])
         except (RuntimeError, KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         self.step = self.resumed_at = state["step"]
@@ -335,9 +340,10 @@ class Trainer:
         )
         pending: deque[tuple[int, list[str], dict[str, Tensor]]] = deque()
         every = self.log_every if self.device.type == "cuda" else 1  # reading a loss waits for the device
-        sums: dict[str, float] = {}
         since = saved = time.monotonic()
-        logged = self.step
+        first = self.step
+        if not self.sums:
+            self.logged = self.step
         self.method.train()
         for groups in loader:
             progress = Progress(self.step, self.total, self.steps_per_epoch)
@@ -347,20 +353,25 @@ class Trainer:
             self.step += 1
             at_row = self.step % self.log_every == 0 or self.step == self.total
             if self.step % every == 0 or at_row:
-                for name, value in _checked(pending).items():
-                    sums[name] = sums.get(name, 0.0) + value
+                _check(pending, self.sums)
             if at_row:
                 now = time.monotonic()
-                rate = (self.step - logged) / max(now - since, 1e-9)
-                row = {name: value / (self.step - logged) for name, value in sums.items()}
+                rate = (self.step - max(self.logged, first)) / max(now - since, 1e-9)
+                row = {name: value / (self.step - self.logged) for name, value in self.sums.items()}
+                self.sums, self.logged = {}, self.step
                 if history is not None:
                     history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
                 miou = self._select()
                 if now - saved > self.checkpoint_seconds or miou is not None:
                     self.save()
                     saved = time.monotonic()
-                since, logged, sums = time.monotonic(), self.step, {}
+                since = time.monotonic()
                 yield Status(self.step, self.total, rate, row, lr=lr, miou=miou)
+            # Between rows the terms of other processes are not known here.
+            if interruption.noted() and (at_row or distributed.world_size() == 1):
+                _check(pending, self.sums)
+                self.save()
+                raise interruption.error()
         self.save(final=True)
 
     def _select(self) -> float | None:
@@ -392,10 +403,11 @@ def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
         yield batch.rows(rows)
 
 
-def _checked(pending: deque[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
-    """Sum the pending terms, averaged over processes, after making sure that they are finite; empties
-    ``pending``."""
-    sums: dict[str, float] = {}
+def _check(pending: deque[tuple[int, list[str], dict[str, Tensor]]], sums: dict[str, float]) -> None:
+    """Add the pending terms, averaged over processes, to ``sums`` after making sure that they are finite;
+    empties ``pending``."""
+    if not pending:
+        return
     own = [torch.stack(list(terms.values())) for _, _, terms in pending]
     everyone = distributed.averaged(torch.cat(own)).tolist()
     values = iter(everyone)
@@ -412,4 +424,3 @@ def _checked(pending: deque[tuple[int, list[str], dict[str, Tensor]]]) -> dict[s
                 )
             sums[name] = sums.get(name, 0.0) + value
     pending.clear()
-    return sums

@@ -27,7 +27,8 @@ Examples:
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
 
-Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training, 130 interrupted.
+Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 Running the same command again goes on where it stopped and repeats nothing."""
 )
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")

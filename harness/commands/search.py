@@ -28,7 +28,8 @@ Examples:
   wsss search agmm/voc-point-r101 --trials 50 --data-root ~/data --gpus-per-trial 1
   wsss search agmm/mini-scribble --trials 20 --set config.spread=unit    (held fixed)
 
-Exit codes: 0 done, 1 some trials failed, 2 refused before training, 130 interrupted.
+Exit codes: 0 done, 1 some trials failed, 2 refused before training,
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 Running the same command again goes on where it stopped; a larger --trials adds trials."""
 )
 @click.argument("recipe")
