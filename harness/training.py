@@ -353,7 +353,7 @@ class Trainer:
             self.step += 1
             at_row = self.step % self.log_every == 0 or self.step == self.total
             if self.step % every == 0 or at_row:
-                _check(pending, self.sums)
+                _checked(pending, self.sums)
             if at_row:
                 now = time.monotonic()
                 rate = (self.step - max(self.logged, first)) / max(now - since, 1e-9)
@@ -369,7 +369,7 @@ class Trainer:
                 yield Status(self.step, self.total, rate, row, lr=lr, miou=miou)
             # Between rows the terms of other processes are not known here.
             if interruption.noted() and (at_row or distributed.world_size() == 1):
-                _check(pending, self.sums)
+                _checked(pending, self.sums)
                 self.save()
                 raise interruption.error()
         self.save(final=True)
@@ -403,11 +403,14 @@ def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
         yield batch.rows(rows)
 
 
-def _check(pending: deque[tuple[int, list[str], dict[str, Tensor]]], sums: dict[str, float]) -> None:
+def _checked(
+    pending: deque[tuple[int, list[str], dict[str, Tensor]]], sums: dict[str, float] | None = None
+) -> dict[str, float]:
     """Add the pending terms, averaged over processes, to ``sums`` after making sure that they are finite;
     empties ``pending``."""
+    sums = {} if sums is None else sums
     if not pending:
-        return
+        return sums
     own = [torch.stack(list(terms.values())) for _, _, terms in pending]
     everyone = distributed.averaged(torch.cat(own)).tolist()
     values = iter(everyone)
@@ -424,3 +427,4 @@ def _check(pending: deque[tuple[int, list[str], dict[str, Tensor]]], sums: dict[
                 )
             sums[name] = sums.get(name, 0.0) + value
     pending.clear()
+    return sums
