@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.live import Display
 from harness.locks import Elsewhere, is_free
 from harness.recipes import expand
+from harness.records import Store
 from harness.running import record_failure, run
 from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
 
@@ -105,10 +106,13 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
         UserError: a mistake was found before the first trial ran.
     """
     ordered = waves(trials)
+    store = Store(options.results, options.cache)
+    store.refresh(*{trial.name for wave in ordered for trial in wave})
     quiet = not sys.stderr.isatty()
     for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
         inspect(trial, options)
     with ExitStack() as session:
+        session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())
         return _Rounds([t for wave in ordered for t in wave], options, resources, session).run()
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 
@@ -51,7 +52,7 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
     Raises:
         UserError: a mistake that a run would be refused for.
     """
-    finished = [r for r in Store(options.results).records() if r.finished]
+    finished = [r for r in Store(options.results, options.cache).records() if r.finished]
     smoked = [row for row in read(options.results) if row.seconds() is not None]
     return [_one(trial, options, finished, smoked) for wave in waves(trials) for trial in wave]
 
@@ -63,13 +64,14 @@ def labels_ready(trial: Trial, options: Options) -> bool:
         return True
     if not labels_ready(source, options):
         return False
-    record = prepare(source, options).record
+    prepared = prepare(source, options)
+    record = prepared.record
     if record is None or not record.finished:
         return False
     recipe = inspect(trial, options).resolved.recipe
     output = (recipe.labels_from or "").partition(":")[2]
-    written = (record.path / "pseudo_labels").glob(f"{recipe.train_split}-{output or '*'}/complete.json")
-    return any(written)
+    written = f"pseudo_labels/{recipe.train_split}-{output or '*'}/complete.json"
+    return any(fnmatch(name, written) for name in prepared.store.sizes(record.path))
 
 
 def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
@@ -81,7 +83,7 @@ def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
     if not labels_ready(trial, options):
         return "waits", None
     prepared = prepare(trial, options)
-    there = (prepared.folder / "checkpoint" / "last.pt").exists()
+    there = "checkpoint/last.pt" in prepared.store.sizes(prepared.folder)
     return ("finished" if prepared.done else "goes on" if there else "new"), prepared
 
 
@@ -98,7 +100,8 @@ def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Seq
             steps / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
             for r in same
         )
-        size = median(_size(r.path) for r in same)
+        store = Store(options.results, options.cache)
+        size = median(sum(store.sizes(r.path).values()) / 2**20 for r in same)
         return Forecast(trial, state, steps, seconds, size, f"{len(same)} record{'s' * (len(same) > 1)}")
     rows = [row for row in smoked if row.name == trial.name]
     own = values_digest(checked.resolved)
@@ -114,11 +117,6 @@ def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Seq
         f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values"),
         max(row.checkpoint_mib - row.final_mib, 0.0),
     )
-
-
-def _size(folder: Path) -> float:
-    """MiB of all files below a folder."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
 
 
 def free_mebibytes(folder: Path) -> float:

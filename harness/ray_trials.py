@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.execution import REPORT_SECONDS, Outcome, Resources, guarded, record_error
 from harness.faults import TransientFault
 from harness.live import Display
+from harness.remote import reported
 from harness.running import record_failure, run
 from harness.training import Status
 from harness.trial import Options, Prepared, Trial, prepare
@@ -123,12 +124,19 @@ class Watch(tune.Callback):
             self.outcomes[outcome.trial] = outcome
             self.display.end(self.prepared[index], outcome)
 
+    def _look(self, index: int) -> None:
+        """See what a trial has left that may have run on another node."""
+        with reported():
+            self.prepared[index].store.pull(self.prepared[index].folder)
+
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Progress, or the last report of a trial."""
         if "status" not in result:
             return
         index = trial.config["job"]["index"]
         own = self.prepared[index].trial
+        if result["done"]:
+            self._look(index)
         if result["other"] is not None:
             status, reason = result["other"]
             if status == "failed" and self.prepared[index].record is None:  # the worker could not prepare it
@@ -147,6 +155,7 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial whose worker died too often; nobody else can record it."""
         index = trial.config["job"]["index"]
+        self._look(index)
         fault = TransientFault(f"given up after {self.retries + 1} attempts: {_last_words(trial)}")
         reason = record_error(self.prepared[index], fault, _errors(trial))
         self._end(index, Outcome(self.prepared[index].trial, "failed", reason))

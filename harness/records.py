@@ -9,7 +9,8 @@ Layout of a trial's folder, ``<root>/<method>/<recipe>/<digest>/seed-<n>/``::
     evaluations/<name>-<digest>/evaluation.json the number with everything that defines it
     record.json                                 written last: the record exists when this file does
 
-Every JSON is written last and by rename: what exists is whole.
+Every JSON is written last and by rename: what exists is whole. A store under a URI is worked on through a
+local mirror of it (:mod:`harness.remote`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
@@ -29,8 +31,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.driver_claim import only_driver
 from harness.errors import UserError
-from harness.files import read_json, write_json, write_with
+from harness.files import cache_folder, read_json, write_json, write_with
+from harness.object_store import is_uri
+from harness.remote import Mirror, for_readers, mirror_of
 
 #: Version of both JSON files. Readers accept every version ever written.
 SCHEMA = 1
@@ -214,14 +219,23 @@ def entries(place: Path) -> list[Path]:
 
 
 class Store:
-    """A folder of records.
+    """Records in a folder, or under a URI that pyarrow opens.
 
     Args:
-        root: the ``results`` folder; it may not exist yet.
+        root: the ``results`` folder, which may not exist yet, or a URI such as ``s3://bucket/prefix``.
+        cache: where the mirror of a URI lies, the user's cache folder by default.
+
+    Attributes:
+        root: the folder of records; of a URI, that of its mirror.
+        place: the folder or URI, as it may be printed.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, cache: Path | None = None) -> None:
+        self.mirror: Mirror | None = None
+        if is_uri(root):
+            self.mirror = mirror_of(str(root), cache or cache_folder())
+        self.root = Path(root) if self.mirror is None else self.mirror.root
+        self.place = str(self.mirror or self.root)
 
     def folder(self, name: str, digest: str, seed: int) -> Path:
         """Where a trial keeps its files."""
@@ -230,10 +244,13 @@ class Store:
     def get(self, folder: Path) -> Record | None:
         """The record in a trial's folder, None when it does not exist (yet)."""
         file = folder / "record.json"
+        if self.mirror is not None and file.name not in self.mirror.listed(folder):
+            return None
         return Record(folder, _checked(read_json(file), file)) if file.exists() else None
 
     def records(self, pattern: str = "*") -> Iterator[Record]:
         """All records whose recipe name matches a glob, in a fixed order."""
+        self.refresh(pattern)
         for method in entries(self.root):
             for recipe in entries(method):
                 if not fnmatch(f"{method.name}/{recipe.name}", pattern):
@@ -241,6 +258,51 @@ class Store:
                 for digest in entries(recipe):
                     found = (self.get(trial) for trial in entries(digest) if trial.name.startswith("seed-"))
                     yield from (record for record in found if record is not None)
+
+    # --- under a URI (in a folder, none of these does anything) ---------------------------------------
+
+    def refresh(self, *patterns: str) -> None:
+        """See what is there now, and bring what readers need of the records whose recipe matches a glob.
+
+        Raises:
+            UserError: the store is not there, refuses, or cannot be reached; so of all that follow.
+        """
+        if self.mirror is not None:
+            self.mirror.refresh(*patterns)
+
+    @contextmanager
+    def work(self, folder: Path) -> Iterator[None]:
+        """Hold a trial's folder to write in it: up to date in the beginning, stored in the end."""
+        with nullcontext() if self.mirror is None else self.mirror.work(folder):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Within :meth:`work`: store what is new, such as a checkpoint, while work goes on."""
+        if self.mirror is not None:
+            self.mirror.save(folder)
+
+    def pull(self, folder: Path, wanted: Callable[[str], bool] = for_readers) -> None:
+        """Bring the files of a trial whose names (relative to its folder) are wanted."""
+        if self.mirror is not None:
+            self.mirror.pull(folder, wanted)
+
+    def push(self, folder: Path) -> None:
+        """Store what is new in a trial's folder."""
+        if self.mirror is not None:
+            self.mirror.push(folder)
+
+    @contextmanager
+    def only_driver(self) -> Iterator[None]:
+        """Run trials on the store; another driver that does is refused with a UserError."""
+        with nullcontext() if self.mirror is None else only_driver(self.mirror.files):
+            yield
+
+    def sizes(self, folder: Path) -> dict[str, int]:
+        """Bytes of every file of a trial by its name relative to the folder, in the store itself."""
+        if self.mirror is not None:
+            return {name: size for name, (size, _) in self.mirror.listed(folder).items()}
+        files = (f for f in folder.rglob("*") if f.is_file())
+        return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
 
     @staticmethod
     def write_record(folder: Path, data: Mapping[str, Any]) -> Record:

@@ -49,12 +49,13 @@ def run(prepared: Prepared) -> Iterator[Status]:
     if distributed.from_first(prepared.done):
         return
     with ExitStack() as stack:
-        other: Elsewhere | None = None
+        other: Exception | None = None
         if distributed.first():  # one lock for all processes of the trial
             try:
                 stack.enter_context(trial_lock(prepared.folder))
+                stack.enter_context(prepared.store.work(prepared.folder))
                 other = Elsewhere("kept", "finished elsewhere") if prepared.done else None
-            except Elsewhere as found:
+            except (Elsewhere, UserError) as found:
                 other = found
         other = distributed.from_first(other)
         if other is not None:
@@ -136,6 +137,7 @@ def record_failure(prepared: Prepared, reason: str, trace: str = "") -> str:
         if record is None or not record.finished:
             failed = {"status": "failed", "reason": reason, "ended": _now()}
             Store.write_record(prepared.folder, _common(prepared) | failed)
+        prepared.store.push(prepared.folder)
     except (UserError, OSError) as error:
         problem = error.problem if isinstance(error, UserError) else str(error)
         reason += f"\n  (not recorded: {problem})"
@@ -179,6 +181,7 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         workers=options.workers,
         checkpoint_seconds=options.checkpoint_seconds,
         validate=validate,
+        saved=lambda: prepared.store.save(prepared.folder),
     )
     clock = time.monotonic()
     with interruption.at_boundaries():
@@ -294,6 +297,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         if score.bands is not None:  # before the JSON, which makes the evaluation exist
             score.bands.result().save(score.folder / "boundary.npz")
         write_evaluation(prepared, score.spec, counts[output], sha256, seconds)
+    prepared.store.save(prepared.folder)
 
 
 def write_evaluation(

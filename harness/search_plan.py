@@ -19,6 +19,7 @@ from optuna.distributions import (
 
 from harness.data.loader import StepSampler
 from harness.errors import UserError, nearest
+from harness.object_store import beside
 from harness.objective import HELD_OUT, Objective, choose_objective, held_out
 from harness.recipes import explain, resolve
 from harness.registry import METHODS
@@ -160,7 +161,7 @@ def plan_search(
         objective=objective,
         pictures=pictures,
         options=options,
-        folder=(out or options.results.absolute().parent / "search" / recipe / name).absolute(),
+        folder=(out or beside(options.results) / "search" / recipe / name).absolute(),
         digest=name,
         grid_points=grid_points,
     )

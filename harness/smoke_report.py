@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.files import read_json, whole_file, write_json
+from harness.object_store import beside
 from harness.recipes import Resolved
 from harness.schema import digest, dump
 from harness.training import LOG_EVERY
@@ -122,9 +123,9 @@ class Row:
         return training + saves * self.save_seconds + scoring
 
 
-def folder(results: Path) -> Path:
-    """Where the rows of a record store are kept."""
-    return results.parent / "smoke"
+def folder(results: Path | str) -> Path:
+    """Where the rows of a record store are kept: beside it, of a URI in the current folder."""
+    return beside(results) / "smoke"
 
 
 def values_digest(resolved: Resolved) -> str:
@@ -132,13 +133,13 @@ def values_digest(resolved: Resolved) -> str:
     return digest([resolved.training_values(), dump(resolved.recipe.evaluation)])
 
 
-def write(row: Row, results: Path) -> None:
+def write(row: Row, results: Path | str) -> None:
     """Keep a row; an older one of the same values goes."""
     place = folder(results) / row.name / f"{row.values or 'unread'}.json"
     write_json(place, {"schema": SCHEMA, **asdict(row)})
 
 
-def read(results: Path) -> list[Row]:
+def read(results: Path | str) -> list[Row]:
     """All rows of a record store, in a fixed order."""
     found = []
     for file in sorted(folder(results).glob("*/*/*.json")):
@@ -229,7 +230,7 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
     return [*failed, *(f"note: {note}: {', '.join(names)}" for note, names in notes.items())]
 
 
-def write_table(rows: Sequence[Row], results: Path) -> Path:
+def write_table(rows: Sequence[Row], results: Path | str) -> Path:
     """Keep the table of the last smoke run beside its rows, as Markdown."""
     file = folder(results) / "table.md"
     with whole_file(file) as stream:

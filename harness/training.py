@@ -181,6 +181,7 @@ class Trainer:
         checkpoint_seconds: least time between two checkpoints.
         validate: returns the selection mIoU of the present network, for recipes with ``[selection]``.
         log_every: steps between two rows of the history.
+        saved: called after each checkpoint.
     """
 
     def __init__(
@@ -195,7 +196,9 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         validate: Callable[[], float] | None = None,
         log_every: int = LOG_EVERY,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
+        self.saved = saved
         self.method, self.recipe, self.data, self.seed, self.folder = method, recipe, data, seed, folder
         self.workers, self.checkpoint_seconds, self.validate = workers, checkpoint_seconds, validate
         self.log_every = log_every
@@ -240,6 +243,7 @@ class Trainer:
             state["row"] = [self.sums, self.logged]
         sync(self.folder / "history.csv")  # its rows up to here are not written again
         write_with(self.checkpoint, lambda f: torch.save(state, f))
+        self.saved()
 
     def resume(self) -> None:
         """Go on from the checkpoint where there is one."""

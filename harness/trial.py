@@ -29,6 +29,7 @@ from harness.nn.weights import weights_sha256
 from harness.recipes import EvaluationSpec, Resolved, recipe_names, resolve
 from harness.records import Record, Store
 from harness.registry import DATASETS
+from harness.remote import for_work, reported
 from harness.schema import digest, dump
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Options:
     """Where and how trials run; nothing here changes a number.
 
     Attributes:
-        results: folder of the record store.
+        results: folder of the record store, or its URI (``s3://bucket/prefix``).
         data_roots: ``PATH`` (a parent of official folders) or ``NAME=PATH``, as on the command line.
         cache: generated data and prepared labels.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``.
@@ -70,7 +71,7 @@ class Options:
             (another number may change the last bits).
     """
 
-    results: Path = Path("results")
+    results: Path | str = Path("results")
     data_roots: tuple[str, ...] = ()
     cache: Path = field(default_factory=cache_folder)
     device: str = "auto"
@@ -110,7 +111,7 @@ class Prepared:
     @property
     def store(self) -> Store:
         """The record store."""
-        return Store(self.options.results)
+        return Store(self.options.results, self.options.cache)
 
     def evaluation_digest(self, spec: EvaluationSpec) -> str:
         """Over everything that defines a number of a given network."""
@@ -325,7 +326,7 @@ def prepare(
     }
     train = checked.fingerprints[recipe.train_split]
     own = checked.resolved.digest(train, fingerprint, checked.weights or "")
-    folder = Store(options.results).folder(trial.name, own, trial.seed)
+    folder = Store(options.results, options.cache).folder(trial.name, own, trial.seed)
     return Prepared(
         trial, options, checked.resolved, dataset, labels, facts, own, folder, checked.device, checked.steps
     )
@@ -365,6 +366,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
     """
     name = labels_from.partition(":")[0]
     source = prepare(Trial(name, seed), options)
+    source.store.pull(source.folder, for_work)
     if source.record is None or not source.record.finished:
         raise UserError(
             f"the pseudo labels come from {source.trial}, which is not finished",
@@ -375,6 +377,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
     load_weights(method, source.folder / "checkpoint" / "last.pt")
     output = chosen_output(method, source.device, labels_from)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
+    source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
     if not (place / "complete.json").exists():
         pairs = evaluation.predictions(
             method,
@@ -388,6 +391,8 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
         for image_id, labels, _ in pairs:
             save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
         write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
+        with reported():  # whoever does not find them makes them again
+            source.store.push(source.folder)
     return place, f"{name}:{output} {source.digest}"
 
 

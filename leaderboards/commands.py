@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, together
 
 _OUT = click.option(
     "--out",
@@ -58,7 +58,7 @@ Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing 
 @click.option(
     "--validate", "check", is_flag=True, help="Compare published cells and claims with recipes instead."
 )
-def leaderboard(results: Path, out: Path, dataset: str | None, formats: str, check: bool) -> int:
+def leaderboard(results: Path | str, out: Path, dataset: str | None, formats: str, check: bool) -> int:
     """Tables of records beside published values.
 
     One table for each data set and supervision: mean and deviation over seeds, a 95 % interval over
@@ -121,7 +121,7 @@ Exit codes: 0 done, 2 nothing to draw."""
     help="Files to write, separated by commas: png, svg, pdf.",
 )
 def plot(
-    results: Path,
+    results: Path | str,
     out: Path,
     dataset: str | None,
     kind: str,
@@ -181,7 +181,7 @@ Exit codes: 0 done, whatever the verdicts; 2 nothing to judge."""
     show_default=True,
     help="Files to write, separated by commas: md, csv.",
 )
-def claims(results: Path, out: Path, suites: tuple[str, ...], formats: str) -> None:
+def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str) -> None:
     """What the papers say, and whether the records bear it out.
 
     A claim is a comparison of two recipes on the same images. It `holds` where the 95 % interval of the
@@ -210,7 +210,7 @@ Exit codes: 0 done, 2 nothing to show."""
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
 def report(
-    results: Path,
+    results: Path | str,
     out: Path,
     dataset: str | None,
     data_roots: tuple[str, ...],
@@ -252,7 +252,7 @@ Exit codes: 0 done, whatever the verdict; 2 nothing to compare."""
 @click.argument("second")
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
 @together(RESULTS)
-def compare(first: str, second: str, evaluation: str | None, results: Path) -> None:
+def compare(first: str, second: str, evaluation: str | None, results: Path | str) -> None:
     """Two recipes on the same images: difference, interval, tests, and every class.
 
     FIRST and SECOND are recipes with records, or imported predictions (external/NAME). The interval is
@@ -277,7 +277,7 @@ Examples:
   wsss import predictions/ --metadata theirs.toml --data-root ~/data
         <id>.png of every picture of the split; the metadata file says what they are
   wsss import /mnt/cluster/results
-        records of another results folder, without their checkpoints
+        records of another results folder (or URI), without their checkpoints
 
 A metadata file:
   name = "their-method"            title = "Their method"
@@ -287,15 +287,19 @@ A metadata file:
 
 Exit codes: 0 done, 2 refused.""",
 )
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=RecordStore(), metavar="FOLDER|URI")
 @click.option("--metadata", type=click.Path(path_type=Path), help="TOML file about a folder of predictions.")
 @together(DATA_ROOT, RESULTS)
-def import_(folder: Path, metadata: Path | None, data_roots: tuple[str, ...], results: Path) -> None:
+def import_(
+    folder: Path | str, metadata: Path | None, data_roots: tuple[str, ...], results: Path | str
+) -> None:
     """Predictions or records from outside enter the tables.
 
     Predictions are scored by the same evaluator as everything else and marked as external.
     """
+    from harness.errors import UserError
     from harness.files import cache_folder
+    from harness.object_store import shown
     from harness.records import Store
     from harness.trial import open_dataset
     from leaderboards.external import import_predictions, import_records, read_metadata
@@ -305,6 +309,8 @@ def import_(folder: Path, metadata: Path | None, data_roots: tuple[str, ...], re
         written, present = import_records(folder, store)
         click.echo(f"{len(written)} records imported, {len(present)} were there already")
         return
+    if isinstance(folder, str):
+        raise UserError("predictions are read from a folder", where=shown(folder), remedy="copy them first")
     known = read_metadata(metadata)
     dataset = open_dataset(known.dataset, data_roots, cache_folder())
     record = import_predictions(folder, known, dataset, store)

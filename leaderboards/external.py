@@ -93,20 +93,6 @@ def import_predictions(
     spec: dict[str, Any] = {"split": split, "protocol": "external", "network": "default"}
     spec |= {"output": "segmentation", "checkpoint": "last", "cells": [], "tolerance": None}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    store.write_evaluation(
-        place,
-        counts,
-        {
-            "name": f"{split}-external",
-            "digest": digest([split, "external", fingerprint]),
-            "spec": spec,
-            "protocol": {"about": metadata.protocol, "classes": protocol.classes},
-            "official_images": official,
-            "data_fingerprint": fingerprint,
-            "written": now,
-            **evaluation.summarise(counts, info.classes, protocol),
-        },
-    )
     recipe: dict[str, Any] = {
         "method": "external",
         "dataset": info.name,
@@ -118,34 +104,49 @@ def import_predictions(
         "evaluation": [spec],
     }
     words = [f"source {metadata.source}", f"made with {metadata.protocol}", metadata.notes]
-    return store.write_record(
-        place,
-        {
-            "name": name,
-            "method": "external",
-            "title": f"{metadata.title} (external)",
-            "recipe": recipe,
-            "overrides": {},
-            "seed": metadata.seed,
-            "digest": own,
-            "status": "finished",
-            "external": words,
-            "metadata": known,
-            "data": {"dataset": info.name, "splits": {split: {"images": images, "official": official}}},
-            "ended": now,
-        },
-    )
+    with store.work(place):
+        store.write_evaluation(
+            place,
+            counts,
+            {
+                "name": f"{split}-external",
+                "digest": digest([split, "external", fingerprint]),
+                "spec": spec,
+                "protocol": {"about": metadata.protocol, "classes": protocol.classes},
+                "official_images": official,
+                "data_fingerprint": fingerprint,
+                "written": now,
+                **evaluation.summarise(counts, info.classes, protocol),
+            },
+        )
+        return store.write_record(
+            place,
+            {
+                "name": name,
+                "method": "external",
+                "title": f"{metadata.title} (external)",
+                "recipe": recipe,
+                "overrides": {},
+                "seed": metadata.seed,
+                "digest": own,
+                "status": "finished",
+                "external": words,
+                "metadata": known,
+                "data": {"dataset": info.name, "splits": {split: {"images": images, "official": official}}},
+                "ended": now,
+            },
+        )
 
 
 #: What a record is without its checkpoint, predictions and traces of a running trial.
 _PARTS = ("evaluations", "history.csv", "record.json")
 
 
-def import_records(source: Path, store: Store) -> tuple[list[Path], list[Path]]:
+def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[Path]]:
     """Copy finished records of another store, checkpoints and predictions left behind.
 
     Args:
-        source: the other ``results`` folder.
+        source: the other ``results`` folder, or its URI.
         store: where they go; a record that exists is not touched.
 
     Returns:
@@ -154,26 +155,29 @@ def import_records(source: Path, store: Store) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: the folder holds no finished record.
     """
-    found = [record for record in Store(source).records() if record.finished]
+    origin = Store(source)
+    found = [record for record in origin.records() if record.finished]
     if not found:
         raise UserError(
             "no finished record and no metadata file",
-            where=source,
+            where=origin.place,
             remedy="name a results folder, or add --metadata FILE for a folder of predictions",
         )
+    store.refresh(*{record.name for record in found})
     written, present = [], []
     for record in found:
         place = store.folder(record.name, record.digest, record.seed)
-        if (place / "record.json").exists():
+        if store.get(place) is not None:
             present.append(place)
             continue
-        for name in _PARTS:  # the record last: it exists when its JSON does
-            part = record.path / name
-            if part.is_dir():
-                ignored = shutil.ignore_patterns("predictions")
-                shutil.copytree(part, place / name, ignore=ignored, dirs_exist_ok=True)
-            elif part.exists():
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(part, place / name)
+        with store.work(place):
+            for name in _PARTS:  # the record last: it exists when its JSON does
+                part = record.path / name
+                if part.is_dir():
+                    ignored = shutil.ignore_patterns("predictions")
+                    shutil.copytree(part, place / name, ignore=ignored, dirs_exist_ok=True)
+                elif part.exists():
+                    place.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(part, place / name)
         written.append(place)
     return written, present

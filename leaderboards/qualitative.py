@@ -23,6 +23,7 @@ from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
 from harness.files import cache_folder
+from harness.remote import present
 from harness.schema import load
 from leaderboards.drawing import STYLE, WIDTH, Entries, caption, entries_of, entry_of, standing
 from leaderboards.tables import Row
@@ -67,10 +68,10 @@ def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu
 
     run = row.runs[0]
     files = [run.path / "predictions" / f"{image_id}.png" for image_id in ids]
-    if all(file.exists() for file in files):
+    if all(present(file) for file in files):
         return [read_index(file) for file in files]
     checkpoint = row.records[0].path / "checkpoint" / f"{run.data['spec']['checkpoint']}.pt"
-    if not checkpoint.exists() or row.verdict == "external":
+    if not present(checkpoint) or row.verdict == "external":
         return None
     from harness import evaluation
     from harness.networks import load_network

@@ -272,13 +272,13 @@ def check_formats(wanted: Sequence[str], possible: Sequence[str]) -> None:
 def require_records(frame: pd.DataFrame, store: Store, dataset: str | None = None) -> None:
     """Raises UserError when there is nothing to show."""
     remedy = "run a recipe first, such as `wsss run mini`, or name another folder with --results"
-    if not store.root.is_dir():
-        raise UserError("there is no results folder", where=store.root, remedy=remedy)
+    if store.mirror is None and not store.root.is_dir():
+        raise UserError("there is no results folder", where=store.place, remedy=remedy)
     if frame.empty:
-        raise UserError("the results folder holds no records", where=store.root, remedy=remedy)
+        raise UserError("the results folder holds no records", where=store.place, remedy=remedy)
     if dataset is not None and dataset not in set(frame["dataset"]):
         remedy = nearest(dataset, set(frame["dataset"]))
-        raise UserError(f"no record of the data set {dataset!r}", where=store.root, remedy=remedy)
+        raise UserError(f"no record of the data set {dataset!r}", where=store.place, remedy=remedy)
 
 
 def _write(path: Path, text: str) -> Path:

@@ -59,7 +59,7 @@ def export(
     network: str,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
-    results: Path,
+    results: Path | str,
     device: str,
     workers: int,
 ) -> None:

@@ -9,14 +9,31 @@ from typing import Any, TypeVar
 
 import click
 
+from harness.object_store import is_uri
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RecordStore(click.ParamType):
+    """A folder (:class:`pathlib.Path`), or the URI of a record store as text."""
+
+    name = "directory or URI"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """A URI stays as it is."""
+        if is_uri(value):
+            return value
+        return click.Path(path_type=Path, file_okay=False).convert(value, parameter, context)
+
 
 RESULTS = click.option(
     "--results",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=RecordStore(),
+    metavar="DIR|URI",
     default=Path("results"),
     show_default=True,
-    help="Folder of the record store.",
+    help="The record store: a folder, or a URI that pyarrow opens, such as s3://bucket/prefix or gs://..., "
+    "where only one driver may run at a time.",
 )
 
 
@@ -114,7 +131,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(
         data_roots: tuple[str, ...],
-        results: Path,
+        results: Path | str,
         device: str,
         workers: int,
         local: bool,
@@ -130,7 +147,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         from harness.trial import Options, choose_device
 
         options = Options(
-            results=results.absolute(),
+            results=results if isinstance(results, str) else results.absolute(),
             data_roots=tuple(_absolute(r) for r in data_roots),
             device=device,
             workers=workers,

@@ -26,6 +26,7 @@ Examples:
   wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
+  wsss run mini --results s3://bucket/wsss          records in a bucket; see docs/storage.md
 
 Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -100,6 +101,7 @@ def _try(trials: Sequence[Trial], options: Options, resources: Resources | None)
 def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
     """Print what a run would do."""
     from harness.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.records import Store
     from harness.smoke_report import duration
 
     rows = forecast(trials, options)
@@ -135,7 +137,7 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     if known:
         running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
         disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
-        free = free_mebibytes(options.results)
+        free = free_mebibytes(Store(options.results, options.cache).root)
         click.echo(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")

@@ -55,7 +55,7 @@ def evaluate(
     save: Path | None,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
-    results: Path,
+    results: Path | str,
     device: str,
     workers: int,
 ) -> int:
@@ -151,12 +151,11 @@ def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]
     from harness.running import evaluate_into_record
     from harness.trial import Trial, prepare
 
-    found = [
-        r for r in Store(options.results).records(name) if r.finished and r.data["overrides"] == overrides
-    ]
+    store = Store(options.results, options.cache)
+    found = [r for r in store.records(name) if r.finished and r.data["overrides"] == overrides]
     if not found:
         raise UserError(
-            f"no finished record of {name}", where=options.results, remedy=f"train it first: wsss run {name}"
+            f"no finished record of {name}", where=store.place, remedy=f"train it first: wsss run {name}"
         )
     for record in found:
         prepared = prepare(Trial(name, record.seed, overrides), options, evaluations=(spec,))
@@ -165,8 +164,9 @@ def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]
             continue
         if prepared.missing_evaluations():
             method = build_method(prepared.resolved, prepared.device, record.seed)
-            for _ in evaluate_into_record(prepared, method, spec):
-                pass
+            with store.work(prepared.folder):
+                for _ in evaluate_into_record(prepared, method, spec):
+                    pass
         done = prepared.store.get(prepared.folder)
         assert done is not None
         _print(dict(done.evaluations[spec.name].data), f"{name} seed {record.seed}: {spec.name}")
@@ -247,7 +247,7 @@ def predict(
     protocol_name: str | None,
     network: str,
     assignments: tuple[str, ...],
-    results: Path,
+    results: Path | str,
     device: str,
 ) -> None:
     """Segment pictures: palette PNGs and overlays. PICTURES are files or folders."""
@@ -272,24 +272,24 @@ def predict(
         click.echo(file)
 
 
-def recorded_checkpoint(recipe: str, seed: int, results: Path, overrides: dict[str, Any]) -> Path:
+def recorded_checkpoint(recipe: str, seed: int, results: Path | str, overrides: dict[str, Any]) -> Path:
     """The checkpoint of a recipe's finished record. Raises UserError when there is none."""
     from harness.recipes import resolve
     from harness.records import Store
 
     resolve(recipe, overrides)  # an unknown recipe is a clearer error than a missing record
+    store = Store(results)
     found = [
-        r
-        for r in Store(results).records(recipe)
-        if r.finished and r.seed == seed and r.data["overrides"] == overrides
+        r for r in store.records(recipe) if r.finished and r.seed == seed and r.data["overrides"] == overrides
     ]
     if not found:
         raise UserError(
             f"no finished record of {recipe} seed {seed}",
-            where=results,
+            where=store.place,
             remedy=f"train it (wsss run {recipe}) or pass --checkpoint",
         )
     newest = max(found, key=lambda r: r.data["ended"])
+    store.pull(newest.path, lambda file: file == "checkpoint/last.pt")
     return newest.path / "checkpoint" / "last.pt"
 
 

@@ -1,0 +1,111 @@
+"""One driver at a time on a store under a URI, where files cannot be locked.
+
+``driver.json`` beside the records says which process runs trials. It is written anew once a minute and
+deleted in the end. A driver that died is taken over from at once on its own machine, elsewhere when its
+last sign of life is :data:`STALE` seconds old. Two that start within the same second may both get through:
+the file is a warning, not a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.errors import UserError
+from harness.object_store import Files
+
+NAME = "driver.json"
+#: Seconds between two signs of life.
+BEAT = 60.0
+#: Seconds after the last sign of life at which a driver counts as dead.
+STALE = 300.0
+
+
+@contextmanager
+def only_driver(files: Files) -> Iterator[None]:
+    """Hold the claim on a store for the length of the block.
+
+    Raises:
+        UserError: another driver is at work, or the store cannot be written to.
+    """
+    own = uuid.uuid4().hex
+    other = _read(files)
+    if other and _alive(other):
+        _refuse(files, other)
+    _write(files, own)
+    other = _read(files)
+    if other and other.get("id") != own:
+        _refuse(files, other)
+    stop = threading.Event()
+    thread = threading.Thread(target=_beat, args=(files, own, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=BEAT)
+        with suppress(UserError):  # it goes stale by itself
+            if _read(files).get("id") == own:
+                files.delete(NAME)
+
+
+def _read(files: Files) -> Mapping[str, Any]:
+    try:
+        found = json.loads(files.read(NAME) or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(files: Files, own: str) -> None:
+    said = {"id": own, "host": platform.node(), "pid": os.getpid(), "beat": time.time()}
+    files.write(NAME, json.dumps(said).encode())
+
+
+def _alive(other: Mapping[str, Any]) -> bool:
+    if time.time() - float(other.get("beat", 0)) > STALE:
+        return False
+    if other.get("host") != platform.node() or os.name != "posix":
+        return True
+    pid = int(other.get("pid", 0))
+    if pid == os.getpid():  # containers start again with the same name and number
+        return False
+    try:
+        os.kill(max(pid, 1), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _refuse(files: Files, other: Mapping[str, Any]) -> None:
+    age = max(time.time() - float(other.get("beat", 0)), 0)
+    raise UserError(
+        f"another driver runs trials on this store: process {other.get('pid')} on {other.get('host')}, "
+        f"seen {age:.0f} s ago",
+        where=f"{files.shown}/{NAME}",
+        remedy=f"wait for it; if it was killed, start again in {STALE / 60:.0f} minutes, or delete that file",
+    )
+
+
+def _beat(files: Files, own: str, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        with suppress(UserError):  # a store out of reach is reported by those who need it
+            if _read(files).get("id") not in (own, None):
+                tqdm.write(
+                    f"warning: another driver has begun to run trials on {files.shown}; end one of the two",
+                    file=sys.stderr,
+                )
+                return
+            _write(files, own)
