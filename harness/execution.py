@@ -30,6 +30,7 @@ from harness.locks import Elsewhere, is_free
 from harness.recipes import expand
 from harness.records import Store
 from harness.running import record_failure, run
+from harness.trackers import require
 from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
 
 #: Seconds between two reports of a running trial.
@@ -105,6 +106,7 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     Raises:
         UserError: a mistake was found before the first trial ran.
     """
+    require(options.trackers, options.tracking)
     ordered = waves(trials)
     store = Store(options.results, options.cache)
     store.refresh(*{trial.name for wave in ordered for trial in wave})

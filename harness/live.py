@@ -219,19 +219,21 @@ class Board:
         return work.cost * fmean(known.get(work.kind) or [fmean(v) for v in known.values()])
 
     def remaining(self) -> float | None:
-        """Seconds to the end of all works; None while nothing is known."""
-        mine = []
-        for row in self.rows.values():
-            whole = self._guess(row.work)
-            mine.append(row.left or (0.0 if whole is None else whole * (1 - row.share)))
-        unknown = max(self._unstarted() - len(self.waiting), 0)
-        later = [self._guess(w) for w in [*self.waiting.values(), *([Work("")] * unknown)]]
-        if any(s is None for s in later) or not (
-            later or any(r.left is not None for r in self.rows.values())
-        ):
+        """Seconds to the end of all works; None while nothing is known, or nothing is left."""
+        running = [self._left(row) for row in self.rows.values()]
+        unnamed = [Work("")] * max(self._unstarted() - len(self.waiting), 0)
+        later = [self._guess(work) for work in [*self.waiting.values(), *unnamed]]
+        known = [s for s in [*running, *later] if s is not None]
+        if not known or len(known) < len(running) + len(later):
             return None
-        slots = max(min(self._slots, len(mine) + len(later)), 1)
-        return max([*mine, (sum(mine) + sum(s or 0.0 for s in later)) / slots])
+        at_once = max(min(self._slots, len(known)), 1)
+        return max([*known[: len(running)], sum(known) / at_once])
+
+    def _left(self, row: _Row) -> float | None:
+        if row.left is not None:
+            return row.left
+        whole = self._guess(row.work)
+        return None if whole is None else whole * (1 - row.share)
 
     def _ended(self) -> int:
         return sum(n for state, n in self.counts.items() if state not in self.again)
@@ -325,7 +327,7 @@ def _place(status: Status, *, short: bool) -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
+    return f"{rate:.0f}" if rate >= 99.95 else f"{rate:.1f}" if rate >= 9.995 else f"{rate:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,9 @@ from harness.files import read_json, write_json
 from harness.networks import build_method
 from harness.recipes import EvaluationSpec, Recipe
 from harness.schema import digest, dump
-from harness.training import Trainer
+from harness.trackers import Point
+from harness.tracking import allocated_mib, following_search
+from harness.training import Status, Trainer
 from harness.trial import Options, Trial, prepare
 
 #: Name of the objective split that is cut from the training split.
@@ -143,12 +145,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened in a trial: it came to a step, or ``values`` (percent of training -> mIoU in
-    percent) were measured, or it ended as ``diverged`` or ``failed`` for a ``reason``."""
+    """What happened in a trial: it came to a step (in the state ``status``), or ``values`` (percent of
+    training -> mIoU in percent) were measured, or it ended as ``diverged`` or ``failed`` for a ``reason``."""
 
     step: int = 0
     total: int = 0
     values: tuple[tuple[int, float], ...] = ()
+    status: Status | None = None
     ended: str = ""
     reason: str = ""
 
@@ -224,14 +227,21 @@ def measure(job: Job) -> Iterator[Event]:
         reached = [p for p in job.points if math.ceil(p * trainer.total / END) <= trainer.step]
         return [p for p in reached if p not in known] if trainer.step < trainer.total else []
 
+    def measured() -> list[Point]:
+        return [(math.ceil(p * trainer.total / END), {"objective/miou": v}) for p, v in sorted(known.items())]
+
     trainer.resume()
     if trainer.step and due():  # stopped between a checkpoint and the measurement at the same step
         yield score(due())
-    for status in trainer.run():
-        yield Event(status.step, status.total)
-        if due():
-            yield score(due())
-    yield score([END])
+    with following_search(job, prepared, measured) as following:
+        for status in following.rows(trainer.run()):
+            status = replace(status, memory_mib=allocated_mib(prepared.device))
+            yield Event(status.step, status.total, status=status)
+            if due():
+                event = score(due())
+                following.flush()
+                yield event
+        yield score([END])
 
 
 def events(job: Job) -> Iterator[Event]:

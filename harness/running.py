@@ -24,6 +24,7 @@ from harness.recipes import EvaluationSpec
 from harness.records import EvaluationRecord, PerImage, Store
 from harness.registry import METHODS
 from harness.schema import dump
+from harness.tracking import tracked
 from harness.training import Status, Trainer
 from harness.trial import Prepared
 
@@ -63,6 +64,7 @@ def run(prepared: Prepared) -> Iterator[Status]:
         yield from _run(prepared)
 
 
+@tracked
 def _run(prepared: Prepared) -> Iterator[Status]:
     if prepared.device.type == "cpu":
         torch.set_num_threads(prepared.options.threads)

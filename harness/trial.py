@@ -69,6 +69,8 @@ class Options:
         save_predictions: keep palette PNGs of evaluated pictures in the record.
         processes: that share the groups of one trial; 0 for one process for each group of its recipe
             (another number may change the last bits).
+        trackers: names of ``harness.trackers.TRACKERS`` that follow each trial.
+        tracking_root: folder for trackers that keep files; beside the record store by default.
     """
 
     results: Path | str = Path("results")
@@ -80,6 +82,13 @@ class Options:
     checkpoint_seconds: float = 60.0
     save_predictions: bool = False
     processes: int = 1
+    trackers: tuple[str, ...] = ()
+    tracking_root: Path | None = None
+
+    @property
+    def tracking(self) -> Path:
+        """Folder for trackers that keep files."""
+        return self.tracking_root or Path(self.results).absolute().parent
 
 
 @dataclass(frozen=True)

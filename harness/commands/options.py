@@ -117,6 +117,19 @@ _EXECUTION = (
         show_default=True,
         help="Least time between checkpoints.",
     ),
+    click.option(
+        "--tensorboard",
+        is_flag=True,
+        help="Write event files to tensorboard/RECIPE/DIGEST/seed-N beside the record store; "
+        "`tensorboard --logdir tensorboard` shows them.",
+    ),
+    click.option(
+        "--track",
+        "track",
+        type=click.Choice(["wandb", "mlflow"]),
+        multiple=True,
+        help="Also follow trials there, where that package is installed; repeatable.",
+    ),
 )
 
 
@@ -141,6 +154,8 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         address: str | None,
         threads: int,
         checkpoint_seconds: float,
+        tensorboard: bool,
+        track: tuple[str, ...],
         **own: Any,
     ) -> Any:
         from harness.execution import Resources
@@ -153,6 +168,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
             workers=workers,
             threads=threads,
             checkpoint_seconds=checkpoint_seconds,
+            trackers=(*(["tensorboard"] if tensorboard else []), *dict.fromkeys(track)),
         )
         cuda = choose_device(device).type == "cuda"
         resources = Resources(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from harness.commands.options import SET, execution
 
@@ -88,6 +87,7 @@ def search(
     from harness.search import open_study, search_local, search_ray
     from harness.search_plan import plan_search
     from harness.search_report import run_line, verdict, write_plots, write_tables
+    from harness.trackers import require
 
     plan = plan_search(
         recipe,
@@ -107,6 +107,7 @@ def search(
             click.echo(f"{study.warm_start(earlier.absolute())} trials taken over from {earlier}", err=True)
         if study.wanted < trials:
             click.echo(f"the grid has {study.wanted} trials", err=True)
+        require(options.trackers, options.tracking)
         display = _Display(study)
         failed_before = study.counts()["failed"]
         try:
@@ -129,25 +130,29 @@ def search(
 
 
 class _Display:
-    """One progress bar over the trials, and a line for each one that ends; keeps the tables up to date."""
+    """The board of a search: its trials, and how they ended; keeps the tables up to date."""
 
     def __init__(self, study: Study) -> None:
+        from harness.live import Board
+
         self.study = study
+        states = ("finished", "pruned", "diverged", "failed")
+        self.board = Board(study.wanted, states=states, again=("failed",))
         counts = study.counts()
-        self.bar = tqdm(
-            total=study.wanted,
-            initial=counts["finished"] + counts["pruned"],
-            unit="trial",
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
+        for state in ("finished", "pruned"):
+            self.board.count(state, counts[state])
         study.on_end = self.end
 
     def update(self, job: Job, event: Event) -> None:
-        """A trial has come to a step."""
-        if event.total:
-            self.bar.set_postfix_str(f"trial {job.number}: step {event.step} of {event.total}")
+        """A trial has come to a step, or was measured."""
+        from harness.live import Work
+        from harness.training import Status
+
+        status = event.status or Status(event.step, event.total, 0.0)
+        if event.values:
+            status = replace(status, miou=event.values[-1][1])
+        if status.total:
+            self.board.update(job.number, status, Work(f"trial {job.number}"))
 
     def end(self, trial: FrozenTrial) -> None:
         """A trial has ended."""
@@ -159,13 +164,12 @@ class _Display:
         )
         miou = "" if trial.value is None else f"{trial.value:.2f} mIoU  "
         own = "own values  " if trial.user_attrs.get("own") else ""
-        self.bar.write(f"{state:8s} trial {trial.number}  {miou}{own}{values}", file=sys.stderr)
+        lines = [f"{state:8s} trial {trial.number}  {miou}{own}{values}"]
         if reason := trial.user_attrs.get("reason"):
-            self.bar.write("\n".join(f"  {line}" for line in reason.splitlines()), file=sys.stderr)
-        if state != "failed":
-            self.bar.update()
+            lines += [f"  {line}" for line in reason.splitlines()]
+        self.board.end(trial.number, state, "\n".join(lines))
         write_tables(self.study)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self.bar.close()
+        self.board.close()

@@ -1,0 +1,271 @@
+"""A run at work, followed by its trackers: what they lack they are given, nothing twice.
+
+The truth is what a run keeps on disk: ``history.csv`` and its evaluations. Trackers are given copies, a
+few seconds late. One that fails is left out until the run is started again, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness import distributed, provenance
+from harness.files import read_json
+from harness.trackers import TRACKERS, Point, Subject, Tracker, first_line
+from harness.training import Status
+
+if TYPE_CHECKING:
+    from harness.objective import Job
+    from harness.trial import Prepared
+
+#: Seconds between two deliveries.
+FLUSH_SECONDS = 5.0
+
+
+class Following:
+    """Gives the points of a run to trackers. A context: it ends with the run.
+
+    Args:
+        names: of :data:`TRACKERS`; only the first process of a trial heeds them.
+        subject: the run.
+        scores: reads all evaluations that are on disk, with their steps.
+    """
+
+    def __init__(self, names: Sequence[str], subject: Subject, scores: Callable[[], Sequence[Point]]) -> None:
+        self.names = tuple(names) if distributed.first() else ()
+        self.subject, self.read_scores = subject, scores
+        self.file = subject.folder / "trackers.json"
+        self.trackers: dict[str, Tracker] = {}
+        self._failed: set[str] = set()
+        self._messages: list[str] = []
+        self._there: dict[str, int] = {}
+        self._rows: list[Point] = []
+        self._scored: set[tuple[int, str]] = set()
+        self._note = ""
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Following:
+        return self
+
+    def take_messages(self) -> tuple[str, ...]:
+        """What the user shall be told, once."""
+        told, self._messages = tuple(self._messages), []
+        return told
+
+    def rows(self, work: Iterator[Status]) -> Iterator[Status]:
+        """Pass states through; rows of the training curve are noted on the way."""
+        for status in work:
+            if self.names:
+                self._take(status)
+                status = replace(status, warnings=(*status.warnings, *self.take_messages()))
+            yield status
+
+    def _take(self, status: Status) -> None:
+        row = not status.note
+        if row:
+            self._rows.append((status.step, _values(status)))
+        if not self.trackers:
+            self._begin(status.step if row else None)
+        # An evaluation is whole when the note changes; to look for it at every row would be waste.
+        changed, self._note = status.note != self._note, status.note
+        if changed or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush(scores=changed)
+
+    def _begin(self, first: int | None) -> None:
+        """Open all trackers, and give them the earlier rows that they lack.
+
+        Args:
+            first: the first row of this start; None where training was over.
+        """
+        states = _read_states(self.file)
+        history = read_history(self.subject.folder / "history.csv")
+        start = first if first is not None else max((s for s, _ in history), default=0) + 1
+        earlier = [p for p in history if p[0] < start]
+        for name in self.names:
+            tracker = self.trackers[name] = TRACKERS[name](self.subject, states.get(name, {}))
+
+            def begin(name: str = name, tracker: Tracker = tracker) -> None:
+                there = self._there[name] = tracker.open(start)
+                tracker.rows([p for p in earlier if p[0] > there])
+                tracker.state["step"] = max([there, *(s for s, _ in earlier)])
+
+            self._try(name, begin)
+        self._write_states()
+
+    def flush(self, *, scores: bool = True) -> None:
+        """Deliver what has come in, and the evaluations that are new on disk."""
+        if not self.trackers:
+            return
+        self._flushed = time.monotonic()
+        rows, self._rows = self._rows, []
+        points: list[Point] = []
+        for step, values in self.read_scores() if scores else ():
+            if new := {k: v for k, v in values.items() if (step, k) not in self._scored}:
+                points.append((step, new))
+                self._scored |= {(step, k) for k in new}
+        for name, tracker in self.trackers.items():
+
+            def deliver(name: str = name, tracker: Tracker = tracker) -> None:
+                if late := [p for p in rows if p[0] > self._there[name]]:
+                    tracker.rows(late)
+                    tracker.state["step"] = late[-1][0]
+                if points:
+                    tracker.scores(points)
+
+            self._try(name, deliver)
+        self._write_states()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.names or (not self.trackers and kind is not None):
+            return
+        if not self.trackers:
+            self._begin(None)
+        self.flush()
+        status = "finished" if kind is None else "failed" if issubclass(kind, Exception) else "stopped"
+        for name, tracker in self.trackers.items():
+            self._try(name, partial(tracker.close, status))
+
+    def _try(self, name: str, work: Callable[[], None]) -> None:
+        """A tracker that fails is left out until the run is started again."""
+        if name in self._failed:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._failed.add(name)
+            self._messages.append(
+                f"{name} failed with {type(error).__name__}, trials go on without it: {first_line(error)}"
+            )
+
+    def _write_states(self) -> None:
+        states = _read_states(self.file) | {n: t.state for n, t in self.trackers.items()}
+        with suppress(OSError):  # a full disk is the trial's to report
+            part = self.file.with_name(f".{self.file.name}.part")
+            part.write_text(json.dumps(states), encoding="utf-8")
+            part.replace(self.file)
+
+
+def _read_states(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _values(status: Status) -> dict[str, float]:
+    found = {f"train/{name}": value for name, value in status.terms.items()}
+    found["train/loss"] = sum(status.terms.values())
+    if status.lr is not None:
+        found["train/lr"] = status.lr
+    found["train/steps_per_second"] = status.steps_per_second
+    if status.miou is not None and status.miou >= 0:
+        found["validation/miou"] = status.miou
+    return found
+
+
+def read_history(file: Path) -> list[Point]:
+    """The training curve of a run as points; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if None not in row.values()]
+    return [
+        (int(row["step"]), {f"train/{k}": float(v) for k, v in row.items() if k != "step" and v})
+        for row in rows
+    ]
+
+
+# --- trials and searches -----------------------------------------------------------------------------
+
+
+def tracked(work: Callable[[Prepared], Iterator[Status]]) -> Callable[[Prepared], Iterator[Status]]:
+    """Let a trial's states say what is known beside training, and its trackers follow it."""
+
+    @wraps(work)
+    def run(prepared: Prepared) -> Iterator[Status]:
+        names = prepared.options.trackers
+        note, miou, last = "", None, Status(0, prepared.steps, 0.0)
+        with Following(names, _subject(prepared), partial(scores, prepared)) as following:
+            for last in following.rows(work(prepared)):
+                if last.note != note:  # an evaluation may be finished
+                    note = last.note
+                    miou = next((next(iter(p.values())) for _, p in reversed(scores(prepared)) if p), miou)
+                yield replace(
+                    last,
+                    miou=miou if last.miou is None else last.miou,
+                    memory_mib=allocated_mib(prepared.device),
+                )
+        if told := following.take_messages():
+            yield replace(last, warnings=told)
+
+    return run
+
+
+def allocated_mib(device: torch.device) -> float | None:
+    """Largest memory allocated on a GPU so far; None on the CPU. Read from the allocator, without waiting."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def scores(prepared: Prepared) -> list[Point]:
+    """The evaluations of a trial that are on disk, at its last step: mIoU first, then IoU by class."""
+    found = []
+    for spec in prepared.resolved.recipe.evaluation:
+        file = prepared.evaluation_folder(spec) / "evaluation.json"
+        if file.exists():
+            data = read_json(file)
+            named = dict(zip((f"iou/{c}" for c in data["classes"]), data["iou"], strict=True))
+            values = {"miou": data["miou"], **named}
+            found.append(
+                (prepared.steps, {f"{spec.name}/{k}": v for k, v in values.items() if v is not None})
+            )
+    return found
+
+
+def _subject(prepared: Prepared) -> Subject:
+    trial, recipe = prepared.trial, prepared.resolved.recipe
+    return Subject(
+        path=f"{trial.name}/{prepared.digest}/seed-{trial.seed}",
+        group=trial.name,
+        folder=prepared.folder,
+        root=prepared.options.tracking,
+        values={
+            "recipe": trial.name,
+            "seed": trial.seed,
+            "digest": prepared.digest,
+            **prepared.resolved.training_values(),
+            "provenance": {
+                "code": provenance.code(),
+                **provenance.environment(),
+                "hardware": provenance.hardware(prepared.device),
+                **prepared.facts,
+            },
+        },
+        metrics=tuple(f"{spec.name}/miou" for spec in recipe.evaluation),
+    )
+
+
+def following_search(job: Job, prepared: Prepared, values: Callable[[], Sequence[Point]]) -> Following:
+    """The trackers of one trial of a search; its points are the measured objective."""
+    plain = _subject(prepared)
+    study = job.folder.parent.parent.name
+    subject = replace(
+        plain,
+        path=f"search/{job.trial.name}/{study}/trial-{job.number:04d}",
+        group=f"search {job.trial.name} {study}",
+        folder=job.folder,
+        values={**plain.values, "objective": job.objective.stamp},
+        metrics=("objective/miou",),
+    )
+    return Following(job.options.trackers, subject, values)
