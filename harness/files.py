@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import orjson
 import platformdirs
 
 from harness.errors import UserError
@@ -136,7 +137,7 @@ def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return orjson.loads(path.read_bytes())
 
 
 def sha256_of(path: Path) -> str:

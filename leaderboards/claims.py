@@ -366,9 +366,17 @@ def count(judged: Sequence[Judged]) -> str:
     return ", ".join(f"{counted[v]} {words.get(v, v)}" for v in VERDICTS)
 
 
-def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
+#: Columns of :func:`as_lines`.
+COLUMNS = (
+    "claim", "statement", "paper", "place", "better", "worse", "evaluation", "direction", "margin", "verdict",
+    "difference", "low", "high", "seed_error", "n_better", "n_worse", "images", "p_images", "p_images_holm",
+    "p_seeds", "p_seeds_holm", "suites", "command", "notes",
+)  # fmt: skip
+
+
+def as_lines(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """One line for each comparison, plain values."""
-    lines = [
+    return [
         {
             "claim": j.claim.id,
             "statement": j.claim.statement,
@@ -397,7 +405,11 @@ def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
         }
         for j in judged
     ]
-    return pd.DataFrame(lines)
+
+
+def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
+    """:func:`as_lines` as a table."""
+    return pd.DataFrame(as_lines(judged), columns=list(COLUMNS))
 
 
 _COLUMNS = (

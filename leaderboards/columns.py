@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
@@ -54,6 +55,11 @@ class Section:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     kind: Literal["scores", "pseudo labels", "cost", "holes"]
+
+    @cached_property
+    def texts(self) -> list[list[str]]:
+        """Every cell of every row as text."""
+        return [[column.text(row) for column in self.columns] for row in self.rows]
 
     @property
     def id(self) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from harness.errors import UserError, nearest
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
-from leaderboards.tables import Row, class_means, leaderboard
+from leaderboards.tables import Row, leaderboard
 from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
 
 
@@ -120,7 +120,7 @@ def _classes(a: Row, b: Row) -> list[list[str]]:
     names = a.runs[0].data["classes"]
     if list(names) != list(b.runs[0].data["classes"]):
         return []
-    means = [class_means(row) for row in (a, b)]
+    means = [row.class_spread[0] for row in (a, b)]
     difference = means[0] - means[1]
     order = sorted(range(len(names)), key=lambda k: (math.isnan(difference[k]), -difference[k]))
     return [

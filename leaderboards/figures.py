@@ -30,7 +30,7 @@ from leaderboards.drawing import (
     style,
 )
 from leaderboards.statistics import spread
-from leaderboards.tables import Row, class_iou
+from leaderboards.tables import Row
 from leaderboards.text import memory_text, time_text
 
 #: Methods that others are compared with, the first that was run under a supervision.
@@ -95,12 +95,12 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
     columns = min(3, len(others))
     lines = math.ceil(len(others) / columns)
     height = 0.75 + lines * (0.45 + 0.145 * len(names))
-    base = class_iou(reference)
+    base = reference.class_iou
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.55, height), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axes, row in zip(panels.flat, others, strict=False):
-            _difference_bars(axes, class_iou(row), base, names)
+            _difference_bars(axes, row.class_iou, base, names)
             axes.set_title(f"{entry_of(entries, row).label}\n{row.mean - reference.mean:+.2f} mIoU")
         for axes in panels.flat[len(others) :]:
             axes.set_axis_off()

@@ -119,6 +119,13 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The lines of a frame as dicts of plain values; ``to_dict`` looks at the type of every single one."""
+    names = list(frame.columns)
+    columns = [frame[name].tolist() for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
 def _evaluation_line(run: EvaluationRecord | None) -> dict[str, Any]:
     if run is None:
         empty = dict.fromkeys(("evaluation", "key", "split", "protocol"), "")

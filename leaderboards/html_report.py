@@ -7,22 +7,33 @@ of its row; plots are inline SVG.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_always
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from leaderboards.claims import Judged, count, p_text
-from leaderboards.columns import METHOD, MIOU, NOTES, RECIPE, Column, Section, explained, places, sections
+from leaderboards.columns import (
+    METHOD,
+    MIOU,
+    NOTES,
+    RECIPE,
+    Column,
+    Section,
+    explained,
+    places,
+    recipe_text,
+    sections,
+)
 from leaderboards.gathering import dataset_title
 from leaderboards.provenance_facts import compact
 from leaderboards.published import Published
-from leaderboards.tables import Row, class_means
+from leaderboards.tables import Row
 from leaderboards.text import DASH, number
 
 _ASSETS = Path(__file__).with_name("assets")
@@ -52,6 +63,7 @@ def html_report(
     *,
     provenance: str,
     plots: Mapping[str, bytes] | None = None,
+    parts: Sequence[Section] | None = None,
 ) -> str:
     """The page.
 
@@ -61,26 +73,27 @@ def html_report(
         known: published cells.
         provenance: one sentence: how many records, which code.
         plots: file stem to SVG, or PNG where it starts like one.
+        parts: the :func:`leaderboards.columns.sections` of the rows, where they are at hand.
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
-    tables = [_section(section, places_of_rows) for section in sections(rows)]
-    classes = _by_class(rows)
+    tables = [_section(section, places_of_rows) for section in (sections(rows) if parts is None else parts)]
+    classes = _by_class(rows, places_of_rows)
     drawn = _plots(plots or {})
-    parts = [
-        ("claims", "Claims", _claims(judged)) if judged else None,
+    content = [
+        ("claims", "Claims", _claims(judged, rows)) if judged else None,
         ("tables", "Tables", "".join(tables)),
         ("classes", "By class", classes) if classes else None,
         ("plots", "Plots", drawn) if drawn else None,
         ("columns", "What the columns mean", _meanings()),
     ]
-    present = [part for part in parts if part is not None]
+    present = [part for part in content if part is not None]
     links = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in present)
-    content = "".join(
+    body = "".join(
         f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in present
     )
     verdicts = sorted({row.verdict for row in rows} | {j.verdict for j in judged})
     options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
-    facts = json.dumps(compact(rows, known), separators=(",", ":")).replace("</", "<\\/")
+    facts = orjson.dumps(compact(rows, known)).decode().replace("</", "<\\/")
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
     script = (_ASSETS / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
@@ -106,7 +119,7 @@ def html_report(
 <label>Verdict<select id="verdict"><option value="">all</option>{options}</select></label>
 <output id="shown" role="status"></output>
 </div>
-<main id="main">{content}</main>
+<main id="main">{body}</main>
 <footer><p class="notes">Generated: do not edit.</p></footer>
 <dialog id="provenance" aria-labelledby="provenance-title">
 <form method="dialog"><button class="close">Close</button></form>
@@ -119,6 +132,14 @@ def html_report(
 </body>
 </html>
 """
+
+
+_MARKUP = re.compile("[&<>\"']")
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """``html.escape``; most cells have nothing to escape, and are many."""
+    return escape_always(text, quote) if _MARKUP.search(text) else text
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -154,19 +175,24 @@ def _framed(title: str, caption: str, heads: str, body: Sequence[str]) -> str:
     )
 
 
-def _row_tag(verdict: str, words: Sequence[str]) -> str:
+def _row_tag(verdict: str, words: Sequence[str], index: int | None = None) -> str:
+    """The start of a row that is filtered by its words; with a number, every cell opens those facts."""
     text = escape(" ".join([*words, verdict]).lower(), quote=True)
-    return f'<tr class="v-{verdict.replace(" ", "-")}" data-verdict="{verdict}" data-text="{text}">'
+    opens = "" if index is None else f' data-row="{index}"'
+    return f'<tr class="v-{verdict.replace(" ", "-")}" data-verdict="{verdict}" data-text="{text}"{opens}>'
 
 
-def _cell(column: Column, row: Row, index: int, place: int) -> str:
-    text = escape(column.text(row))
+def _opener(text: str, index: int) -> str:
+    """A button that opens the provenance of a row; the text is escaped."""
+    return f'<button type="button" data-row="{index}" aria-haspopup="dialog">{text}</button>'
+
+
+def _cell(column: Column, row: Row, text: str, index: int, place: int) -> str:
+    text = escape(text)
     if column is METHOD:
         return f'<th scope="row">{text}</th>'
     opens = (column.value is not None and text != DASH) or column is RECIPE
-    shown = (
-        f'<button type="button" data-row="{index}" aria-haspopup="dialog">{text}</button>' if opens else text
-    )
+    shown = _opener(text, index) if opens else text
     if column is MIOU and place in (1, 2):
         shown = f'<span class="{"first" if place == 1 else "second"}">{shown}</span>'
     if column.value is not None:
@@ -182,14 +208,18 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
     noted = section.kind != "cost"
     notes: dict[str, int] = {}
     body = []
-    for number_in_table, row in enumerate(section.rows):
-        cells = [_cell(c, row, indices[id(row)], ranked.get(number_in_table, 0)) for c in section.columns]
+    for number_in_table, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True)):
+        place = ranked.get(number_in_table, 0)
+        described = zip(section.columns, texts, strict=True)
+        cells = [_cell(c, row, text, indices[id(row)], place) for c, text in described]
         if noted:
             numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
             cells.append(f"<td>{', '.join(map(str, numbers))}</td>")
         words = [row.title, row.recipe, row.overrides, row.backbone, row.dataset, row.supervision]
         body.append(
-            _row_tag(row.verdict, [*words, row.evaluation, row.weak_label]) + "".join(cells) + "</tr>"
+            _row_tag(row.verdict, [*words, row.evaluation, row.weak_label], indices[id(row)])
+            + "".join(cells)
+            + "</tr>"
         )
     names = [(c.name, c.value is not None) for c in section.columns] + ([(NOTES, False)] if noted else [])
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
@@ -202,13 +232,23 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
 # --- claims ----------------------------------------------------------------------------------------------
 
 
-def _claims(judged: Sequence[Judged]) -> str:
+def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
     names = [
         ("Claim", False), ("Statement", False), ("This recipe", False), ("should lie above", False),
         ("n", True), ("Difference", True), ("95 % interval", True), ("Margin", True),
         ("p images (Holm)", True), ("p seeds (Holm)", True), ("Verdict", False), ("Notes", False),
     ]  # fmt: skip
     body = []
+    standing = {
+        (row.recipe, row.evaluation): index
+        for index, row in enumerate(rows)
+        if row.n and not row.overrides and row.verdict not in ("stale", "not run")
+    }
+
+    def recipe(name: str, evaluation: str) -> str:
+        index = standing.get((name, evaluation))
+        return escape(name) if index is None else _opener(escape(name), index)
+
     for j in judged:
         claim, pair = j.claim, j.pair
         origin = ", ".join(part for part in (claim.paper, claim.place) if part)
@@ -226,7 +266,7 @@ def _claims(judged: Sequence[Judged]) -> str:
             _row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
             + f'<th scope="row">{escape(claim.id)}</th>'
             + f'<td class="wide">{escape(claim.statement)} <small>({escape(origin)})</small></td>'
-            + f"<td>{escape(pair.better)}</td><td>{escape(pair.worse)}</td>"
+            + f"<td>{recipe(pair.better, pair.evaluation)}</td><td>{recipe(pair.worse, pair.evaluation)}</td>"
             + "".join(f'<td class="r" data-v="{_value(v)}">{escape(text)}</td>' for v, text in figures)
             + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
             + f'<td class="wide">{_code_words(notes)}</td></tr>'
@@ -238,7 +278,7 @@ def _claims(judged: Sequence[Judged]) -> str:
 # --- by class --------------------------------------------------------------------------------------------
 
 
-def _by_class(rows: Sequence[Row]) -> str:
+def _by_class(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
     standing = [r for r in rows if r.n and r.verdict not in ("stale", "not run")]
 
     def key(row: Row) -> tuple[str, str, str]:
@@ -250,9 +290,12 @@ def _by_class(rows: Sequence[Row]) -> str:
         shown = members[:MOST_BY_CLASS]
         classes = list(shown[0].runs[0].data["classes"])
         shown = [row for row in shown if list(row.runs[0].data["classes"]) == classes]
-        values = np.array([[row.mean, *class_means(row)] for row in shown])
+        values = np.array([[row.mean, *row.class_spread[0]] for row in shown])
         best = np.nanmax(np.where(np.isnan(values), -np.inf, values), axis=0)
-        body = [_class_line(row, own, best, len(shown) > 1) for row, own in zip(shown, values, strict=True)]
+        body = [
+            _class_line(row, indices[id(row)], own, best, len(shown) > 1)
+            for row, own in zip(shown, values, strict=True)
+        ]
         title = f"{dataset_title(dataset)}, {supervision} supervision, {evaluation}: IoU by class"
         more = f", the best {len(shown)} of {len(members)} rows" if len(members) > len(shown) else ""
         heads = _heads([("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))])
@@ -261,15 +304,16 @@ def _by_class(rows: Sequence[Row]) -> str:
     return "".join(parts)
 
 
-def _class_line(row: Row, values: np.ndarray, best: np.ndarray, several: bool) -> str:
+def _class_line(row: Row, index: int, values: np.ndarray, best: np.ndarray, several: bool) -> str:
     cells = []
     for value, top in zip(values.tolist(), best.tolist(), strict=True):
         text = "absent" if math.isnan(value) else f"{value:.1f}"
         mark = ' class="r first"' if several and value == top else ' class="r"'
         cells.append(f'<td{mark} data-v="{_value(value)}">{text}</td>')
-    head = f'<th scope="row">{escape(row.title)}</th><td>{escape(row.recipe)} {escape(row.overrides)}</td>'
+    recipe = _opener(escape(recipe_text(row)), index)
+    head = f'<th scope="row">{escape(row.title)}</th><td class="wrap">{recipe}</td>'
     return (
-        _row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision])
+        _row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision], index)
         + head
         + "".join(cells)
         + "</tr>"

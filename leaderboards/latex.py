@@ -40,21 +40,23 @@ def escape(text: str) -> str:
     return _PATTERN.sub(lambda match: _SPECIAL[match.group()], text)
 
 
-def _cell(column: Column, row: Row, place: int) -> str:
+def _cell(column: Column, row: Row, text: str, place: int) -> str:
     if column is PUBLISHED:  # the id of the cell stands in the other formats
         return "--" if math.isnan(row.published) else number(row.published)
-    text = escape(column.text(row))
+    text = escape(text)
     if column is MIOU and place in (1, 2):
         return f"\\{'textbf' if place == 1 else 'underline'}{{{text}}}"
     return text
 
 
 def _table(section: Section) -> str:
-    columns = [column for column in section.columns if column.latex]
+    printed = [i for i, column in enumerate(section.columns) if column.latex]
+    columns = [section.columns[i] for i in printed]
     ranked = places(section)
     align = "".join("l" if column.align == "left" else "r" for column in columns)
     lines = [
-        " & ".join(_cell(c, row, ranked.get(i, 0)) for c in columns) for i, row in enumerate(section.rows)
+        " & ".join(_cell(section.columns[k], row, texts[k], ranked.get(i, 0)) for k in printed)
+        for i, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True))
     ]
     return "\n".join(
         [
@@ -76,11 +78,13 @@ def _table(section: Section) -> str:
     )
 
 
-def latex(rows: Sequence[Row]) -> str:
+def latex(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
     """One table environment for each section with records; what was not run at all is left out.
 
     Args:
         rows: from :func:`leaderboards.tables.leaderboard`.
+        parts: their :func:`leaderboards.columns.sections`, where they are at hand.
     """
-    shown = [section for section in sections(rows) if section.kind != "holes"]
+    parts = sections(rows) if parts is None else parts
+    shown = [section for section in parts if section.kind != "holes"]
     return "\n\n".join([_HEAD, *map(_table, shown)]) + "\n"

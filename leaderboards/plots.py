@@ -30,7 +30,7 @@ from leaderboards.drawing import (
 )
 from leaderboards.gathering import dataset_title
 from leaderboards.statistics import spread
-from leaderboards.tables import Row, class_iou
+from leaderboards.tables import Row
 
 #: Classes in one line of bars; more go on further lines.
 _CLASSES_PER_LINE = 24
@@ -54,7 +54,7 @@ def per_class_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 2.1 * lines), layout="constrained")
         panels = figure.subplots(lines, 1, squeeze=False)[:, 0]
-        values = [np.column_stack([class_iou(row), [run.miou for run in row.runs]]) for row in rows]
+        values = [np.column_stack([row.class_iou, [run.miou for run in row.runs]]) for row in rows]
         for start, axes in zip(range(0, len(names) + 1, per_line), panels, strict=True):
             here = [*names, "mean"][start : start + per_line]
             _bars(axes, [v[:, start : start + per_line] for v in values], here, shown)

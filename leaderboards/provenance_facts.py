@@ -39,16 +39,15 @@ def compact(rows: Sequence[Row], known: Published) -> dict[str, Any]:
     Returns:
         ``rows``: title and parts, each a title with a list or a number; ``shared``: the lists.
     """
-    shared: dict[str, int] = {}
+    shared: dict[tuple[tuple[str, str], ...], int] = {}
     found = []
     for row in rows:
         parts: list[tuple[str, Any]] = []
         for title, entries in facts_of(row, known):
-            key = json.dumps(entries)
             alone = title in ("Result", "Training", "Notes")
-            parts.append((title, entries if alone else shared.setdefault(key, len(shared))))
+            parts.append((title, entries if alone else shared.setdefault(tuple(entries), len(shared))))
         found.append({"title": f"{row.label}: {row.recipe}, {row.evaluation}", "parts": parts})
-    return {"rows": found, "shared": [json.loads(key) for key in shared]}
+    return {"rows": found, "shared": list(shared)}
 
 
 def _cells(row: Row, known: Published) -> list[str]:

@@ -1,4 +1,4 @@
-"""The qualitative grid: picture, weak label, truth, and each method's prediction above its errors.
+"""The qualitative grid: picture, weak label, truth, and each method's prediction beside its errors.
 
 All methods show the same pictures, and the pictures are not chosen by hand: they stand at fixed quantiles
 of the IoU per picture, averaged over the methods. Predictions come from the files that a run kept
@@ -7,6 +7,8 @@ of the IoU per picture, averaged over the methods. Predictions come from the fil
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.ndimage import distance_transform_edt
 
-from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec
+from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpec
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
 from harness.files import cache_folder
@@ -30,8 +32,11 @@ from leaderboards.tables import Row
 
 #: Quantiles of the mean IoU per picture that are shown [our choice].
 QUANTILES = (0.2, 0.5, 0.8)
-#: Methods in one grid.
-MOST = 5
+#: Methods in one grid, the best by mean mIoU.
+MOST = 12
+#: Largest height of a grid in inches: a page with its margins.
+PAGE = 9.4
+_LEGEND_COLUMNS = 5
 
 #: Kinds of error and their colours (of Okabe and Ito's palette).
 ERRORS = {
@@ -164,7 +169,7 @@ def qualitative_figure(
     ids: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> Figure | None:
-    """The grid of one data set, supervision and evaluation.
+    """The grid of one data set, supervision and evaluation: two columns a picture, one line a method.
 
     Args:
         rows: rows with records, of one split; those without predictions or checkpoint are left out.
@@ -182,57 +187,99 @@ def qualitative_figure(
     if not found:
         return None
     info, split = dataset.info, rows[0].split
-    heads = ["picture", "weak label", "truth", *(entry_of(entries, row).label for row, _ in found)]
-    seen: set[int] = set()
-    side = min(1.2, WIDTH / len(heads))
+    images = [dataset.read_image(image_id) for image_id in ids]
+    masks = [dataset.read_mask(image_id, split) for image_id in ids]
+    seen = {int(k) for mask in masks for k in np.unique(mask[mask != IGNORE])}
     with mpl.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(4.6, side * len(heads)), 0.9 + 2 * 0.92 * side * len(ids)), layout="constrained"
-        )
-        panels = figure.subplots(2 * len(ids), len(heads), squeeze=False)
-        for axes in panels.flat:
-            axes.set_axis_off()
-        for line, image_id in enumerate(ids):
-            image, mask = dataset.read_image(image_id), dataset.read_mask(image_id, split)
-            upper, lower = panels[2 * line], panels[2 * line + 1]
+        grid = _Grid(images, methods=len(found), classes=len(seen | _predicted_classes(found, info)))
+        for place, (image_id, image, mask) in enumerate(zip(ids, images, masks, strict=True)):
+            grid.tile(0, 2 * place, image, "picture")
             label = weak_label_of(found[0][0], image_id, mask, dataset)
-            _show(upper[0], image)
             if label is None:
                 tags = np.flatnonzero(dataset.tags([image_id])[0])
-                words = "tags:\n" + "\n".join(info.classes[i] for i in tags)
-                upper[1].text(
-                    0.5, 0.5, words, ha="center", va="center", fontsize=7, transform=upper[1].transAxes
-                )
+                grid.words(0, 2 * place + 1, [info.classes[i] for i in tags], "weak label: tags")
             else:
-                _show(upper[1], on_picture(label, image, info.palette))
-            _show(upper[2], coloured(mask, info.palette))
-            lower[0].text(0.5, 1.0, image_id, ha="center", va="top", fontsize=6, transform=lower[0].transAxes)
-            seen |= set(np.unique(mask[mask != IGNORE]).tolist())
-            for column, (_, maps) in enumerate(found, start=3):
-                _show(upper[column], coloured(maps[line], info.palette))
-                _show(lower[column], errors(maps[line], mask, info.background))
-                seen |= set(np.unique(maps[line]).tolist()) & set(range(info.num_classes))
-        for axes, head in zip(panels[0], heads, strict=True):
-            axes.set_title(head, fontsize=7, loc="center")
+                grid.tile(0, 2 * place + 1, on_picture(label, image, info.palette), "weak label")
+            grid.tile(1, 2 * place, coloured(mask, info.palette), "truth")
+            grid.words(1, 2 * place + 1, [image_id], "")
+            for line, (_, maps) in enumerate(found, start=2):
+                heads = ("prediction", "errors") if line == 2 else ("", "")
+                grid.tile(line, 2 * place, coloured(maps[place], info.palette), heads[0])
+                grid.tile(line, 2 * place + 1, errors(maps[place], mask, info.background), heads[1])
+        for line, (row, _) in enumerate(found, start=2):
+            words = textwrap.wrap(entry_of(entries, row).label, 17)
+            grid.name(line, "\n".join([*words, f"{row.runs[0].miou:.1f} mIoU"]))
+        seen |= _predicted_classes(found, info)
         handles = [Patch(color=_hex(info.palette[k]), label=info.classes[k]) for k in sorted(seen)]
         handles += [Patch(color=colour, label=name) for name, colour in ERRORS.items()]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(5, len(handles)),
-            fontsize=7,
-            handlelength=1.0,
-        )
         shown = ", ".join(f"{q:.0%}" for q in QUANTILES)
-        title = (
-            f"{caption(rows[0])}\npictures at {shown} of IoU per picture; below each prediction its errors"
+        seeds = {row.seeds[0] for row, _ in found}
+        seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed of each"
+        grid.finish(handles, f"{caption(rows[0])}\npictures at {shown} of IoU per picture; {seed}")
+    return grid.figure
+
+
+def _predicted_classes(found: Sequence[tuple[Row, Sequence[np.ndarray]]], info: DatasetInfo) -> set[int]:
+    return {int(k) for _, maps in found for m in maps for k in np.unique(m) if k < info.num_classes}
+
+
+class _Grid:
+    """Tiles of one size in inches, so that every line of every grid is as large as the page allows.
+
+    Args:
+        images: the pictures; the tallest shape makes the height of a line.
+        methods: lines below picture, weak label and truth.
+        classes: entries of the legend, errors aside.
+    """
+
+    NAMES, GAP, HEAD, TITLE = 1.05, 0.05, 0.15, 0.4  # inches: names, between tiles, heads, title
+
+    def __init__(self, images: Sequence[np.ndarray], methods: int, classes: int) -> None:
+        self.columns, self.lines = 2 * len(images), 2 + methods
+        self.legend_lines = math.ceil((classes + len(ERRORS)) / _LEGEND_COLUMNS)
+        shape = max(image.shape[0] / image.shape[1] for image in images)
+        self.width = (WIDTH - self.NAMES - self.GAP * (self.columns + len(images))) / self.columns
+        fixed = self.TITLE + 3 * self.HEAD + 0.17 * self.legend_lines + 0.1
+        room = (PAGE - fixed) / self.lines - self.GAP
+        self.height = min(self.width * shape, room)
+        self.total = fixed + self.lines * (self.height + self.GAP)
+        self.figure = Figure(figsize=(WIDTH, self.total))
+
+    def _axes(self, line: int, column: int, head: str) -> Axes:
+        left = self.NAMES + column * (self.width + self.GAP) + (column // 2) * self.GAP
+        axes = self.figure.add_axes(
+            (left / WIDTH, self._bottom(line) / self.total, self.width / WIDTH, self.height / self.total)
         )
-        figure.suptitle(title, x=0.01, ha="left", fontsize=7.5)
-    return figure
+        axes.set_axis_off()
+        if head:
+            axes.set_title(head, fontsize=7, loc="center", pad=2)
+        return axes
 
+    def _bottom(self, line: int) -> float:
+        heads = self.HEAD * min(line + 1, 3)  # above the picture, the truth and the first method
+        return self.total - self.TITLE - heads - (line + 1) * self.height - line * self.GAP
 
-def _show(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, interpolation="nearest")
+    def tile(self, line: int, column: int, image: np.ndarray, head: str) -> None:
+        """Show a picture or map."""
+        self._axes(line, column, head).imshow(image, interpolation="nearest")
+
+    def words(self, line: int, column: int, words: Sequence[str], head: str) -> None:
+        """Words in place of a picture."""
+        axes = self._axes(line, column, head)
+        axes.text(0.5, 0.5, "\n".join(words), ha="center", va="center", fontsize=7, transform=axes.transAxes)
+
+    def name(self, line: int, text: str) -> None:
+        """What stands before a line."""
+        middle = (self._bottom(line) + self.height / 2) / self.total
+        self.figure.text((self.NAMES - 0.06) / WIDTH, middle, text, ha="right", va="center", fontsize=7)
+
+    def finish(self, handles: Sequence[Patch], title: str) -> None:
+        """Legend below, title above."""
+        self.figure.legend(
+            handles=list(handles), loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)), fontsize=7,
+            handlelength=1.0, borderaxespad=0.3,
+        )  # fmt: skip
+        self.figure.suptitle(title, x=0.01, y=1 - 0.06 / self.total, ha="left", va="top", fontsize=7.5)
 
 
 def draw(

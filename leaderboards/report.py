@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 
 import harness
@@ -19,12 +22,12 @@ from harness.provenance import code
 from harness.records import Store
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
-from leaderboards.columns import NOTES, explained, sections
+from leaderboards.columns import NOTES, Section, explained, sections
 from leaderboards.gathering import dataset_title, gather, without_collector
 from leaderboards.html_report import html_report
 from leaderboards.latex import latex
 from leaderboards.published import Cell, Published, published
-from leaderboards.tables import Row, as_frame, class_means, leaderboard, per_class
+from leaderboards.tables import CLASS_COLUMNS, COLUMNS, Row, as_lines, class_lines, leaderboard
 from leaderboards.text import DASH, escaped, pipe_table
 
 #: Formats of tables.
@@ -54,11 +57,13 @@ class Written:
 
     Attributes:
         rows: the rows of all tables.
+        parts: the sections of all tables.
         tables: the Markdown tables, without header.
         files: files written.
     """
 
     rows: list[Row]
+    parts: list[Section]
     tables: str
     files: list[Path]
 
@@ -106,37 +111,39 @@ def _tables(
     dataset: str | None,
     formats: Sequence[str],
 ) -> Written:
-    tables = markdown(rows)
+    parts = sections(rows)
+    tables = markdown(rows, parts)
+    lines = as_lines(rows) if {"csv", "json"} & set(formats) else []
     texts: dict[str, str] = {}
     if "md" in formats:
         texts["leaderboard.md"] = f"{header(frame)}\n{tables}"
         texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
-        texts["leaderboard.csv"] = _csv(as_frame(rows))
-        texts["per_class.csv"] = _csv(per_class(rows))
+        texts["leaderboard.csv"] = _csv(lines, COLUMNS)
+        texts["per_class.csv"] = _csv(class_lines(rows), CLASS_COLUMNS)
     if "tex" in formats:
-        texts["leaderboard.tex"] = latex(rows)
+        texts["leaderboard.tex"] = latex(rows, parts)
     if "json" in formats:
-        texts["leaderboard.json"] = plain_json(rows, frame)
-    return Written(rows, tables, [_write(out / name, text) for name, text in texts.items()])
+        texts["leaderboard.json"] = plain_json(rows, lines, frame)
+    return Written(rows, parts, tables, [_write(out / name, text) for name, text in texts.items()])
 
 
-def plain_json(rows: Sequence[Row], frame: pd.DataFrame) -> str:
+def plain_json(rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], frame: pd.DataFrame) -> str:
     """The rows as JSON: ``provenance`` (a sentence), ``rows`` (columns of the CSV) with IoU by class.
 
     NaN is ``null``; ``iou`` maps a class to its mean over the seeds where it occurs, ``null`` if none.
+    ``lines`` are the rows' :func:`leaderboards.tables.as_lines`.
     """
-    classes: dict[int, dict[str, float | None]] = {}
-    for index, row in enumerate(rows):
+    texts = []
+    for row, line in zip(rows, lines, strict=True):
+        plain = {k: _finite(v) if isinstance(v, float) else v for k, v in line.items()}
+        plain["iou"] = None
         if row.runs:
-            means = class_means(row).tolist()
-            classes[index] = dict(zip(row.runs[0].data["classes"], map(_finite, means), strict=True))
-    lines = [
-        {k: _finite(v) if isinstance(v, float) else v for k, v in line.items()} | {"iou": classes.get(index)}
-        for index, line in enumerate(as_frame(rows).to_dict("records"))
-    ]
-    text = ",\n".join(json.dumps(line, allow_nan=False) for line in lines)
-    return f'{{"provenance": {json.dumps(provenance(frame))},\n"rows": [\n{text}\n]}}\n'
+            means = map(_finite, row.class_spread[0].tolist())
+            plain["iou"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
+        texts.append(orjson.dumps(plain).decode())
+    head = orjson.dumps(provenance(frame)).decode()
+    return f'{{"provenance": {head},\n"rows": [\n' + ",\n".join(texts) + "\n]}\n"
 
 
 def _finite(value: float) -> float | None:
@@ -180,10 +187,8 @@ def write_report(
         rows = [row for row in rows if row.dataset == dataset]
         frame = frame[frame["dataset"] == dataset]
         judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
-    files = [
-        *_tables(rows, frame, known, out, dataset, FORMATS).files,
-        *_claims(judged, out, CLAIM_FORMATS).files,
-    ]
+    tables = _tables(rows, frame, known, out, dataset, FORMATS)
+    files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS).files]
     drawn: dict[str, bytes] = {}
     if plots:
         from leaderboards import qualitative
@@ -199,7 +204,7 @@ def write_report(
             written = save(figure, out / "plots" / stem, ("png", "pdf"))
             drawn[stem] = written[0].read_bytes()
             files += written
-    page = html_report(rows, judged, known, provenance=provenance(frame), plots=drawn)
+    page = html_report(rows, judged, known, provenance=provenance(frame), plots=drawn, parts=tables.parts)
     return [*files, _write(out / "report.html", page)]
 
 
@@ -254,12 +259,20 @@ def _claims(judged: list[Judged], out: Path, formats: Sequence[str]) -> WrittenC
     if "md" in formats:
         files.append(_write(out / "claims.md", f"{CLAIMS_HEADER}\n{tables}"))
     if "csv" in formats:
-        files.append(_write(out / "claims.csv", _csv(claims.as_frame(judged))))
+        files.append(_write(out / "claims.csv", _csv(claims.as_lines(judged), claims.COLUMNS)))
     return WrittenClaims(judged, tables, files)
 
 
-def _csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+def _csv(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A CSV table: six digits after the point, nothing for NaN."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    pick = itemgetter(*names)
+    writer.writerows(
+        [("" if v != v else f"{v:.6f}") if isinstance(v, float) else v for v in pick(line)] for line in lines
+    )
+    return stream.getvalue()
 
 
 def check_formats(wanted: Sequence[str], possible: Sequence[str]) -> None:
@@ -321,25 +334,25 @@ def _noted(notes: Mapping[str, int]) -> list[str]:
     return [f"{i}. {escaped(text)}" for text, i in notes.items()]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The tables of :func:`leaderboards.columns.sections`, each with its notes below."""
-    parts: list[str] = []
-    for section in sections(rows):
+def markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
+    """The tables of :func:`leaderboards.columns.sections` (``parts``), each with its notes below."""
+    texts: list[str] = []
+    for section in sections(rows) if parts is None else parts:
         noted = section.kind != "cost"
         notes: dict[str, int] = {}
         lines = []
-        for row in section.rows:
-            line = [escaped(column.text(row)) for column in section.columns]
+        for row, cells in zip(section.rows, section.texts, strict=True):
+            line = [escaped(cell) for cell in cells]
             if noted:
                 numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
                 line.append(", ".join(map(str, numbers)))
             lines.append(line)
         names = [c.name for c in section.columns] + ([NOTES] if noted else [])
         align = [c.align for c in section.columns] + (["left"] if noted else [])
-        parts.append(f"## {section.title}\n")
-        parts.append(pipe_table(lines, names, align) + "\n")
-        parts += ["\n".join(_noted(notes)) + "\n"] if notes else []
-    return "\n".join(parts)
+        texts.append(f"## {section.title}\n")
+        texts.append(pipe_table(lines, names, align) + "\n")
+        texts += ["\n".join(_noted(notes)) + "\n"] if notes else []
+    return "\n".join(texts)
 
 
 # --- published cells -----------------------------------------------------------------------------------

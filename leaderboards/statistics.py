@@ -1,8 +1,8 @@
 """How sure are we: seeds, and a bootstrap over images, from per-image confusion counts.
 
 A bootstrap resample draws N of N images with replacement. That is one weight per image, so the counts
-of all resamples are one matrix product ``weights (R, N) @ counts (N, columns)`` (exact in float64: the
-sums stay far below 2^53).
+of all resamples are one matrix product ``counts (columns, N) @ weights (N, R)``. It is exact: in float32
+where all sums stay below 2^24, else in float64 (below 2^53).
 
 Two levels can move a difference: other images and other seeds. Images are resampled. Three seeds cannot
 be (27 resamples, and a spread that is a third too small), so the level of seeds is drawn from the
@@ -21,7 +21,6 @@ import numpy as np
 from scipy.special import stdtrit
 
 from harness.errors import UserError
-from harness.evaluation import iou_from_counts
 from harness.records import PerImage
 
 #: Resamples of every interval in tables [our choice].
@@ -139,50 +138,73 @@ def _order(ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(ids))
 
 
-def _stacked(runs: Sequence[PerImage], seeds: Seeds) -> np.ndarray:
-    """``(N, S, 3, K)`` float64 counts; S = 1 after pooling."""
-    counts = np.stack([np.stack([r.intersection, r.predicted, r.labelled], axis=1) for r in runs], axis=1)
+def _stacked(runs: Sequence[PerImage], seeds: Seeds, classes: Classes) -> np.ndarray:
+    """``(C, S, K, N)`` counts; S = 1 after pooling.
+
+    C are intersection and union and, where the mean goes over labelled classes, labelled pixels. The type
+    is the narrowest in which every sum of N of these integers is exact.
+    """
+    images, number = runs[0].intersection.shape
+    parts = 2 if classes == "occurring" else 3
+    counts = np.empty((parts, len(runs), number, images), dtype=np.int64)
+    for own, run in zip(counts.swapaxes(0, 1), runs, strict=True):
+        own[0] = run.intersection.T
+        np.subtract((run.predicted + run.labelled).T, own[0], out=own[1])
+        if parts == 3:
+            own[2] = run.labelled.T
     if seeds == "pooled":
         counts = counts.sum(axis=1, keepdims=True)
-    return counts.astype(np.float64)
+    largest = int(counts.max(initial=0)) * images
+    return counts.astype(np.float32 if largest < 2**24 else np.float64)
 
 
 def _scores(summed: np.ndarray, classes: Classes) -> np.ndarray:
-    """mIoU in percent of each seed, ``(..., S, 3, K)`` to ``(..., S)``."""
-    intersection, predicted, labelled = (summed[..., i, :] for i in range(3))
-    return iou_from_counts(intersection, predicted, labelled, classes)[1]
+    """mIoU in percent of each seed, ``(C, S, K, ...)`` to ``(S, ...)``.
+
+    The figures of ``harness.evaluation.iou_from_counts``, which has the classes last: here sums go over
+    long rows.
+    """
+    summed = summed.astype(np.float64, copy=False)
+    intersection, union = summed[:2]
+    iou = 100.0 * intersection / np.maximum(union, 1)
+    counted = union if classes == "occurring" else summed[2]
+    if counted.min() > 0:
+        return iou.sum(axis=1) / iou.shape[1]
+    used = counted > 0
+    number = used.sum(axis=1)
+    return np.where(number > 0, np.where(used, iou, 0.0).sum(axis=1) / np.maximum(number, 1), np.nan)
 
 
 def _statistic(summed: np.ndarray, classes: Classes) -> np.ndarray:
-    """Mean over seeds of mIoU in percent, ``(..., S, 3, K)`` to ``(...)``."""
-    return _scores(summed, classes).mean(axis=-1)
+    """Mean over seeds of mIoU in percent, ``(C, S, K, ...)`` to ``(...)``."""
+    return _scores(summed, classes).mean(axis=0)
 
 
-@lru_cache(maxsize=2)
-def _only_block(images: int, resamples: int, seed: int) -> np.ndarray:
+@lru_cache(maxsize=4)
+def _only_block(images: int, resamples: int, seed: int, dtype: np.dtype) -> np.ndarray:
     """Weights that fit one block: the rows of a table share them."""
-    drawn = weights(images, resamples, np.random.default_rng(seed))
+    drawn = weights(images, resamples, np.random.default_rng(seed)).astype(dtype)
     drawn.setflags(write=False)
     return drawn
 
 
-def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _blocks(images: int, resamples: int, seed: int, dtype: np.dtype) -> Iterator[np.ndarray]:
     rows = max(1, _BLOCK // images)
     if resamples <= rows:
-        yield _only_block(images, resamples, seed)
+        yield _only_block(images, resamples, seed, dtype)
         return
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, rows):
-        yield weights(images, min(rows, resamples - start), rng)
+        yield weights(images, min(rows, resamples - start), rng).astype(dtype, copy=False)
 
 
 def _resampled(counts: Sequence[np.ndarray], classes: Classes, resamples: int, seed: int) -> list[np.ndarray]:
     """The statistic of each group of runs on the same resamples, each ``(R,)``."""
-    images = counts[0].shape[0]
+    images = counts[0].shape[-1]
     found: list[list[np.ndarray]] = [[] for _ in counts]
-    for drawn in _blocks(images, resamples, seed):
+    for drawn in _blocks(images, resamples, seed, np.result_type(*counts)):
         for values, own in zip(found, counts, strict=True):
-            summed = (drawn @ own.reshape(images, -1)).reshape(len(drawn), *own.shape[1:])
+            summed = (own.reshape(-1, images) @ drawn.T).reshape(*own.shape[:-1], len(drawn))
             values.append(_statistic(summed, classes))
     return [np.concatenate(values) for values in found]
 
@@ -218,10 +240,10 @@ def bootstrap_miou(
     Raises:
         UserError: the runs hold different images.
     """
-    counts = _stacked(aligned(runs), seeds)
-    estimate = float(_statistic(counts.sum(axis=0), classes))
+    counts = _stacked(aligned(runs), seeds, classes)
+    estimate = float(_statistic(counts.sum(axis=-1), classes))
     values = _resampled([counts], classes, resamples, seed)[0]
-    return _interval(estimate, values, level, counts.shape[0])
+    return _interval(estimate, values, level, counts.shape[-1])
 
 
 def paired_bootstrap(
@@ -240,11 +262,11 @@ def paired_bootstrap(
         UserError: the runs hold different images.
     """
     both = aligned([*a, *b])
-    counts = [_stacked(both[: len(a)], seeds), _stacked(both[len(a) :], seeds)]
-    estimates = [float(_statistic(c.sum(axis=0), classes)) for c in counts]
+    counts = [_stacked(part, seeds, classes) for part in (both[: len(a)], both[len(a) :])]
+    estimates = [float(_statistic(c.sum(axis=-1), classes)) for c in counts]
     values = _resampled(counts, classes, resamples, seed)
     differences = values[0] - values[1]
-    interval = _interval(estimates[0] - estimates[1], differences, level, counts[0].shape[0])
+    interval = _interval(estimates[0] - estimates[1], differences, level, counts[0].shape[-1])
     return Comparison(interval, float((differences <= 0).mean()))
 
 
@@ -301,14 +323,14 @@ def two_level_difference(
         UserError: the runs hold different images or numbers of classes.
     """
     both = aligned([*a, *b])
-    counts = [_stacked(both[: len(a)], "mean"), _stacked(both[len(a) :], "mean")]
-    scores = [_scores(c.sum(axis=0), classes) for c in counts]
+    counts = [_stacked(part, "mean", classes) for part in (both[: len(a)], both[len(a) :])]
+    scores = [_scores(c.sum(axis=-1), classes) for c in counts]
     values = _resampled(counts, classes, resamples, seed)
     differences = values[0] - values[1]
     error, freedom = welch(*scores)
     if not math.isnan(error):
         differences = differences + error * _student(freedom, resamples, seed)
-    interval = _interval(float(scores[0].mean() - scores[1].mean()), differences, level, counts[0].shape[0])
+    interval = _interval(float(scores[0].mean() - scores[1].mean()), differences, level, counts[0].shape[-1])
     return TwoLevel(interval, error, freedom, (len(a), len(b)))
 
 
@@ -336,19 +358,21 @@ def permutation_test(
         UserError: the runs hold different images or numbers of classes.
     """
     both = aligned([*a, *b])
-    one, other = (_stacked(part, "mean").mean(axis=1) for part in (both[: len(a)], both[len(a) :]))
-    change = (other - one).reshape(len(one), -1)
-    sums = [x.sum(axis=0) for x in (one, other)]
+    parts = (_stacked(part, "mean", classes) for part in (both[: len(a)], both[len(a) :]))
+    one, other = (part.mean(axis=1, keepdims=True, dtype=np.float64) for part in parts)
+    images = one.shape[-1]
+    change = (other - one).reshape(-1, images)
+    sums = [x.sum(axis=-1)[..., None] for x in (one, other)]
 
     def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return _scores(first, classes) - _scores(second, classes)
+        return (_scores(first, classes) - _scores(second, classes))[0]
 
-    observed = abs(float(difference(*sums)))
+    observed = abs(float(difference(*sums)[0]))
     rng = np.random.default_rng([seed, 2])
-    hits, rows = 0, max(1, _BLOCK // len(one))
+    hits, rows = 0, max(1, _BLOCK // images)
     for start in range(0, permutations, rows):
-        swaps = rng.random((min(rows, permutations - start), len(one))) < 0.5
-        moved = (swaps.astype(np.float64) @ change).reshape(len(swaps), *sums[0].shape)
+        swaps = rng.random((min(rows, permutations - start), images)) < 0.5
+        moved = (change @ swaps.T.astype(np.float64)).reshape(*one.shape[:-1], len(swaps))
         hits += int((np.abs(difference(sums[0] + moved, sums[1] - moved)) >= observed - 1e-9).sum())
     return (1 + hits) / (1 + permutations)
 

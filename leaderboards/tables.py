@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import pandas as pd
 from harness.data.base import SUPERVISIONS
 from harness.records import EvaluationRecord, PerImage, Record
 from harness.schema import dump
-from leaderboards.gathering import Current, identity, method_title, stale_reason, weak_label
+from leaderboards.gathering import Current, identity, lines_of, method_title, stale_reason, weak_label
 from leaderboards.published import Published, published
 from leaderboards.statistics import bootstrap_miou, spread
 
@@ -158,6 +159,25 @@ class Row:
     def label(self) -> str:
         """Title, with the overrides where there are any."""
         return f"{self.title} ({self.overrides})" if self.overrides else self.title
+
+    @cached_property
+    def class_iou(self) -> np.ndarray:
+        """``(n, K)`` IoU in percent of each seed, NaN where absent."""
+        return np.stack([run.iou for run in self.runs])
+
+    @cached_property
+    def class_spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, standard deviation and number, each ``(K,)``, over the seeds where a class occurs.
+
+        NaN: the mean of none, the deviation of fewer than two.
+        """
+        values = self.class_iou
+        absent = np.isnan(values)
+        number = len(values) - absent.sum(0)
+        mean = np.where(number > 0, np.where(absent, 0.0, values).sum(0) / np.maximum(number, 1), np.nan)
+        squares = np.where(absent, 0.0, (values - mean) ** 2).sum(0)
+        std = np.where(number > 1, np.sqrt(squares / np.maximum(number - 1, 1)), np.nan)
+        return mean, std, number
 
 
 # --- rows ----------------------------------------------------------------------------------------------
@@ -388,7 +408,7 @@ def _with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
     if frame.empty:
         return rows
     failed: dict[tuple[str, str], list[Line]] = {}
-    for line in frame[~frame["finished"]].to_dict("records"):
+    for line in lines_of(frame[~frame["finished"]]):
         failed.setdefault((line["name"], line["overrides"]), []).append(line)
     out = []
     for row in rows:
@@ -428,7 +448,7 @@ def leaderboard(
     if not frame.empty:
         current = Current(recipes)
         groups: dict[tuple[str, ...], list[Line]] = {}
-        for line in frame[frame["evaluation"] != ""].to_dict("records"):
+        for line in lines_of(frame[frame["evaluation"] != ""]):
             key = tuple(str(line[k]) for k in ("name", "digest", "overrides", "evaluation", "key"))
             groups.setdefault(key, []).append(line)
         rows = [_fold(groups[key], current, known, resamples) for key in sorted(groups)]
@@ -444,44 +464,50 @@ def _order(row: Row) -> tuple:
     return (*table, row.evaluation, place, height, row.recipe, row.overrides, row.digest)
 
 
+#: Attributes of a row that are figures or text.
+_NAMES = tuple(f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records", "cost"))
+_COSTS = tuple(f.name for f in dataclasses.fields(Cost))
+#: Columns of :func:`as_lines`.
+COLUMNS = (*_NAMES, *_COSTS)
+
+
+def as_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain values, cost included; seeds joined by spaces, notes by ``; ``."""
+    lines = []
+    for row in rows:
+        line = {name: getattr(row, name) for name in _NAMES}
+        line["seeds"] = " ".join(map(str, row.seeds))
+        line["notes"] = "; ".join(row.notes)
+        lines.append(line | {name: getattr(row.cost, name) for name in _COSTS})
+    return lines
+
+
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as plain values, one column for each attribute; notes joined by ``; ``."""
-    names = [f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records", "cost")]
-    costs = [f.name for f in dataclasses.fields(Cost)]
-    lines = [{k: getattr(row, k) for k in names} | {k: getattr(row.cost, k) for k in costs} for row in rows]
-    frame = pd.DataFrame(lines, columns=[*names, *costs])
-    frame["seeds"] = [" ".join(map(str, row.seeds)) for row in rows]
-    frame["notes"] = ["; ".join(row.notes) for row in rows]
-    return frame
+    """:func:`as_lines`, one column for each attribute."""
+    return pd.DataFrame(as_lines(rows), columns=list(COLUMNS))
 
 
-def class_iou(row: Row) -> np.ndarray:
-    """``(n, K)`` IoU in percent of each seed, NaN where absent."""
-    return np.stack([run.iou for run in row.runs])
+#: Columns of :func:`class_lines`.
+CLASS_COLUMNS = (
+    "dataset", "supervision", "method", "recipe", "overrides", "digest", "evaluation", "class", "n", "mean",
+    "std", "absent_seeds",
+)  # fmt: skip
 
 
-def class_means(row: Row) -> np.ndarray:
-    """``(K,)`` IoU in percent, mean over the seeds where the class occurs, NaN where it occurs in none."""
-    values = class_iou(row)
-    number = (~np.isnan(values)).sum(0)
-    return np.where(number > 0, np.nansum(values, 0) / np.maximum(number, 1), np.nan)
-
-
-def per_class(rows: Sequence[Row]) -> pd.DataFrame:
+def class_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """IoU by class of every row with records: mean and deviation over the seeds where it occurs."""
     lines = []
     for row in rows:
         if not row.runs:
             continue
-        values = class_iou(row)
-        number = (~np.isnan(values)).sum(0)
-        mean = class_means(row)
-        squares = np.nansum((values - mean) ** 2, 0)
-        std = np.where(number > 1, np.sqrt(squares / np.maximum(number - 1, 1)), np.nan)
-        base = {k: getattr(row, k) for k in ("dataset", "supervision", "method", "recipe", "overrides")}
-        base |= {"digest": row.digest, "evaluation": row.evaluation}
-        for k, name in enumerate(row.runs[0].data["classes"]):
-            figures = {"class": name, "n": int(number[k]), "mean": mean[k], "std": std[k]}
-            lines.append(base | figures | {"absent_seeds": row.n - int(number[k])})
-    columns = ["dataset", "supervision", "method", "recipe", "overrides", "digest", "evaluation", "class"]
-    return pd.DataFrame(lines, columns=[*columns, "n", "mean", "std", "absent_seeds"])
+        base = {name: getattr(row, name) for name in CLASS_COLUMNS[:7]}
+        figures = (part.tolist() for part in row.class_spread)
+        for name, mean, std, n in zip(row.runs[0].data["classes"], *figures, strict=True):
+            own = {"class": name, "n": n, "mean": mean, "std": std, "absent_seeds": row.n - n}
+            lines.append(base | own)
+    return lines
+
+
+def per_class(rows: Sequence[Row]) -> pd.DataFrame:
+    """:func:`class_lines` as a table."""
+    return pd.DataFrame(class_lines(rows), columns=list(CLASS_COLUMNS))

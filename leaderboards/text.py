@@ -45,7 +45,9 @@ def memory_text(mib: float) -> str:
 
 def escaped(text: str) -> str:
     """Text that keeps a Markdown table whole."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    if "|" in text or "\n" in text:
+        return text.replace("|", "\\|").replace("\n", " ")
+    return text
 
 
 def pipe_table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:

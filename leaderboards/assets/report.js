@@ -35,7 +35,7 @@ function filter() {
 words.addEventListener("input", filter);
 verdict.addEventListener("change", filter);
 filter();
-// Provenance: every figure is a button that opens the same dialog.
+// Provenance: every figure is a button that opens the same dialog; with a pointer, every cell of its row does.
 const facts = JSON.parse(document.getElementById("facts").textContent), dialog = document.getElementById("provenance");
 const body = dialog.querySelector("div");
 function list(title, entries) {
@@ -50,9 +50,10 @@ function list(title, entries) {
   return [heading, parts];
 }
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-row]");
-  if (!button) return;
-  const own = facts.rows[button.dataset.row];
+  if (event.target.closest("dialog") || String(getSelection())) return; // selecting text opens nothing
+  const source = event.target.closest("button[data-row]") ?? event.target.closest("td")?.closest("tr[data-row]");
+  if (!source) return;
+  const own = facts.rows[source.dataset.row];
   dialog.querySelector("h2").textContent = own.title;
   body.replaceChildren(...own.parts.flatMap(([title, entries]) =>
     list(title, typeof entries === "number" ? facts.shared[entries] : entries)));

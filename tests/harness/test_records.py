@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,26 @@ def test_arrays_are_those_that_numpy_reads(tmp_path):
             for name in expected.files:
                 np.testing.assert_array_equal(found[name], expected[name])
                 assert found[name].dtype == expected[name].dtype
+
+
+def test_arrays_of_a_zip_file_with_a_comment_are_read_too(tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, a=np.arange(5), b=np.ones((2, 3)))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"written by another tool"
+    found = read_arrays(file)
+    np.testing.assert_array_equal(found["a"], np.arange(5))
+    np.testing.assert_array_equal(found["b"], np.ones((2, 3)))
+
+
+def test_equal_members_are_inflated_once_and_cannot_be_written_to(tmp_path):
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for index, file in enumerate(files):
+        np.savez_compressed(file, truth=np.arange(50), own=np.arange(50) + index)
+    first, second = map(read_arrays, files)
+    assert first["truth"] is second["truth"]
+    assert not first["truth"].flags.writeable
+    np.testing.assert_array_equal(second["own"], np.arange(50) + 1)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -25,7 +25,7 @@ from leaderboards.figures import (
 )
 from leaderboards.gathering import gather
 from leaderboards.plotting import KINDS, MOST, check_kinds, draw, write_plots
-from leaderboards.tables import Row, class_iou, leaderboard
+from leaderboards.tables import Row, leaderboard
 
 
 def rows_of(factory: Factory) -> list[Row]:
@@ -49,7 +49,7 @@ def test_differences_are_sorted_and_against_the_baseline(factory: Factory) -> No
     assert figure is not None
     (axes,) = figure.axes
     differences = {
-        name: class_iou(own)[:, k].mean() - class_iou(base)[:, k].mean()
+        name: own.class_iou[:, k].mean() - base.class_iou[:, k].mean()
         for k, name in enumerate(CLASSES)
         if k != 1
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,18 @@ from harness.files import cache_folder
 from harness.records import PerImage
 from harness.trial import open_dataset
 from leaderboards.gathering import gather
-from leaderboards.qualitative import ERRORS, choose, coloured, draw, errors, on_picture, weak_label_of, write
+from leaderboards.qualitative import (
+    ERRORS,
+    PAGE,
+    _Grid,
+    choose,
+    coloured,
+    draw,
+    errors,
+    on_picture,
+    weak_label_of,
+    write,
+)
 from leaderboards.tables import Row, leaderboard
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
@@ -91,14 +103,29 @@ def scored(factory: Factory) -> list[Row]:
 def test_the_grid_shows_picture_label_truth_and_methods(scored: list[Row], tmp_path: Path) -> None:
     ((stem, figure),) = draw(scored)
     assert stem == "qualitative-mini-scribble-val-single"
-    heads = [axes.get_title() for axes in figure.axes[:5]]
-    assert heads[:3] == ["picture", "weak label", "truth"]
-    assert set(heads[3:]) == {row.title for row in scored}
+    heads = [axes.get_title() for axes in figure.axes[:6]]
+    assert heads == ["picture", "weak label", "truth", "", "prediction", "errors"]
+    names = {f"{row.title}\n{row.runs[0].miou:.1f} mIoU" for row in scored}
+    assert {text.get_text() for text in figure.texts} >= names
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 3 * (3 + 2 * 2)
-    np.testing.assert_array_equal(np.asarray(shown[3]), np.asarray(shown[4]))  # both predict the same map
+    np.testing.assert_array_equal(np.asarray(shown[3]), np.asarray(shown[5]))  # both predict the same map
     files = write(scored, tmp_path, ["png"])
     assert [file.name for file in files] == [f"{stem}.png"]
+
+
+def test_twelve_methods_fit_a_page_and_do_not_overlap() -> None:
+    images = [np.zeros((500, 375, 3), dtype=np.uint8)] * 3
+    for methods in (1, 5, 12):
+        grid = _Grid(images, methods, classes=21)
+        for line in range(2 + methods):
+            for column in range(6):
+                grid.tile(line, column, images[0], "head" if line in (0, 1, 2) else "")
+        assert grid.total <= PAGE + 1e-9
+        boxes = [axes.get_position() for axes in grid.figure.axes]
+        assert all(0 <= box.x0 < box.x1 <= 1 and 0 < box.y0 < box.y1 < 1 for box in boxes)
+        tops = sorted({(round(box.y0, 6), round(box.y1, 6)) for box in boxes})
+        assert all(low[1] <= high[0] for low, high in pairwise(tops))
 
 
 def test_weak_label_is_that_of_the_recipe(scored: list[Row]) -> None:

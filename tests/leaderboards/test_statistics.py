@@ -11,6 +11,7 @@ from scipy.stats import ttest_ind
 from synthetic import counts
 
 from harness.errors import UserError
+from harness.evaluation import iou_from_counts
 from harness.records import PerImage
 from leaderboards import statistics
 from leaderboards.statistics import (
@@ -72,6 +73,25 @@ def test_interval_equals_a_loop_with_the_same_weights(classes: str) -> None:
     assert found.estimate == pytest.approx(sum(slow_miou(run, ones, classes) for run in runs) / 3, rel=1e-12)
     assert (found.low, found.high) == pytest.approx(percentiles(expected), rel=1e-12)
     assert (found.images, found.resamples) == (12, 50)
+
+
+@pytest.mark.parametrize("classes", ["occurring", "labelled"])
+def test_sums_are_exact_in_either_type_and_scored_like_an_evaluation(classes: str) -> None:
+    small = [counts(40, 0.6, seed, classes=9) for seed in range(2)]
+    for run in small:
+        run.labelled[1:, 3] = run.intersection[1:, 3] = 0  # absent from many resamples
+    large = [PerImage(r.ids, *(getattr(r, k) * 2**16 for k in KEYS)) for r in small]
+    for runs, dtype in ((small, np.float32), (large, np.float64)):
+        stacked = statistics._stacked(runs, "mean", classes)
+        assert stacked.dtype == dtype
+        drawn = weights(40, 25, np.random.default_rng(3))
+        values = statistics._resampled([stacked], classes, 25, 3)[0]
+        for w, value in zip(drawn.astype(np.int64), values, strict=True):
+            summed = [[w @ getattr(run, k) for k in KEYS] for run in runs]
+            expected = np.mean([iou_from_counts(*parts, classes)[1] for parts in summed])
+            assert value == pytest.approx(expected, rel=1e-14)
+    shrunk, grown = (bootstrap_miou(runs, classes=classes, resamples=25) for runs in (small, large))
+    assert shrunk.estimate == pytest.approx(grown.estimate, rel=1e-14)
 
 
 def test_pooled_counts_are_added_over_seeds() -> None:
