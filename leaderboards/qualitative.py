@@ -36,7 +36,7 @@ QUANTILES = (0.2, 0.5, 0.8)
 MOST = 12
 #: Largest height of a grid in inches: a page with its margins.
 PAGE = 9.4
-_LEGEND_COLUMNS = 5
+_LEGEND_COLUMNS = 7
 
 #: Kinds of error and their colours (of Okabe and Ito's palette).
 ERRORS = {
@@ -211,11 +211,12 @@ def qualitative_figure(
             grid.name(line, "\n".join([*words, f"{row.runs[0].miou:.1f} mIoU"]))
         seen |= _predicted_classes(found, info)
         handles = [Patch(color=_hex(info.palette[k]), label=info.classes[k]) for k in sorted(seen)]
-        handles += [Patch(color=colour, label=name) for name, colour in ERRORS.items()]
         shown = ", ".join(f"{q:.0%}" for q in QUANTILES)
         seeds = {row.seeds[0] for row, _ in found}
         seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed of each"
-        grid.finish(handles, f"{caption(rows[0])}\npictures at {shown} of IoU per picture; {seed}")
+        grid.finish(
+            handles, f"{caption(rows[0])}\npictures at {shown} of IoU per picture; {seed}; white: void"
+        )
     return grid.figure
 
 
@@ -236,10 +237,10 @@ class _Grid:
 
     def __init__(self, images: Sequence[np.ndarray], methods: int, classes: int) -> None:
         self.columns, self.lines = 2 * len(images), 2 + methods
-        self.legend_lines = math.ceil((classes + len(ERRORS)) / _LEGEND_COLUMNS)
+        self.legend = 0.17 * (1 + math.ceil(classes / _LEGEND_COLUMNS))  # a line for the errors
         shape = max(image.shape[0] / image.shape[1] for image in images)
         self.width = (WIDTH - self.NAMES - self.GAP * (self.columns + len(images))) / self.columns
-        fixed = self.TITLE + 3 * self.HEAD + 0.17 * self.legend_lines + 0.1
+        fixed = self.TITLE + 3 * self.HEAD + self.legend + 0.1
         room = (PAGE - fixed) / self.lines - self.GAP
         self.height = min(self.width * shape, room)
         self.total = fixed + self.lines * (self.height + self.GAP)
@@ -251,6 +252,7 @@ class _Grid:
             (left / WIDTH, self._bottom(line) / self.total, self.width / WIDTH, self.height / self.total)
         )
         axes.set_axis_off()
+        axes.set_anchor("N")
         if head:
             axes.set_title(head, fontsize=7, loc="center", pad=2)
         return axes
@@ -275,10 +277,13 @@ class _Grid:
 
     def finish(self, handles: Sequence[Patch], title: str) -> None:
         """Legend below, title above."""
-        self.figure.legend(
-            handles=list(handles), loc="lower center", ncols=min(_LEGEND_COLUMNS, len(handles)), fontsize=7,
-            handlelength=1.0, borderaxespad=0.3,
-        )  # fmt: skip
+        kinds = [Patch(color=colour, label=name) for name, colour in {"right": _RIGHT, **ERRORS}.items()]
+        left = self.NAMES / WIDTH
+        for entries, columns, top in ((handles, _LEGEND_COLUMNS, self.legend + 0.06), (kinds, 4, 0.23)):
+            self.figure.legend(
+                handles=list(entries), loc="upper left", bbox_to_anchor=(left, top / self.total), ncols=columns,
+                fontsize=7, handlelength=1.0, borderaxespad=0, borderpad=0,
+            )  # fmt: skip
         self.figure.suptitle(title, x=0.01, y=1 - 0.06 / self.total, ha="left", va="top", fontsize=7.5)
 
 
