@@ -278,10 +278,10 @@ class _Grid:
     def finish(self, handles: Sequence[Patch], title: str) -> None:
         """Legend below, title above."""
         kinds = [Patch(color=colour, label=name) for name, colour in {"right": _RIGHT, **ERRORS}.items()]
-        left = self.NAMES / WIDTH
+        left, high = self.NAMES / WIDTH, self.total
         for entries, columns, top in ((handles, _LEGEND_COLUMNS, self.legend + 0.06), (kinds, 4, 0.23)):
             self.figure.legend(
-                handles=list(entries), loc="upper left", bbox_to_anchor=(left, top / self.total), ncols=columns,
+                handles=list(entries), loc="upper left", bbox_to_anchor=(left, top / high), ncols=columns,
                 fontsize=7, handlelength=1.0, borderaxespad=0, borderpad=0,
             )  # fmt: skip
         self.figure.suptitle(title, x=0.01, y=1 - 0.06 / self.total, ha="left", va="top", fontsize=7.5)
