@@ -44,16 +44,16 @@ class Resources:
     """What trials may use.
 
     Attributes:
-        cpus_per_trial: cores of one trial, its loader workers included.
-        gpus_per_trial: GPUs of one trial; a fraction lets several share one (bookkeeping, not a limit
-            of memory).
+        cpus_per_process: cores of each process of a trial, its loader workers included.
+        gpus_per_process: GPUs of each process of a trial; a fraction lets trials share one (bookkeeping,
+            not a limit of memory).
         max_concurrent: most trials at a time; as many as fit by default.
         address: a running Ray cluster to join; a local Ray starts without it.
         retries: how often a trial whose worker died, or met a transient fault, is started again.
     """
 
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
+    cpus_per_process: float = 1.0
+    gpus_per_process: float = 0.0
     max_concurrent: int | None = None
     address: str | None = None
     retries: int = faults.RETRIES
@@ -303,8 +303,12 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]
     return [outcomes[p.trial] for p in prepared]
 
 
-def start_ray(resources: Resources) -> bool:
+def start_ray(resources: Resources, processes: int = 1) -> bool:
     """Start a local Ray, or join a cluster; True if it was started here.
+
+    Args:
+        resources: what trials may use.
+        processes: of the largest trial.
 
     Raises:
         UserError: Ray is not usable here, or has too little for one trial.
@@ -340,7 +344,8 @@ def start_ray(resources: Resources) -> bool:
                 remedy="check --address, or use --local",
             ) from error
     there = ray.cluster_resources()
-    for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+    for kind, each in (("CPU", resources.cpus_per_process), ("GPU", resources.gpus_per_process)):
+        wanted = each * processes
         if wanted > there.get(kind, 0):
             if mine:
                 ray.shutdown()

@@ -125,15 +125,16 @@ def free_mebibytes(folder: Path) -> float:
     return shutil.disk_usage(there).free / 2**20
 
 
-def concurrent(resources: Resources | None) -> int | None:
-    """How many trials run at a time on this machine; None for a cluster, which was not asked."""
+def concurrent(resources: Resources | None, processes: int = 1) -> int | None:
+    """How many trials of some processes run at a time on this machine; None for a cluster, which was not
+    asked."""
     if resources is None:
         return 1
     if resources.address is not None:
         return resources.max_concurrent
-    fit = (os.cpu_count() or 1) / resources.cpus_per_trial
-    if resources.gpus_per_trial:
-        fit = min(fit, torch.cuda.device_count() / resources.gpus_per_trial)
+    fit = (os.cpu_count() or 1) / (resources.cpus_per_process * processes)
+    if resources.gpus_per_process:
+        fit = min(fit, torch.cuda.device_count() / (resources.gpus_per_process * processes))
     return max(min(int(fit), resources.max_concurrent or int(fit)), 1)
 
 

@@ -431,13 +431,15 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
 
     fits = [
         ray.cluster_resources().get(kind, 0) // wanted
-        for kind, wanted in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial))
+        for kind, wanted in (("CPU", resources.cpus_per_process), ("GPU", resources.gpus_per_process))
         if wanted
     ]
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="wsss-search-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            tune.with_resources(
+                Actor, {"cpu": resources.cpus_per_process, "gpu": resources.gpus_per_process}
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=Suggestions(study, resources.retries),
                 scheduler=Judge(study, progress),

@@ -455,8 +455,8 @@ def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Ro
 
     try:
         remote = ray.remote(
-            num_cpus=resources.cpus_per_trial,
-            num_gpus=resources.gpus_per_trial,
+            num_cpus=resources.cpus_per_process,
+            num_gpus=resources.gpus_per_process,
             max_calls=1,
             max_retries=0,
         )(try_recipe)

@@ -213,6 +213,7 @@ class Trainer:
         #: Groups of a step that this process carries.
         self.groups = range(recipe.batch.groups)[distributed.own_groups(recipe.batch.groups)]
         if distributed.world_size() > 1 and recipe.batch.sync_bn != "off":
+            distributed.check_groups(recipe, distributed.world_size(), self.device)
             distributed.synchronise_normalisation(method, recipe.batch.sync_bn)
         self.parallel = distributed.Parallel(method)
         self.statistics = distributed.RunningStatistics(method)

@@ -273,7 +273,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     recipe = resolved.recipe
     device = choose_device(options.device)
     processes = options.processes or recipe.batch.groups
-    distributed.check_groups(recipe, processes, device if processes > 1 else None)
+    distributed.check_groups(recipe, processes, None if options.device == "auto" else device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]
     if recipe.selection is not None:

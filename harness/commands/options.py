@@ -5,11 +5,33 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from harness.errors import UserError
 from harness.object_store import is_uri
+
+
+class Number(click.ParamType):
+    """A number of GPUs, or ``groups``."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float | Literal["groups"]:
+        """A number from 0 on, or the word."""
+        if value == "groups":
+            return "groups"
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'groups'", parameter, context)
+        if number < 0:
+            self.fail(f"{value} is less than 0", parameter, context)
+        return number
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -99,12 +121,21 @@ _EXECUTION = (
     click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
     click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time."),
     click.option(
-        "--cpus-per-trial", type=click.FloatRange(0.1), help="Cores per trial [default: workers + 1]."
+        "--cpus-per-trial",
+        type=click.FloatRange(0.1),
+        help="Cores per trial, for all its processes [default: workers + 1 for each].",
     ),
     click.option(
         "--gpus-per-trial",
-        type=click.FloatRange(0),
-        help="GPUs per trial; a fraction lets trials share one [default: 1 with CUDA, else 0].",
+        type=Number(),
+        metavar="N|groups",
+        help="GPUs per trial. A fraction lets trials share one; several share the trial's groups (DDP), with "
+        "'groups' one for each group of the recipe [default: 1 with CUDA, else 0].",
+    ),
+    click.option(
+        "--processes-per-trial",
+        type=click.IntRange(1),
+        help="Processes that share a trial's groups [default: one for each GPU of the trial].",
     ),
     click.option("--address", help="Join this Ray cluster instead of starting a local one."),
     click.option(
@@ -133,6 +164,47 @@ _EXECUTION = (
 )
 
 
+def shares(
+    gpus: float | Literal["groups"] | None, processes: int | None, cuda: bool, local: bool
+) -> tuple[int, float]:
+    """How many processes a trial has (0: one for each group of its recipe), and how many GPUs each.
+
+    Args:
+        gpus: as on the command line.
+        processes: likewise.
+        cuda: whether trials run on GPUs unless told otherwise.
+        local: whether they run in this process.
+
+    Raises:
+        UserError: the two do not go together.
+    """
+    if gpus == "groups":
+        if processes is not None:
+            raise UserError("either one process for each group, or a number", where="--processes-per-trial")
+        count, each = 0, 1.0
+    else:
+        wanted = float(cuda) * (processes or 1) if gpus is None else gpus
+        if wanted > 1 and wanted != int(wanted):
+            raise UserError(
+                f"{wanted:g} GPUs cannot be shared out", where="--gpus-per-trial", remedy="a whole number"
+            )
+        count = processes or max(int(wanted), 1)
+        if count > 1 and wanted and wanted != count:
+            raise UserError(
+                f"{count} processes on {wanted:g} GPUs: each takes one of its own",
+                where="--processes-per-trial",
+                remedy="leave it out",
+            )
+        each = wanted / count
+    if local and count != 1:
+        raise UserError(
+            "this process alone cannot share a trial's groups",
+            where="--local",
+            remedy="drop --local: Ray places the processes",
+        )
+    return count, each
+
+
 def execution(function: Callable[..., Any]) -> Callable[..., Any]:
     """All options of where and how trials run.
 
@@ -150,7 +222,8 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         local: bool,
         max_concurrent: int | None,
         cpus_per_trial: float | None,
-        gpus_per_trial: float | None,
+        gpus_per_trial: float | Literal["groups"] | None,
+        processes_per_trial: int | None,
         address: str | None,
         threads: int,
         checkpoint_seconds: float,
@@ -161,6 +234,14 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         from harness.execution import Resources
         from harness.trial import Options, choose_device
 
+        cuda = choose_device(device).type == "cuda"
+        processes, gpus = shares(gpus_per_trial, processes_per_trial, cuda, local)
+        if cpus_per_trial is not None and not processes:
+            raise UserError(
+                "groups differ from recipe to recipe, so cores are not shared out here",
+                where="--cpus-per-trial",
+                remedy="leave it out: every process gets workers + 1",
+            )
         options = Options(
             results=results if isinstance(results, str) else results.absolute(),
             data_roots=tuple(_absolute(r) for r in data_roots),
@@ -169,11 +250,11 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
             threads=threads,
             checkpoint_seconds=checkpoint_seconds,
             trackers=(*(["tensorboard"] if tensorboard else []), *dict.fromkeys(track)),
+            processes=processes,
         )
-        cuda = choose_device(device).type == "cuda"
         resources = Resources(
-            cpus_per_trial=cpus_per_trial or workers + 1,
-            gpus_per_trial=float(cuda) if gpus_per_trial is None else gpus_per_trial,
+            cpus_per_process=workers + 1 if cpus_per_trial is None else cpus_per_trial / processes,
+            gpus_per_process=gpus,
             max_concurrent=max_concurrent,
             address=address,
         )

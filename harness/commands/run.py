@@ -101,6 +101,7 @@ def _try(trials: Sequence[Trial], options: Options, resources: Resources | None)
 def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
     """Print what a run would do."""
     from harness.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.recipes import resolve
     from harness.records import Store
     from harness.smoke_report import duration
 
@@ -118,11 +119,15 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     ]
     click.echo(tabulate(table, headers=("trial", "state", "steps", "time", "disk", "estimated from")))
     open_rows = [row for row in rows if row.state != "finished"]
-    at_a_time = concurrent(resources)
+    recipes = (resolve(row.trial.name, row.trial.overrides).recipe for row in rows)
+    processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
+    at_a_time = concurrent(resources, processes)
     wall = None if at_a_time is None else wall_seconds(open_rows, at_a_time)
     known = [row for row in open_rows if row.seconds is not None]
     if resources is not None:
-        click.echo(f"\neach trial takes {resources.cpus_per_trial:g} CPU, {resources.gpus_per_trial:g} GPU")
+        each = f"{resources.cpus_per_process:g} CPU, {resources.gpus_per_process:g} GPU"
+        most = f" for each of its processes, {processes} at most" if processes > 1 else ""
+        click.echo(f"\neach trial takes {each}{most}")
     click.echo(
         f"\n{len(open_rows)} of {len(rows)} trials to run, "
         + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
