@@ -116,10 +116,10 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     with ExitStack() as session:
         session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())
-        return _Rounds([t for wave in ordered for t in wave], options, resources, session).run()
+        return Rounds([t for wave in ordered for t in wave], options, resources, session).run()
 
 
-class _Rounds:
+class Rounds:
     """Runs what can run, again and again, until every trial has ended.
 
     A trial has to wait where it trains on the labels of another one, and where another driver runs it.
@@ -128,46 +128,57 @@ class _Rounds:
     def __init__(
         self, trials: Sequence[Trial], options: Options, resources: Resources | None, session: ExitStack
     ) -> None:
-        self.open, self.options, self.resources, self.session = list(trials), options, resources, session
+        self.options, self.resources, self.session = options, resources, session
+        self.open = dict.fromkeys(trials)
         self.ended: dict[Trial, Outcome] = {}
         self.prepared: dict[Trial, Prepared] = {}
         #: Trials that another driver runs, and when the record they had was written.
         self.busy: dict[Trial, str | None] = {}
+        #: Trials by the one whose labels they train on.
+        self.dependents: dict[Trial, list[Trial]] = {}
+        #: Puts a line on the terminal.
+        self.say: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)
+        for trial in trials:
+            if (source := source_of(trial)) is not None:
+                self.dependents.setdefault(source, []).append(trial)
 
     def run(self) -> list[Outcome]:
         """Outcomes in the order of ending."""
-        first, said = True, False
+        waiting = {t for found in self.dependents.values() for t in found}
+        ready = self._ready([t for t in self.open if t not in waiting], strict=True)
+        said = False
         while self.open:
-            ready = self._ready(strict=first)
-            first = False
-            for outcome in self._run(ready) if ready else []:
-                if outcome.status == "busy":
-                    self.busy[outcome.trial] = _ended(self.prepared[outcome.trial])
-                else:
-                    self._end(outcome)
+            left = self._run(ready) if ready else []
+            ready = [*left, *self._ready(list(self.busy))]
             if not ready and self.open:
                 if not said:
-                    tqdm.write(f"waiting for {len(self.busy)} trial(s) that run elsewhere", file=sys.stderr)
+                    self.say(f"waiting for {len(self.busy)} trial(s) that run elsewhere")
                 said = True
                 time.sleep(POLL_SECONDS)
         return list(self.ended.values())
 
-    def _end(self, outcome: Outcome) -> None:
-        self.ended[outcome.trial] = outcome
-        self.open.remove(outcome.trial)
+    def take(self, outcome: Outcome) -> list[Prepared]:
+        """Note how a trial ended; returns those that can run now because of it."""
+        trial = outcome.trial
+        if outcome.status == "busy":
+            self.busy[trial] = _ended(self.prepared[trial])
+            return []
+        self.ended[trial] = outcome
+        del self.open[trial]
+        return self._ready(self.dependents.get(trial, []))
 
-    def _ready(self, strict: bool) -> list[Prepared]:
-        """Trials that can run now; a mistake found before any has run is raised."""
-        found = []
-        for trial in [t for t in self.open if (s := source_of(t)) is None or s in self.ended]:
+    def _ready(self, trials: Sequence[Trial], strict: bool = False) -> list[Prepared]:
+        """Those of some trials that can run now; with ``strict`` a mistake is raised."""
+        found: list[Prepared] = []
+        for trial in trials:
             try:
                 if trial not in self.prepared:
                     self.prepared[trial] = prepare(trial, self.options)
             except UserError as error:
                 if strict:
                     raise
-                self._end(Outcome(trial, "failed", str(error)))
-                tqdm.write(f"failed   {trial}\n{error}", file=sys.stderr)
+                self.say(f"failed   {trial}\n{error}")
+                found += self.take(Outcome(trial, "failed", str(error)))
                 continue
             one = self.prepared[trial]
             if trial in self.busy:
@@ -175,19 +186,22 @@ class _Rounds:
                     continue
                 before, record = self.busy.pop(trial), one.record
                 if _ended(one) != before and record is not None and not record.finished:
-                    self._end(Outcome(trial, "failed", record.data["reason"]))
-                    tqdm.write(f"failed   {trial} elsewhere", file=sys.stderr)
+                    self.say(f"failed   {trial} elsewhere")
+                    found += self.take(Outcome(trial, "failed", record.data["reason"]))
                     continue
             found.append(one)
         return found
 
-    def _run(self, ready: list[Prepared]) -> list[Outcome]:
+    def _run(self, ready: list[Prepared]) -> list[Prepared]:
+        """Run trials; returns those that have become ready and were not run."""
         if self.resources is None or all(p.done for p in ready):
-            return run_local(ready)
-        if start_ray(self.resources):  # once, for all rounds
+            return [later for outcome in run_local(ready) for later in self.take(outcome)]
+        processes = max(p.processes for p in ready)
+        if start_ray(self.resources, processes):  # once, for all rounds
             self.session.callback(_stop_ray)
         interruption.install()  # Ray has taken SIGTERM
-        return run_ray(ready, self.resources)
+        run_ray(ready, self.resources, self)
+        return []
 
 
 def _ended(prepared: Prepared) -> str | None:
@@ -278,29 +292,22 @@ def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Out
 # --- Ray ---------------------------------------------------------------------------------------------
 
 
-def run_ray(prepared: Sequence[Prepared], resources: Resources) -> list[Outcome]:
-    """All trials on Ray Tune, as many at a time as their resources allow, the longest first.
+def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) -> None:
+    """All trials on Ray Tune, as many at a time as their resources allow, and those that they make ready.
 
     Ray must run (:func:`start_ray`).
     """
-    open_trials = [p for p in prepared if not p.done]
-    outcomes = {p.trial: Outcome(p.trial, "kept") for p in prepared if p.done}
-    display = Display(prepared)
-    try:
-        for one in prepared:
-            if one.trial in outcomes:
-                display.end(one, outcomes[one.trial])
-        if open_trials:
-            from harness.ray_trials import run_trials  # imports Ray
+    from harness.ray_trials import run_trials  # imports Ray
 
-            outcomes |= run_trials(
-                sorted(open_trials, key=lambda p: p.cost, reverse=True), resources, display
-            )
+    display = Display(prepared, len(rounds.open))
+    before, rounds.say = rounds.say, display.say
+    try:
+        run_trials(prepared, resources, display, rounds)
     finally:
+        rounds.say = before
         display.close()
-    if any(p.trial not in outcomes for p in prepared):
-        raise interruption.error()  # Tune swallows Ctrl-C and returns what has ended so far
-    return [outcomes[p.trial] for p in prepared]
+    if any(t not in rounds.busy for t in rounds.open):
+        raise interruption.error()  # Tune swallows Ctrl-C and returns when running trials have stopped
 
 
 def start_ray(resources: Resources, processes: int = 1) -> bool:

@@ -349,11 +349,23 @@ def shortened(label: str, width: int) -> str:
 
 
 class Display:
-    """The board of a run: prepared trials, and how they ended."""
+    """The board of a run: prepared trials, and how they ended.
 
-    def __init__(self, prepared: Sequence[Prepared], console: Console | None = None) -> None:
-        works: dict[Hashable, Work] = {p.trial: Work(str(p.trial), p.trial.name, p.cost) for p in prepared}
-        self.board = Board(len(prepared), works, console=console)
+    Args:
+        prepared: what can run now.
+        total: number of trials, those included that wait for others.
+        console: standard error by default.
+    """
+
+    def __init__(
+        self, prepared: Sequence[Prepared], total: int | None = None, console: Console | None = None
+    ) -> None:
+        works: dict[Hashable, Work] = {p.trial: _work(p) for p in prepared}
+        self.board = Board(len(prepared) if total is None else total, works, console=console)
+
+    def add(self, prepared: Prepared) -> None:
+        """A trial can run now."""
+        self.board.waiting[prepared.trial] = _work(prepared)
 
     def update(self, trial: Trial, status: Status) -> None:
         """A running trial has come to a state."""
@@ -378,3 +390,7 @@ class Display:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.board.close()
+
+
+def _work(prepared: Prepared) -> Work:
+    return Work(str(prepared.trial), prepared.trial.name, prepared.cost)

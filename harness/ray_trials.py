@@ -5,30 +5,78 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
 from harness import interruption
 from harness.errors import UserError
-from harness.execution import REPORT_SECONDS, Outcome, Resources, guarded, record_error
+from harness.execution import REPORT_SECONDS, Outcome, Resources, Rounds, guarded, record_error
 from harness.faults import TransientFault
 from harness.live import Display
+from harness.ranks import Ranks, bundles
 from harness.remote import reported
 from harness.running import record_failure, run
 from harness.training import Status
 from harness.trial import Options, Prepared, Trial, prepare
 
 
-class Steps:
-    """A trial in pieces of about :data:`REPORT_SECONDS`, as a Tune trainable reports them."""
+@dataclass(frozen=True)
+class Job:
+    """A trial, as a worker receives it.
 
-    def __init__(self, trial: Trial, options: Options) -> None:
-        self.prepared = prepare(trial, options)
-        self.work: Iterator = run(self.prepared)
+    Attributes:
+        index: in the order of starting.
+        trial: which.
+        options: where and how it runs.
+        processes: that share its groups.
+        dependents: trials that train on its labels.
+    """
+
+    index: int
+    trial: Trial
+    options: Options
+    processes: int
+    dependents: tuple[Trial, ...]
+
+
+class Steps:
+    """A trial in pieces of about :data:`REPORT_SECONDS`, as a Tune trainable reports them.
+
+    Args:
+        job: the trial, where and how it runs, and the trials that train on its labels.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.prepared = prepare(job.trial, job.options)
+        self.ranks = Ranks(self.prepared) if self.prepared.processes > 1 else None
+        self.work: Iterator[Status] = self._work()
         self.status, self.clock = Status(0, self.prepared.steps, 0.0), time.monotonic()
         self.begun = False
+
+    def _work(self) -> Iterator[Status]:
+        """Train, evaluate, record; then write labels for those that train on them, while the GPU is here."""
+        try:
+            yield from run(self.prepared)
+        except Exception as error:
+            cause = self.ranks.cause() if self.ranks is not None else None
+            raise cause or error from error
+        self.stop()
+        for trial in self.job.dependents:
+            yield Status(0, self.prepared.steps, 0.0, note="writing labels")
+            with suppress(UserError):  # the driver meets it again, and reports it
+                prepare(trial, self.job.options)
+
+    def stop(self) -> None:
+        """End the other processes of the trial."""
+        if self.ranks is not None:
+            self.ranks.stop()
 
     def piece(self) -> dict[str, Any]:
         """Go on for a while; the last piece says ``done``."""
@@ -44,22 +92,28 @@ class Steps:
             ended = True
 
         # A transient fault ends this process: Tune starts the trial again in a new one.
-        other = guarded(self.prepared, work, again=True)
+        try:
+            other = guarded(self.prepared, work, again=True)
+        except Exception:
+            self.stop()
+            raise
         ended = ended or other is not None
         self.begun = not ended
+        if ended:
+            self.stop()
         return _report(self.status, ended, time.monotonic() - self.clock, other)
 
     def leave(self) -> None:
         """Let a trial that stands between two pieces write a checkpoint."""
-        if not self.begun:
-            return
-        interruption.note()
-        try:
-            next(self.work, None)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            interruption.forget()
+        if self.begun:
+            interruption.note()
+            try:
+                next(self.work, None)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                interruption.forget()
+        self.stop()
 
 
 def _report(status: Status | None, done: bool, wall: float, other: Outcome | None = None) -> dict[str, Any]:
@@ -74,7 +128,7 @@ class Actor(tune.Trainable):
     def setup(self, config: dict) -> None:
         """Note the trial; it is prepared with its first step."""
         self.steps: Steps | None = None
-        self.job = config["job"]
+        self.job: Job = config["job"]
 
     def reset_config(self, new_config: dict) -> bool:
         """Take another trial."""
@@ -85,9 +139,9 @@ class Actor(tune.Trainable):
         """Go on for about :data:`REPORT_SECONDS`."""
         if self.steps is None:
             try:
-                self.steps = Steps(self.job["trial"], self.job["options"])
+                self.steps = Steps(self.job)
             except UserError as error:  # the data changed since the driver looked
-                return _report(None, True, 0.0, Outcome(self.job["trial"], "failed", str(error)))
+                return _report(None, True, 0.0, Outcome(self.job.trial, "failed", str(error)))
         return self.steps.piece()
 
     def cleanup(self) -> None:
@@ -102,45 +156,127 @@ class Actor(tune.Trainable):
         """Nothing: trials find their own."""
 
 
+class Queue(Searcher):
+    """Gives Tune the next trial when there is room for one.
+
+    One trial of each recipe comes first; then those that take longest, as far as that is known from the
+    first ones, so that no long trial runs alone at the end.
+    """
+
+    def __init__(self, rounds: Rounds) -> None:
+        super().__init__()  # no metric: nothing is optimised
+        self.rounds = rounds
+        self.waiting: dict[Trial, Prepared] = {}
+        #: Trials by index.
+        self.begun: list[Prepared] = []
+        self.open = 0
+        self._seconds: dict[str, list[float]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher to disk; the store is the state."""
+        return {}
+
+    def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
+        """Nothing to set."""
+        return True
+
+    def add(self, prepared: Prepared) -> None:
+        """A trial can run now."""
+        self.waiting[prepared.trial] = prepared
+
+    def ended(self, prepared: Prepared, seconds: float) -> None:
+        """A trial has ended, after some seconds of work (0 where that says nothing)."""
+        self.open -= 1
+        if seconds:
+            self._seconds.setdefault(prepared.trial.name, []).append(seconds)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; None while none can run yet."""
+        if not self.waiting:
+            return None if self.open else Searcher.FINISHED
+        chosen = max(self.waiting.values(), key=self._priority)
+        del self.waiting[chosen.trial]
+        dependents = self.rounds.dependents.get(chosen.trial, [])
+        job = Job(len(self.begun), chosen.trial, chosen.options, chosen.processes, tuple(dependents))
+        self.begun.append(chosen)
+        self.open += 1
+        return {"job": job}
+
+    def _priority(self, prepared: Prepared) -> tuple[bool, float]:
+        name = prepared.trial.name
+        known = self._seconds.get(name)
+        first = all(p.trial.name != name for p in self.begun)
+        feeds = bool(self.rounds.dependents.get(prepared.trial))
+        if known is None:
+            return first or feeds, prepared.cost
+        return feeds, fmean(known)
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing: :class:`Watch` tells."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The store is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The store is the state."""
+
+
 class Watch(tune.Callback):
-    """Passes Tune's events to the display and collects outcomes.
+    """Passes Tune's events to the display and to the rounds, and trials that become ready to the queue.
 
     Args:
-        prepared: trials in the order of their index.
+        queue: trials by index.
         display: progress in the terminal.
+        rounds: what takes outcomes.
         retries: how often a dead worker's trial is started again.
     """
 
-    def __init__(self, prepared: Sequence[Prepared], display: Display, retries: int) -> None:
-        self.prepared, self.display, self.retries = prepared, display, retries
-        self.outcomes: dict[Trial, Outcome] = {}
+    def __init__(self, queue: Queue, display: Display, rounds: Rounds, retries: int) -> None:
+        self.queue, self.display, self.rounds, self.retries = queue, display, rounds, retries
+        self._ended: set[int] = set()
+
+    def admit(self, prepared: Sequence[Prepared]) -> None:
+        """Trials that can run now; what is done already ends at once."""
+        for one in prepared:
+            self.display.add(one)
+            if one.done:
+                outcome = Outcome(one.trial, "kept")
+                self.display.end(one, outcome)
+                self.admit(self.rounds.take(outcome))
+            else:
+                self.queue.add(one)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks to disk; a terminal cannot be pickled and is not needed there."""
         return {}
 
     def _end(self, index: int, outcome: Outcome) -> None:
-        if outcome.trial not in self.outcomes:
-            self.outcomes[outcome.trial] = outcome
-            self.display.end(self.prepared[index], outcome)
+        if index in self._ended:
+            return
+        self._ended.add(index)
+        one = self.queue.begun[index]
+        self.display.end(one, outcome)
+        self.queue.ended(one, outcome.seconds)
+        self.admit(self.rounds.take(outcome))
 
     def _look(self, index: int) -> None:
         """See what a trial has left that may have run on another node."""
         with reported():
-            self.prepared[index].store.pull(self.prepared[index].folder)
+            self.queue.begun[index].store.pull(self.queue.begun[index].folder)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Progress, or the last report of a trial."""
         if "status" not in result:
             return
-        index = trial.config["job"]["index"]
-        own = self.prepared[index].trial
+        index = trial.config["job"].index
+        own = self.queue.begun[index].trial
         if result["done"]:
             self._look(index)
         if result["other"] is not None:
             status, reason = result["other"]
-            if status == "failed" and self.prepared[index].record is None:  # the worker could not prepare it
-                reason = record_failure(self.prepared[index], reason)
+            one = self.queue.begun[index]
+            if status == "failed" and one.record is None:  # the worker could not prepare it
+                reason = record_failure(one, reason)
             self._end(index, Outcome(own, status, reason))
         elif result["done"]:
             self._end(index, Outcome(own, "finished", seconds=result["wall"]))
@@ -149,16 +285,16 @@ class Watch(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial that is started again."""
-        own = self.prepared[trial.config["job"]["index"]].trial
+        own = self.queue.begun[trial.config["job"].index].trial
         self.display.say(f"again    {own}: {_last_words(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial whose worker died too often; nobody else can record it."""
-        index = trial.config["job"]["index"]
+        index = trial.config["job"].index
+        one = self.queue.begun[index]
         self._look(index)
         fault = TransientFault(f"given up after {self.retries + 1} attempts: {_last_words(trial)}")
-        reason = record_error(self.prepared[index], fault, _errors(trial))
-        self._end(index, Outcome(self.prepared[index].trial, "failed", reason))
+        self._end(index, Outcome(one.trial, "failed", record_error(one, fault, _errors(trial))))
 
 
 def _errors(trial: Any) -> str:
@@ -179,15 +315,31 @@ def _last_words(trial: Any) -> str:
     return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
 
 
-def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Display) -> dict[Trial, Outcome]:
-    """Run trials on the Ray that is up, in the order given as far as their resources allow."""
-    watch = Watch(prepared, display, resources.retries)
-    jobs = [{"index": i, "trial": p.trial, "options": p.options} for i, p in enumerate(prepared)]
+def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Display, rounds: Rounds) -> None:
+    """Run trials on the Ray that is up, and those that become ready because of them.
+
+    Args:
+        prepared: what can run now.
+        resources: of each process of a trial.
+        display: progress in the terminal.
+        rounds: takes outcomes, and tells what has become ready.
+    """
+    queue = Queue(rounds)
+    watch = Watch(queue, display, rounds, resources.retries)
+    watch.admit(prepared)
+    if not queue.waiting:
+        return
+
+    def request(config: dict) -> Any:
+        job: Job = config["job"]
+        return bundles(job.processes, resources.cpus_per_process, resources.gpus_per_process)
+
     with tempfile.TemporaryDirectory(prefix="wsss-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(Actor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
-            param_space={"job": tune.grid_search(jobs)},
+            tune.with_resources(Actor, request),
             tune_config=tune.TuneConfig(
+                search_alg=queue,
+                num_samples=-1,
                 reuse_actors=True,
                 max_concurrent_trials=resources.max_concurrent,
                 trial_name_creator=_short_name,
@@ -202,8 +354,7 @@ def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Disp
             ),
         )
         tuner.fit()
-    return watch.outcomes
 
 
 def _short_name(trial: Any) -> str:
-    return f"trial-{trial.config['job']['index']}"
+    return f"trial-{trial.config['job'].index}"
