@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,10 +82,38 @@ def test_trials_are_equal_by_value():
 
 
 def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch, tmp_path):
-    prepared = [execution.prepare(Trial("pce/mini-point", 0), Options(results=tmp_path, device="cpu"))]
-    monkeypatch.setattr("harness.ray_trials.run_trials", lambda *arguments: {})
-    with pytest.raises(KeyboardInterrupt):
-        execution.run_ray(prepared, Resources())
+    options = Options(results=tmp_path, device="cpu")
+    trial = Trial("pce/mini-point", 0)
+    monkeypatch.setattr("harness.ray_trials.run_trials", lambda *arguments: None)
+    with ExitStack() as session, pytest.raises(KeyboardInterrupt):
+        rounds = execution.Rounds([trial], options, Resources(), session)
+        execution.run_ray([execution.prepare(trial, options)], Resources(), rounds)
+
+
+def test_the_queue_shows_every_recipe_early_and_keeps_no_long_trial_for_the_end():
+    from harness.ray_trials import Queue
+
+    def trial(name, seed, cost):
+        options = Options(device="cpu")
+        return SimpleNamespace(trial=Trial(name, seed), cost=cost, options=options, processes=1, done=False)
+
+    short, long, source = (trial(n, 0, c) for n, c in (("a/short", 3.0), ("a/long", 2.0), ("a/source", 1.0)))
+    later = [trial(p.trial.name, 1, p.cost) for p in (short, long, source)]
+    rounds = SimpleNamespace(dependents={p.trial: [Trial("b/d", p.trial.seed)] for p in (source, later[2])})
+    queue = Queue(rounds)
+    for p in (short, long, source, *later):
+        queue.add(p)
+    begun = [queue.suggest("")["job"].trial for _ in range(4)]
+    # One of each by its guessed cost, those that others wait for among them; then the other source.
+    assert begun == [short.trial, long.trial, source.trial, later[2].trial]
+    queue.ended(short, 10.0)
+    queue.ended(long, 30.0)
+    assert [queue.suggest("")["job"].trial for _ in range(2)] == [later[1].trial, later[0].trial]
+    assert queue.suggest("") is None, "labels may become ready when a running trial ends"
+    assert queue.begun[2].trial == source.trial
+    for p in (source, *later):
+        queue.ended(p, 1.0)
+    assert queue.suggest("") == "FINISHED"
 
 
 def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):

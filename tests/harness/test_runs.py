@@ -138,6 +138,27 @@ def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, 
 
 
 @pytest.mark.slow
+def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, capsys):
+    groups = [*TINY, "--set", "batch.groups=2", "--set", "batch.per_group=2"]
+    groups += ["--device", "cpu", "--seed", "0"]
+    places = ["--data-root", small, "--results"]
+    assert wsss("run", RECIPE, *groups, *places, tmp_path / "one", "--local") == 0
+    assert wsss("run", RECIPE, *groups, *places, tmp_path / "two", "--processes-per-trial", "2") == 0
+    one, two = only(tmp_path / "one"), only(tmp_path / "two")
+    assert (one.data["hardware"]["processes"], two.data["hardware"]["processes"]) == (1, 2)
+    assert one.digest == two.digest
+    a, b = one.history(), two.history()
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-2)  # sums in another order
+    assert np.abs(a.loss.iloc[0] / b.loss.iloc[0] - 1) < 1e-4
+    assert two.evaluations["val-single"].per_image.ids == one.evaluations["val-single"].per_image.ids
+    assert two.evaluations["val-single"].miou == pytest.approx(one.evaluations["val-single"].miou, abs=3)
+    capsys.readouterr()
+    refused = [*groups, *places, tmp_path / "two", "--set", "batch.groups=3", "--processes-per-trial", "2"]
+    assert wsss("run", RECIPE, *refused) == 2
+    assert "3 groups cannot be shared evenly by 2 processes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["training", "evaluating"])
 def test_a_killed_run_started_again_ends_with_the_same_numbers(tmp_path, first, small, moment):
     command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
@@ -297,6 +318,10 @@ def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsy
         (["show", "agmm/nothing"], "unknown recipe"),
         (["rum", "mini"], "did you mean 'run'"),
         (["run", RECIPE, "--sed", "1"], "--seed"),
+        (["run", RECIPE, "--processes-per-trial", "2"], "drop --local"),
+        (["run", RECIPE, "--gpus-per-trial", "1.5"], "cannot be shared out"),
+        (["run", RECIPE, "--gpus-per-trial", "some"], "neither a number nor 'groups'"),
+        (["run", RECIPE, "--gpus-per-trial", "4", "--processes-per-trial", "2"], "each takes one of its own"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that must not be there")
