@@ -50,8 +50,10 @@ def reproduce(session: nox.Session) -> None:
         arguments = ["mini-quick", "--seeds", "1", "--results", "results-quick", *others]
     session.run("wsss", "run", *arguments)
     results = _value(arguments, "--results", "results")
-    reports = "reports-quick" if "--quick" in session.posargs else "reports"
-    session.run("wsss", "report", "--results", results, "--out", reports)
+    reports, label = "reports", []
+    if "--quick" in session.posargs:
+        reports, label = "reports-quick", ["--label", "quick run: one seed, part of the suite"]
+    session.run("wsss", "report", "--results", results, "--out", reports, *label)
 
 
 @nox.session

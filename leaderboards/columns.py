@@ -194,16 +194,18 @@ def trainings(rows: Sequence[Row]) -> list[Row]:
     return list(found.values())
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
+def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
     """The tables of a leaderboard.
 
     Args:
         rows: from :func:`leaderboards.tables.leaderboard`, in its order.
+        label: stands in brackets behind every title, such as ``quick run``.
 
     Returns:
         For each data set and supervision with records: scores, and pseudo labels where there are some;
         after the last supervision of a data set its costs; at the end everything not run elsewhere.
     """
+    behind = f" ({label})" if label else ""
     found: list[Section] = []
     untouched: list[Row] = []
     for dataset, members in groupby(rows, key=lambda r: r.dataset):
@@ -218,14 +220,15 @@ def sections(rows: Sequence[Row]) -> list[Section]:
             labels = tuple(r for r in here if r.output != "segmentation")
             heading = f"{title}, {supervision} supervision"
             if scores:
-                found.append(Section(heading, SCORES, scores, "scores"))
+                found.append(Section(heading + behind, SCORES, scores, "scores"))
             if labels:
-                found.append(Section(f"{heading}: pseudo labels", PSEUDO_LABELS, labels, "pseudo labels"))
+                name = f"{heading}: pseudo labels{behind}"
+                found.append(Section(name, PSEUDO_LABELS, labels, "pseudo labels"))
         costly = [r for r in own if r.n and r.verdict != "stale" and r.cost.known]
         if costly:
-            found.append(Section(f"{title}: cost", COST, tuple(trainings(costly)), "cost"))
+            found.append(Section(f"{title}: cost{behind}", COST, tuple(trainings(costly)), "cost"))
     if untouched:
-        found.append(Section("Not run", HOLES, tuple(untouched), "holes"))
+        found.append(Section(f"Not run{behind}", HOLES, tuple(untouched), "holes"))
     return found
 
 

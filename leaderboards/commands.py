@@ -16,6 +16,12 @@ _OUT = click.option(
     show_default=True,
     help="Folder for the files.",
 )
+_LABEL = click.option(
+    "--label",
+    metavar="TEXT",
+    default="",
+    help="Printed behind every title and below every plot, such as 'quick run'.",
+)
 _DATASET = click.option("--dataset", metavar="NAME", help="Only this data set.")
 
 
@@ -47,18 +53,20 @@ Examples:
 
 Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show."""
 )
-@together(RESULTS, _OUT, _DATASET)
+@together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
     "--format",
     "formats",
     default="md,csv",
     show_default=True,
-    help="Files to write, separated by commas: md, csv.",
+    help="Files to write, separated by commas: md, csv, tex, json.",
 )
 @click.option(
     "--validate", "check", is_flag=True, help="Compare published cells and claims with recipes instead."
 )
-def leaderboard(results: Path | str, out: Path, dataset: str | None, formats: str, check: bool) -> int:
+def leaderboard(
+    results: Path | str, out: Path, dataset: str | None, label: str, formats: str, check: bool
+) -> int:
     """Tables of records beside published values.
 
     One table for each data set and supervision: mean and deviation over seeds, a 95 % interval over
@@ -72,7 +80,7 @@ def leaderboard(results: Path | str, out: Path, dataset: str | None, formats: st
     if check:
         return _validate()
     done = write_leaderboard(
-        Store(results), out, recipes=_recipes(), dataset=dataset, formats=_split(formats)
+        Store(results), out, recipes=_recipes(), dataset=dataset, formats=_split(formats), label=label
     )
     click.echo(done.tables)
     for file in done.files:
@@ -103,7 +111,7 @@ Examples:
 
 Exit codes: 0 done, 2 nothing to draw."""
 )
-@together(RESULTS, _OUT, _DATASET)
+@together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
     "--kind",
     default="all",
@@ -124,6 +132,7 @@ def plot(
     results: Path | str,
     out: Path,
     dataset: str | None,
+    label: str,
     kind: str,
     formats: str,
     data_roots: tuple[str, ...],
@@ -150,9 +159,9 @@ def plot(
     if kind == "qualitative":
         from leaderboards.qualitative import write
 
-        files = write(rows, place, wanted, data_roots, device=device, say=_aside)
+        files = write(rows, place, wanted, data_roots, device=device, label=label, say=_aside)
     else:
-        files = write_plots(rows, place, kind=kind, formats=wanted)
+        files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
     for file in files:
         click.echo(f"wrote {file}")
 
@@ -203,16 +212,18 @@ Examples:
   wsss report                       everything on ./results: reports/report.html and the files beside it
   wsss report --dataset mini
   wsss report --no-plots            tables, claims and the page without plots
+  wsss report --label "one seed"    what a reader must know, behind every title and below every plot
 
 Exit codes: 0 done, 2 nothing to show."""
 )
-@together(RESULTS, _OUT, _DATASET)
+@together(RESULTS, _OUT, _DATASET, _LABEL)
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
 def report(
     results: Path | str,
     out: Path,
     dataset: str | None,
+    label: str,
     data_roots: tuple[str, ...],
     device: str,
     plots: bool,
@@ -234,6 +245,7 @@ def report(
         plots=plots,
         data_roots=data_roots,
         device=device,
+        label=label,
         say=_aside,
     )
     for file in done:

@@ -13,15 +13,17 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.files import write_with
 from leaderboards.gathering import dataset_title
 from leaderboards.tables import Row
 
-#: Okabe and Ito's palette, told apart under every common colour vision; yellow last, it is weak on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+#: Okabe and Ito's palette, told apart under every common colour vision, without its yellow: weak on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _HATCHES = ("", "////", "....", "xxxx")
 _MARKERS = ("o", "s", "^", "D")
+_DASHES = ("-", "--", ":", "-.")
 
 #: Width in inches of a page with two columns of text.
 WIDTH = 7.0
@@ -58,15 +60,29 @@ STYLE: Any = {
 
 
 def style(index: int) -> tuple[str, str, str]:
-    """Colour, hatch and marker of the index-th series; no two of the first 32 are alike."""
+    """Colour, hatch and marker of the index-th series; no two of the first 28 are alike."""
     turn = index // len(COLOURS)
     return COLOURS[index % len(COLOURS)], _HATCHES[turn % 4], _MARKERS[turn % 4]
 
 
-def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Write ``stem.<format>`` for each format, without dates, so that equal plots are equal files."""
+def dashes(index: int) -> str:
+    """The line of the index-th series: a colour comes back with another one."""
+    return _DASHES[index // len(COLOURS) % 4]
+
+
+#: Height in inches of the line that a mark takes below a figure.
+_MARK = 0.16
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str], mark: str = "") -> list[Path]:
+    """Write ``stem.<format>`` for each format, without dates, so that equal plots are equal files.
+
+    A mark, such as ``quick run``, stands in small print below the figure.
+    """
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
+        if mark:
+            _marked(figure, mark)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
         figure.draw_without_rendering()
     figure.set_layout_engine("none")  # one layout, whatever the format
@@ -77,6 +93,28 @@ def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
             write_with(file, lambda f, n=name: figure.savefig(f, format=n, metadata=dates.get(n)))  # type: ignore[misc]
         files.append(file)
     return files
+
+
+def _marked(figure: Figure, mark: str) -> None:
+    """Make room for a mark below a figure and print it."""
+    width, height = figure.get_size_inches()
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):  # tiles of fixed size, see the qualitative grid
+        figure.text(0.995, 0.06 / height, mark, ha="right", va="bottom", fontsize=6.5, color="#444444")
+        return
+    share = _MARK / (height + _MARK)
+    figure.set_size_inches(width, height + _MARK)
+    engine.set(rect=(0, share, 1, 1 - share))
+    figure.text(0.995, 0.25 * share, mark, ha="right", va="bottom", fontsize=6.5, color="#444444")
+
+
+def seeds_text(rows: Sequence[Row], bars: str = "error bars: standard deviation") -> str:
+    """``mean over seeds (n = 3), error bars: ...``, or ``one seed, no error bars``."""
+    numbers = sorted({row.n for row in rows})
+    if numbers == [1]:
+        return "one seed, no error bars"
+    words = f"n = {numbers[0]}" if len(numbers) == 1 else f"n = {numbers[0]} to {numbers[-1]}"
+    return f"mean over seeds ({words}), {bars}"
 
 
 @dataclass(frozen=True)

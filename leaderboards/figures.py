@@ -24,14 +24,16 @@ from leaderboards.drawing import (
     WIDTH,
     Entries,
     caption,
+    dashes,
     entries_of,
     entry_of,
     legend,
+    seeds_text,
     style,
 )
 from leaderboards.statistics import spread
 from leaderboards.tables import Row
-from leaderboards.text import memory_text, time_text
+from leaderboards.text import memory_text, number, time_text
 
 #: Methods that others are compared with, the first that was run under a supervision.
 BASELINES = ("pce", "cam", "full")
@@ -101,7 +103,8 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axes, row in zip(panels.flat, others, strict=False):
             _difference_bars(axes, row.class_iou, base, names)
-            axes.set_title(f"{entry_of(entries, row).label}\n{row.mean - reference.mean:+.2f} mIoU")
+            lead = number(row.mean - reference.mean, sign=True)
+            axes.set_title(f"{entry_of(entries, row).label}\n{lead} mIoU")
         for axes in panels.flat[len(others) :]:
             axes.set_axis_off()
         for index, axes in enumerate(panels.flat[: len(others)]):
@@ -109,7 +112,9 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
                 axes.tick_params(axis="x", labelbottom=True)
                 axes.set_xlabel("IoU difference (points)")
         label = entry_of(entries, reference).label
-        figure.suptitle(f"{caption(rows[0])}; against {label}", x=0.01, ha="left", fontsize=9)
+        gap = "\n" if columns == 1 else "; "
+        title = f"{caption(rows[0])}{gap}against {label}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9 if columns > 1 else 8)
     return figure
 
 
@@ -260,7 +265,10 @@ def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
                 [iou_from_counts(b.intersection, b.predicted, b.labelled, classes)[1] for b in bands]
             )
             widths = bands[0].widths
-            axes.plot(widths, scores.mean(0), color=colour, marker=marker, markersize=3.5, label=entry.label)
+            axes.plot(
+                widths, scores.mean(0), dashes(entry.index), color=colour, marker=marker, markersize=3.5,
+                label=entry.label,
+            )  # fmt: skip
             if len(bands) > 1:
                 axes.fill_between(widths, scores.min(0), scores.max(0), color=colour, alpha=0.18, linewidth=0)
         axes.set_xscale("log", base=2)
@@ -270,7 +278,7 @@ def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
         axes.set_xlabel("half width of the band around boundaries (pixels)")
         axes.set_ylabel("mIoU within the band (%)")
         axes.set_title(caption(rows[0]))
-        legend(figure, axes, "mean over seeds; band: their range", width=WIDTH * 0.7)
+        legend(figure, axes, seeds_text(rows, "band: their range"), width=WIDTH * 0.7)
     return figure
 
 
@@ -320,7 +328,7 @@ def cost_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure |
             axes.grid(visible=True, axis="x")
         panels[0].set_ylabel("mIoU (%)")
         panels[0].set_title(caption(rows[0]))
-        legend(figure, panels[0], "error bars: standard deviation over seeds")
+        legend(figure, panels[0], seeds_text(rows))
     return figure
 
 
@@ -359,22 +367,23 @@ def annotation_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
     if len(kinds) < 2:
         return None
     left_out = sorted({row.supervision for row in rows} - set(kinds))
+    shown = [row for row in rows if row.supervision in kinds]
     lines: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.supervision in kinds:
-            lines.setdefault(entry_of(entries, row).label, []).append(row)
+    for row in shown:
+        lines.setdefault(entry_of(entries, row).label, []).append(row)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * 0.78, 3.2), layout="constrained")
         axes = figure.subplots()
         for label, members in lines.items():
             members.sort(key=lambda row: ANNOTATION[row.supervision].seconds)
-            colour, _, marker = style(entry_of(entries, members[0]).index)
+            index = entry_of(entries, members[0]).index
+            colour, _, marker = style(index)
             seconds = [ANNOTATION[row.supervision].seconds for row in members]
             stds = [0.0 if math.isnan(row.std) else row.std for row in members]
             axes.errorbar(
                 seconds, [row.mean for row in members], yerr=stds, color=colour, marker=marker, markersize=5,
-                linewidth=0.9, elinewidth=0.8, capsize=2, markeredgecolor="white", markeredgewidth=0.5,
-                label=label,
+                linewidth=0.9, linestyle=dashes(index), elinewidth=0.8, capsize=2, markeredgecolor="white",
+                markeredgewidth=0.5, label=label,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlim(15, 320)
@@ -394,5 +403,5 @@ def annotation_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
         axes.grid(visible=True, axis="x")
         title = caption(rows[0], supervision=False)
         axes.set_title(title + (f"; no sourced time for {', '.join(left_out)}" if left_out else ""))
-        legend(figure, axes, "error bars: standard deviation over seeds", width=WIDTH * 0.78)
+        legend(figure, axes, seeds_text(shown), width=WIDTH * 0.78)
     return figure

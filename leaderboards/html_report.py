@@ -62,6 +62,7 @@ def html_report(
     known: Published,
     *,
     provenance: str,
+    label: str = "",
     plots: Mapping[str, bytes] | None = None,
     parts: Sequence[Section] | None = None,
 ) -> str:
@@ -71,7 +72,8 @@ def html_report(
         rows: from :func:`leaderboards.tables.leaderboard`.
         judged: from :func:`leaderboards.claims.judge`.
         known: published cells.
-        provenance: one sentence: how many records, which code.
+        provenance: how many records, which code.
+        label: stands behind the title, such as ``quick run``.
         plots: file stem to SVG, or PNG where it starts like one.
         parts: the :func:`leaderboards.columns.sections` of the rows, where they are at hand.
     """
@@ -94,6 +96,7 @@ def html_report(
     verdicts = sorted({row.verdict for row in rows} | {j.verdict for j in judged})
     options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
     facts = orjson.dumps(compact(rows, known)).decode().replace("</", "<\\/")
+    title = "wsss-bench leaderboard" + (f" ({escape(label)})" if label else "")
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
     script = (_ASSETS / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
@@ -101,7 +104,7 @@ def html_report(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>wsss-bench leaderboard</title>
+<title>{title}</title>
 <link rel="icon" href="data:,">
 <style>
 {style}</style>
@@ -109,7 +112,7 @@ def html_report(
 <body>
 <a class="skip" href="#main">Skip to the tables</a>
 <header>
-<h1>wsss-bench leaderboard</h1>
+<h1>{title}</h1>
 <p>{escape(provenance)} Every underlined figure opens its provenance.</p>
 <noscript><p>Sorting, filtering and provenance need JavaScript; all figures stand below.</p></noscript>
 </header>

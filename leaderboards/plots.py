@@ -26,6 +26,7 @@ from leaderboards.drawing import (
     entries_of,
     entry_of,
     legend,
+    seeds_text,
     style,
 )
 from leaderboards.gathering import dataset_title
@@ -60,9 +61,7 @@ def per_class_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
             _bars(axes, [v[:, start : start + per_line] for v in values], here, shown)
             axes.set_xlim(-0.6, per_line - 0.4 if lines > 1 else len(here) - 0.4)
         panels[0].set_title(caption(rows[0]))
-        seeds = {row.n for row in rows}
-        number = f"n = {seeds.pop()}" if len(seeds) == 1 else f"n = {min(seeds)} to {max(seeds)}"
-        legend(figure, panels[0], f"mean over seeds ({number}), error bars: standard deviation")
+        legend(figure, panels[0], seeds_text(rows))
     return figure
 
 
@@ -148,9 +147,10 @@ def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure
             for index, term in enumerate(t for t in order if t in terms):
                 mean, low, high = terms[term]
                 total = term == "loss"
-                colour = "#000000" if total else [c for c in COLOURS if c != "#000000"][(index - 1) % 7]
-                dashes = "-" if index < 8 else "--"
-                axes.plot(steps, mean, dashes, color=colour, label="total" if total else term, zorder=3)
+                others = [c for c in COLOURS if c != "#000000"]
+                colour = "#000000" if total else others[(index - 1) % len(others)]
+                line = "-" if index <= len(others) else "--"
+                axes.plot(steps, mean, line, color=colour, label="total" if total else term, zorder=3)
                 if len(row.records) > 1:
                     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set_title(f"{label}, n = {row.n}")

@@ -73,7 +73,12 @@ def check_kinds(kind: str) -> tuple[str, ...]:
 
 
 def write_plots(
-    rows: Sequence[Row], out: Path, *, kind: str = "all", formats: Sequence[str] = ("png", "svg")
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    kind: str = "all",
+    formats: Sequence[str] = ("png", "svg"),
+    label: str = "",
 ) -> list[Path]:
     """Draw and write plots of the rows that stand (neither stale nor holes).
 
@@ -82,6 +87,7 @@ def write_plots(
         out: folder; files are ``<kind>-<dataset>-....<format>``.
         kind: of :data:`KINDS`, or ``all``.
         formats: of ``png``, ``svg``, ``pdf``.
+        label: printed below every figure.
 
     Raises:
         UserError: an unknown kind or format, or nothing to draw.
@@ -94,7 +100,7 @@ def write_plots(
         file
         for one in kinds
         for stem, figure in draw(rows, one)
-        for file in save(figure, out / stem, formats)
+        for file in save(figure, out / stem, formats, label)
     ]
     if not files:
         wanted = "" if kind == "all" else f" for {kind}"

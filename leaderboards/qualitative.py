@@ -332,10 +332,11 @@ def write(
     data_roots: tuple[str, ...] = (),
     *,
     device: str = "cpu",
+    label: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Draw and write the grids; arguments as in :func:`draw`."""
+    """Draw and write the grids; arguments as in :func:`draw`, ``label`` is printed below each."""
     from leaderboards.drawing import save
 
     drawn = draw(rows, data_roots, device=device, say=say)
-    return [file for stem, figure in drawn for file in save(figure, out / stem, formats)]
+    return [file for stem, figure in drawn for file in save(figure, out / stem, formats, label)]

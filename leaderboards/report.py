@@ -36,8 +36,7 @@ FORMATS = ("md", "csv", "tex", "json")
 CLAIM_FORMATS = ("md", "csv")
 
 #: Head of ``claims.md``: what the columns mean.
-CLAIMS_HEADER = """# Claims
-
+CLAIMS_HEADER = """
 Generated: do not edit. A difference is the mean over seeds of the first recipe minus that of the second, in
 points of mIoU, on the same images.
 
@@ -77,6 +76,7 @@ def write_leaderboard(
     known: Published | None = None,
     dataset: str | None = None,
     formats: Sequence[str] = FORMATS,
+    label: str = "",
 ) -> Written:
     """Compute the leaderboard of a store and write it.
 
@@ -88,6 +88,7 @@ def write_leaderboard(
         known: published cells, the packaged ones by default.
         dataset: only this data set.
         formats: of ``md``, ``csv``, ``tex`` and ``json``.
+        label: stands behind every title, such as ``quick run``.
 
     Raises:
         UserError: the store holds no records, or none of this data set; an unknown format.
@@ -100,7 +101,7 @@ def write_leaderboard(
     if dataset is not None:
         rows = [row for row in rows if row.dataset == dataset]
         frame = frame[frame["dataset"] == dataset]
-    return _tables(rows, frame, known, out, dataset, formats)
+    return _tables(rows, frame, known, out, dataset, formats, label)
 
 
 def _tables(
@@ -110,13 +111,14 @@ def _tables(
     out: Path,
     dataset: str | None,
     formats: Sequence[str],
+    label: str,
 ) -> Written:
-    parts = sections(rows)
+    parts = sections(rows, label)
     tables = markdown(rows, parts)
     lines = as_lines(rows) if {"csv", "json"} & set(formats) else []
     texts: dict[str, str] = {}
     if "md" in formats:
-        texts["leaderboard.md"] = f"{header(frame)}\n{tables}"
+        texts["leaderboard.md"] = f"{header(frame, rows, label)}\n{tables}"
         texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
         texts["leaderboard.csv"] = _csv(lines, COLUMNS)
@@ -124,12 +126,14 @@ def _tables(
     if "tex" in formats:
         texts["leaderboard.tex"] = latex(rows, parts)
     if "json" in formats:
-        texts["leaderboard.json"] = plain_json(rows, lines, frame)
+        texts["leaderboard.json"] = plain_json(rows, lines, frame, label)
     return Written(rows, parts, tables, [_write(out / name, text) for name, text in texts.items()])
 
 
-def plain_json(rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], frame: pd.DataFrame) -> str:
-    """The rows as JSON: ``provenance`` (a sentence), ``rows`` (columns of the CSV) with IoU by class.
+def plain_json(
+    rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], frame: pd.DataFrame, label: str = ""
+) -> str:
+    """The rows as JSON: ``label``, ``provenance`` (a text), ``rows`` (columns of the CSV) with IoU by class.
 
     NaN is ``null``; ``iou`` maps a class to its mean over the seeds where it occurs, ``null`` if none.
     ``lines`` are the rows' :func:`leaderboards.tables.as_lines`.
@@ -142,8 +146,8 @@ def plain_json(rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], frame: p
             means = map(_finite, row.class_spread[0].tolist())
             plain["iou"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
         texts.append(orjson.dumps(plain).decode())
-    head = orjson.dumps(provenance(frame)).decode()
-    return f'{{"provenance": {head},\n"rows": [\n' + ",\n".join(texts) + "\n]}\n"
+    head, name = (orjson.dumps(text).decode() for text in (provenance(frame, rows), label))
+    return f'{{"label": {name},\n"provenance": {head},\n"rows": [\n' + ",\n".join(texts) + "\n]}\n"
 
 
 def _finite(value: float) -> float | None:
@@ -161,6 +165,7 @@ def write_report(
     plots: bool = True,
     data_roots: tuple[str, ...] = (),
     device: str = "cpu",
+    label: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Everything: tables in all formats, claims, plots (PNG and SVG), and ``report.html`` with all of it.
@@ -173,6 +178,7 @@ def write_report(
         dataset: only this data set.
         plots: whether to draw, pictures with predictions included.
         data_roots, device: where pictures are, and where networks predict them.
+        label: stands behind every title and below every plot, such as ``quick run``.
         say: called with a sentence for pictures that are left out.
 
     Raises:
@@ -187,8 +193,8 @@ def write_report(
         rows = [row for row in rows if row.dataset == dataset]
         frame = frame[frame["dataset"] == dataset]
         judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
-    tables = _tables(rows, frame, known, out, dataset, FORMATS)
-    files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS).files]
+    tables = _tables(rows, frame, known, out, dataset, FORMATS, label)
+    files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
     if plots:
         from leaderboards import qualitative
@@ -197,14 +203,15 @@ def write_report(
 
         for kind in KINDS:
             for stem, figure in draw(rows, kind):
-                written = save(figure, out / "plots" / stem, ("png", "svg"))
+                written = save(figure, out / "plots" / stem, ("png", "svg"), label)
                 drawn[stem] = written[1].read_bytes()
                 files += written
         for stem, figure in qualitative.draw(rows, data_roots, device=device, say=say):
-            written = save(figure, out / "plots" / stem, ("png", "pdf"))
+            written = save(figure, out / "plots" / stem, ("png", "pdf"), label)
             drawn[stem] = written[0].read_bytes()
             files += written
-    page = html_report(rows, judged, known, provenance=provenance(frame), plots=drawn, parts=tables.parts)
+    known_of = {"provenance": provenance(frame, rows), "label": label}
+    page = html_report(rows, judged, known, plots=drawn, parts=tables.parts, **known_of)
     return [*files, _write(out / "report.html", page)]
 
 
@@ -253,11 +260,11 @@ def write_claims(
     return _claims(judge(gather(store), recipes, suites_wanted=suites), out, formats)
 
 
-def _claims(judged: list[Judged], out: Path, formats: Sequence[str]) -> WrittenClaims:
+def _claims(judged: list[Judged], out: Path, formats: Sequence[str], label: str = "") -> WrittenClaims:
     tables = claims.markdown(judged)
     files = []
     if "md" in formats:
-        files.append(_write(out / "claims.md", f"{CLAIMS_HEADER}\n{tables}"))
+        files.append(_write(out / "claims.md", f"{_titled('Claims', label)}{CLAIMS_HEADER}\n{tables}"))
     if "csv" in formats:
         files.append(_write(out / "claims.csv", _csv(claims.as_lines(judged), claims.COLUMNS)))
     return WrittenClaims(judged, tables, files)
@@ -303,8 +310,12 @@ def _write(path: Path, text: str) -> Path:
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def provenance(frame: pd.DataFrame) -> str:
-    """One sentence: how many records, and the code that computed them."""
+def _titled(name: str, label: str) -> str:
+    return f"# {name} ({label})\n" if label else f"# {name}\n"
+
+
+def provenance(frame: pd.DataFrame, rows: Sequence[Row] = ()) -> str:
+    """How many records and the code that computed them, and whether all rows rest on one seed."""
     records = frame[["name", "digest", "seed", "finished"]].drop_duplicates()
     failed = int((~records["finished"]).sum())
     origin = code()
@@ -312,15 +323,16 @@ def provenance(frame: pd.DataFrame) -> str:
     commit += " with uncommitted changes" if origin["dirty"] else ""
     number = f"{len(records)} record" + ("" if len(records) == 1 else "s")
     failures = f", {failed} of them failed," if failed else ""
-    return f"Computed from {number}{failures} by wsss-bench {harness.__version__}{commit}."
+    single = {row.n for row in rows if row.n} == {1}
+    seeds = " Every row rests on one seed: how far other seeds would move it is unknown." if single else ""
+    return f"Computed from {number}{failures} by wsss-bench {harness.__version__}{commit}.{seeds}"
 
 
-def header(frame: pd.DataFrame) -> str:
+def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> str:
     """Title, provenance and the meaning of the columns."""
     lines = [
-        "# Leaderboard",
-        "",
-        f"{provenance(frame)} Generated: do not edit.",
+        _titled("Leaderboard", label),
+        f"{provenance(frame, rows)} Generated: do not edit.",
         "",
         "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
         "[published.md](published.md).",

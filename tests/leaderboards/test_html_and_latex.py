@@ -204,6 +204,41 @@ def test_the_report_writes_everything(factory: Factory, tmp_path: Path) -> None:
     assert partial["iou"]["disc"] == pytest.approx(np.mean([r.iou[1] for r in rows[1].runs]), abs=1e-5)
 
 
+def test_a_label_stands_in_every_output(factory: Factory, tmp_path: Path) -> None:
+    factory.record(title="AGMM")
+    files = write_report(factory.store, tmp_path, recipes={}, plots=False, label="quick run <1>")
+    texts = {f.name: f.read_text(encoding="utf-8") for f in files}
+    assert texts["leaderboard.md"].startswith("# Leaderboard (quick run <1>)\n")
+    assert "point supervision (quick run <1>)" in texts["leaderboard.md"]
+    assert texts["claims.md"].startswith("# Claims (quick run <1>)\n")
+    assert "point supervision (quick run <1>).}" in texts["leaderboard.tex"]
+    assert json.loads(texts["leaderboard.json"])["label"] == "quick run <1>"
+    page_text = texts["report.html"]
+    assert "<h1>wsss-bench leaderboard (quick run &lt;1&gt;)</h1>" in page_text
+    assert "point supervision (quick run &lt;1&gt;)</h3>" in page_text
+
+
+def test_one_seed_is_said_of_the_whole(factory: Factory, tmp_path: Path) -> None:
+    sentence = "Every row rests on one seed"
+    factory.record(title="AGMM")
+    write_report(factory.store, tmp_path / "one", recipes={}, plots=False)
+    factory.record(seed=1, title="AGMM")
+    write_report(factory.store, tmp_path / "two", recipes={}, plots=False)
+    for name in ("leaderboard.md", "leaderboard.json", "report.html"):
+        assert sentence in (tmp_path / "one" / name).read_text(encoding="utf-8")
+        assert sentence not in (tmp_path / "two" / name).read_text(encoding="utf-8")
+
+
+def test_cells_by_class_and_claims_open_their_provenance(rows: list[Row]) -> None:
+    index = next(i for i, row in enumerate(rows) if row.recipe == "agmm/mini-point")
+    text = page(rows)
+    table = text.partition("point supervision, val-single: IoU by class</h3>")[2].partition("</table>")[0]
+    assert re.search(rf'<tr [^>]*data-row="{index}"', table)
+    opener = rf'<button type="button" data-row="{index}" aria-haspopup="dialog">agmm/mini-point</button>'
+    assert opener in table
+    assert opener in text.partition('id="claims"')[2].partition("</table>")[0]
+
+
 def test_equal_records_give_equal_pages(factory: Factory, tmp_path: Path) -> None:
     fill(factory)
     for place in ("a", "b"):

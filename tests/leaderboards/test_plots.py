@@ -12,6 +12,7 @@ from PIL import Image
 from synthetic import CLASSES, Factory
 
 from harness.errors import UserError
+from harness.recipes import EvaluationSpec
 from leaderboards.gathering import gather
 from leaderboards.plots import (
     COLOURS,
@@ -135,6 +136,34 @@ def test_written_files(factory: Factory, tmp_path: Path) -> None:
                 assert image.width >= 700
     second = write_plots(rows, tmp_path / "b", kind="overview", formats=["svg"])
     assert second[0].read_bytes() == (tmp_path / "a" / second[0].name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["overview", "published", "cost"])
+def test_a_label_is_printed_below_a_plot_and_changes_nothing_else(
+    factory: Factory, tmp_path: Path, kind: str
+) -> None:
+    cited = EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=1.0)
+    for name in ("agmm/mini-a", "pce/mini-a"):
+        factory.record(factory.resolved(name, evaluation=(cited,)))
+    rows = rows_of(factory)
+    sizes = []
+    for place, label in (("a", ""), ("b", "quick run")):
+        (file,) = write_plots(rows, tmp_path / place, kind=kind, formats=["png"], label=label)
+        with Image.open(file) as image:
+            sizes.append(image.size)
+            pixels = np.asarray(image.convert("L"))
+        if label:
+            assert (pixels[-20:, -150:] < 128).any()  # the label
+            assert (pixels[-20:, :-300] > 250).all()  # beside it nothing
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] == pytest.approx(sizes[0][1] + 32, abs=1)  # 0.16 inch
+
+
+def test_one_seed_is_said_in_place_of_error_bars(factory: Factory) -> None:
+    factory.record(factory.resolved("agmm/mini-a"))
+    factory.record(factory.resolved("pce/mini-a"))
+    legend = per_class_figure(rows_of(factory)).legends[0]
+    assert legend.get_title().get_text() == "one seed, no error bars"
 
 
 def test_stale_rows_are_not_drawn(factory: Factory, tmp_path: Path) -> None:
