@@ -31,7 +31,7 @@ from harness.recipes import expand
 from harness.records import Store
 from harness.running import record_failure, run
 from harness.trackers import require
-from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
+from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
 
 #: Seconds between two reports of a running trial.
 REPORT_SECONDS = 1.0
@@ -112,7 +112,7 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     store.refresh(*{trial.name for wave in ordered for trial in wave})
     quiet = not sys.stderr.isatty()
     for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
-        inspect(trial, options)
+        check_processes(inspect(trial, options), options)
     with ExitStack() as session:
         session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())

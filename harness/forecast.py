@@ -15,7 +15,7 @@ import torch
 from harness.execution import Resources, waves
 from harness.records import Record, Store
 from harness.smoke_report import Row, read, values_digest
-from harness.trial import Options, Prepared, Trial, inspect, prepare, source_of
+from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
 
 def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[Row]) -> Forecast:
     checked = inspect(trial, options)
+    check_processes(checked, options)
     steps = checked.steps
     state, prepared = state_of(trial, options)
     if state == "finished":

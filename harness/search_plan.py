@@ -17,6 +17,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from harness import distributed
 from harness.data.loader import StepSampler
 from harness.errors import UserError, nearest
 from harness.object_store import beside
@@ -113,7 +114,14 @@ def plan_search(
         )
     if trials < 1:
         raise UserError(f"a search needs at least one trial, not {trials}", where="--trials")
+    if options.processes != 1:
+        raise UserError(
+            "a search trains each of its trials in one process, which loops over the groups",
+            where="--processes-per-trial, --gpus-per-trial",
+            remedy="one GPU per trial, or a fraction of one: more trials run side by side",
+        )
     resolved = resolve(recipe, overrides)
+    distributed.check_groups(resolved.recipe, 1)
     method = METHODS.get(resolved.recipe.method)
     whole = {k if "." in k else f"config.{k}": d for k, d in method.search_space().items()}
     if not whole:

@@ -40,7 +40,7 @@ from harness.schema import digest
 from harness.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
 from harness.stand_in import stand_in_labels
 from harness.training import Trainer
-from harness.trial import Options, Trial, chosen_output, inspect, is_recipe, prepare
+from harness.trial import Options, Trial, check_processes, chosen_output, inspect, is_recipe, prepare
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -412,6 +412,7 @@ def _job(
     """What is to be done for a recipe; nothing where all of its trials are finished."""
     group = groups[number]
     checked = inspect(group[0], options)
+    check_processes(checked, options)
     left = [t for t in group if state_of(t, options)[0] != "finished"]
     recipe = checked.resolved.recipe
     wanted = [resolve(g[0].name, g[0].overrides).recipe.labels_from for g in groups]

@@ -272,8 +272,6 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
     device = choose_device(options.device)
-    processes = options.processes or recipe.batch.groups
-    distributed.check_groups(recipe, processes, None if options.device == "auto" else device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]
     if recipe.selection is not None:
@@ -283,6 +281,17 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     StepSampler(length, recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
     fingerprints = {s: _fingerprint(dataset, s, options.cache, options.workers) for s in splits}
     return Checked(resolved, device, dataset, fingerprints, weights_sha256(recipe.backbone, recipe.weights))
+
+
+def check_processes(checked: Checked, options: Options) -> None:
+    """Refuse to train with a number of processes that the recipe's groups cannot be shared by.
+
+    Raises:
+        UserError: see :func:`harness.distributed.check_groups`.
+    """
+    recipe = checked.resolved.recipe
+    known = None if options.device == "auto" else checked.device  # on a cluster, workers choose
+    distributed.check_groups(recipe, options.processes or recipe.batch.groups, known)
 
 
 def prepare(
