@@ -115,6 +115,8 @@ class Mirror:
         #: Listings of trials' folders as last seen by this process.
         self.remote: dict[str, dict[str, Stamp]] = {}
         self._listed = False
+        #: Folders whose local files are as listed.
+        self._brought: set[str] = set()
         self._background: dict[str, _Background] = {}
 
     def __str__(self) -> str:
@@ -134,13 +136,13 @@ class Mirror:
             if len(parts) > _DEPTH and parts[_DEPTH - 1].startswith("seed-"):
                 found.setdefault("/".join(parts[:_DEPTH]), {})[parts[_DEPTH]] = stamp
         self.remote, self._listed = found, True
-        behind = [
+        wanted = {
             folder
             for folder, there in found.items()
             if "record.json" in there
             and any(fnmatch("/".join(folder.split("/")[:2]), pattern) for pattern in patterns)
-            and self._behind(folder, there)
-        ]
+        }
+        behind = [folder for folder in sorted(wanted) if self._behind(folder, found[folder])]
         quiet = not sys.stderr.isatty()
         with tqdm(total=len(behind), desc="fetching", unit="record", disable=quiet, leave=False) as bar:
 
@@ -150,19 +152,27 @@ class Mirror:
 
             if behind:
                 in_parallel(bring, behind)
+        self._brought = wanted
 
     def listed(self, folder: Path) -> Mapping[str, Stamp]:
-        """What the store holds of a trial; asked for where this process has not listed it yet."""
+        """What the store holds of a trial, asked for where this process has not listed it yet; what readers
+        need of it is local then."""
         name = self._name(folder)
         if name not in self.remote and not self._listed:
             self.pull(folder)
-        return self.remote.get(name, {})
+        there = self.remote.get(name, {})
+        if there and name not in self._brought:
+            self._bring(name, there, for_readers)
+            self._brought.add(name)
+        return there
 
     def pull(self, folder: Path, wanted: Callable[[str], bool] = for_readers) -> None:
         """List one trial's folder and bring what is wanted of it, by default what readers need."""
         name = self._name(folder)
         self.remote[name] = self.files.listing(name)
         self._bring(name, self.remote[name], wanted)
+        if wanted is for_readers or wanted is for_work:
+            self._brought.add(name)
 
     def fetch(self, path: Path) -> None:
         """Bring one file of a trial's folder if the store has it."""
@@ -186,6 +196,7 @@ class Mirror:
         with self._held(name):
             self.remote[name] = self.files.listing(name)
             self._bring_locked(name, self.remote[name], for_work)
+            self._brought.add(name)
             self._background[name] = _Background(self, name)
             try:
                 yield

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,12 @@ def write(folder: Path, name: str, text: str) -> None:
     draft.replace(folder / name)
 
 
+def names_below(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
 def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {name: (folder / name).read_text() for name in names_below(folder)}
 
 
 WHOLE = {
@@ -312,6 +317,9 @@ def test_readers_list_once_and_bring_what_is_new_but_no_checkpoints(tmp_path, fi
     fetched = [path for what, path in files.done if what == "open_input_stream"]
     assert len(fetched) == len(set(fetched)) == 2 * 3
     assert not any("checkpoint" in path or "/n/two/" in path for path in fetched)
+    files.done.clear()
+    assert reader.get(reader.folder("n/two", "d" * 12, 0)).name == "n/two", "brought when it is asked for"
+    assert "get_file_info" not in [what for what, _ in files.done], "and not listed again"
     assert next(reader.records()).evaluations["val-single"].per_image.ids == ("b",)
     files.done.clear()
     assert len(list(reader.records())) == 3
@@ -389,6 +397,64 @@ def test_a_dead_driver_is_taken_over_from(files, change, free, monkeypatch):
             pass
 
 
+# --- a real protocol ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URI of an empty prefix on an S3 server: of ``$WSSS_S3``, else on moto's where that is installed."""
+    own = f"{os.getpid()}-{time.time_ns()}"
+    if place := os.environ.get("WSSS_S3"):
+        base, _, query = place.partition("?")
+        yield f"{base.rstrip('/')}/{own}?{query}".rstrip("?")
+        return
+    server = pytest.importorskip("moto.server", reason="set WSSS_S3 to a URI, or install moto[server]")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    bucket = pyarrow.fs.S3FileSystem(
+        access_key="k",
+        secret_key="s",
+        endpoint_override=f"{host}:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+    bucket.create_dir("bucket")
+    yield f"s3://k:s@bucket/{own}?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    running.stop()
+
+
+def test_an_s3_server_keeps_what_it_is_given(s3, tmp_path, capsys):
+    a, b = Store(s3, tmp_path / "a"), Store(s3, tmp_path / "b")
+    with a.only_driver():
+        with pytest.raises(UserError, match="another driver"), only_driver(_Stranger(s3)):
+            pass
+        folder = add_record(a, "m/one", 1)
+        add_record(a, "m/one", 10)
+        with a.work(folder):
+            write(folder, "checkpoint/last.pt", "x" * 12_000_000)  # more than one part
+            a.save(folder)
+    assert [r.seed for r in b.records()] == [1, 10]
+    assert set(b.sizes(b.folder("m/one", "d" * 12, 1))) == names_below(folder), "seed-1 is not seed-10"
+    other = b.folder("m/one", "d" * 12, 1)
+    with b.work(other):
+        assert names_below(other) == names_below(folder)
+        assert (other / "checkpoint/last.pt").stat().st_size == 12_000_000
+    assert "driver.json" not in Files(s3).listing()
+    missing = s3.replace("@bucket/", "@no-such-bucket/")
+    if missing != s3:
+        assert wsss("leaderboard", "--results", missing) == 2
+        assert "no such bucket" in capsys.readouterr().err
+
+
+class _Stranger(Files):
+    """The same store, seen by a driver on another machine."""
+
+    def read(self, name: str) -> bytes | None:
+        return json.dumps({**json.loads(super().read(name) or b"{}"), "host": "elsewhere"}).encode()
+
+
 # --- whole runs --------------------------------------------------------------------------------------
 
 
@@ -412,10 +478,6 @@ def bucket(tmp_path_factory, small) -> str:
 def numbers(record) -> tuple:
     evaluation = record.evaluations["val-single"]
     return record.digest, evaluation.data["iou"], evaluation.per_image.intersection.tolist()
-
-
-def names_below(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_run_leaves_the_same_record_under_a_uri(bucket, folder_record, tmp_path, small, capsys):
