@@ -19,6 +19,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import distributed
+from harness.faults import TransientFault
 from harness.running import run
 from harness.trial import Options, Prepared, Trial, prepare
 
@@ -101,7 +102,7 @@ class Ranks:
                 except Exception as error:
                     if self._stopped.is_set():
                         return
-                    self._cause = getattr(error, "cause", None) or error
+                    self._cause = _why(error)
                     self._broken.set()
                     if not self._stopped.wait(GRACE):
                         self._end()
@@ -113,6 +114,13 @@ class Ranks:
             text = "".join(traceback.format_exception(self._cause)) if self._cause else "a rank died"
             self._file.write_text(text, encoding="utf-8")
         os._exit(1)
+
+
+def _why(error: Exception) -> BaseException:
+    """What ended another rank: its own error, or, where its process is gone, a fault worth another try."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return TransientFault("another process of the trial died")
+    return getattr(error, "cause", None) or error
 
 
 def bundles(processes: int, cpus: float, gpus: float) -> Any:
