@@ -26,6 +26,7 @@ from harness.errors import UserError, nearest
 from harness.files import cache_folder, write_json
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
+from harness.object_store import is_uri
 from harness.recipes import EvaluationSpec, Resolved, recipe_names, resolve
 from harness.records import Record, Store
 from harness.registry import DATASETS
@@ -287,8 +288,15 @@ def check_processes(checked: Checked, options: Options) -> None:
     """Refuse to train with a number of processes that the recipe's groups cannot be shared by.
 
     Raises:
-        UserError: see :func:`harness.distributed.check_groups`.
+        UserError: see :func:`harness.distributed.check_groups`; or pictures would stay on nodes that only
+            share an object store.
     """
+    if options.save_predictions and options.processes != 1 and is_uri(options.results):
+        raise UserError(
+            "each process of a trial writes its own pictures, and rank 0 alone uploads",
+            where="--save-predictions",
+            remedy="a folder that all nodes share for --results, or `wsss predict` later",
+        )
     recipe = checked.resolved.recipe
     known = None if options.device == "auto" else checked.device  # on a cluster, workers choose
     distributed.check_groups(recipe, options.processes or recipe.batch.groups, known)

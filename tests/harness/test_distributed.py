@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from harness.errors import NonFiniteLossError, UserError
 from harness.recipes import BatchSpec, Recipe, resolve
 from harness.schema import load
 from harness.training import Trainer
+from harness.trial import Options, check_processes
 
 WORLD = 2
 GROUPS = 4
@@ -254,6 +257,15 @@ def test_groups_that_processes_cannot_carry_are_refused_with_the_reason(groups, 
 def test_groups_that_processes_can_carry_are_taken(groups, sync_bn, processes):
     distributed.check_groups(recipe_of(groups, sync_bn), processes, torch.device("cpu"))
     distributed.check_groups(recipe_of(groups, "all"), groups)  # the device is not known here
+
+
+def test_pictures_that_would_stay_on_other_nodes_are_refused():
+    checked = SimpleNamespace(resolved=SimpleNamespace(recipe=recipe_of(4)), device=torch.device("cpu"))
+    options = Options(results="s3://bucket/store", processes=2, save_predictions=True)
+    with pytest.raises(UserError, match="rank 0 alone uploads"):
+        check_processes(checked, options)
+    check_processes(checked, dataclasses.replace(options, results=Path("results")))
+    check_processes(checked, dataclasses.replace(options, processes=1))
 
 
 def test_synchronised_layers_are_those_asked_for_and_keep_their_weights():
