@@ -32,22 +32,22 @@ STALE = 300.0
 
 
 @contextmanager
-def only_driver(files: Files) -> Iterator[None]:
-    """Hold the claim on a store for the length of the block.
+def only_driver(files: Files, folder: str = "") -> Iterator[None]:
+    """Hold the claim on a store, or on one folder of it, for the length of the block.
 
     Raises:
         UserError: another driver is at work, or the store cannot be written to.
     """
-    own = uuid.uuid4().hex
-    other = _read(files)
+    own, name = uuid.uuid4().hex, f"{folder}/{NAME}".lstrip("/")
+    other = _read(files, name)
     if other and _alive(other):
-        _refuse(files, other)
-    _write(files, own)
-    other = _read(files)
+        _refuse(files, name, other)
+    _write(files, name, own)
+    other = _read(files, name)
     if other and other.get("id") != own:
-        _refuse(files, other)
+        _refuse(files, name, other)
     stop = threading.Event()
-    thread = threading.Thread(target=_beat, args=(files, own, stop), daemon=True)
+    thread = threading.Thread(target=_beat, args=(files, name, own, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -55,21 +55,21 @@ def only_driver(files: Files) -> Iterator[None]:
         stop.set()
         thread.join(timeout=BEAT)
         with suppress(UserError):  # it goes stale by itself
-            if _read(files).get("id") == own:
-                files.delete(NAME)
+            if _read(files, name).get("id") == own:
+                files.delete(name)
 
 
-def _read(files: Files) -> Mapping[str, Any]:
+def _read(files: Files, name: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(files.read(NAME) or b"{}")
+        found = json.loads(files.read(name) or b"{}")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _write(files: Files, own: str) -> None:
+def _write(files: Files, name: str, own: str) -> None:
     said = {"id": own, "host": platform.node(), "pid": os.getpid(), "beat": time.time()}
-    files.write(NAME, json.dumps(said).encode())
+    files.write(name, json.dumps(said).encode())
 
 
 def _alive(other: Mapping[str, Any]) -> bool:
@@ -89,23 +89,23 @@ def _alive(other: Mapping[str, Any]) -> bool:
     return True
 
 
-def _refuse(files: Files, other: Mapping[str, Any]) -> None:
+def _refuse(files: Files, name: str, other: Mapping[str, Any]) -> None:
     age = max(time.time() - float(other.get("beat", 0)), 0)
     raise UserError(
-        f"another driver runs trials on this store: process {other.get('pid')} on {other.get('host')}, "
+        f"another driver is at work here: process {other.get('pid')} on {other.get('host')}, "
         f"seen {age:.0f} s ago",
-        where=f"{files.shown}/{NAME}",
+        where=f"{files.shown}/{name}",
         remedy=f"wait for it; if it was killed, start again in {STALE / 60:.0f} minutes, or delete that file",
     )
 
 
-def _beat(files: Files, own: str, stop: threading.Event) -> None:
+def _beat(files: Files, name: str, own: str, stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         with suppress(UserError):  # a store out of reach is reported by those who need it
-            if _read(files).get("id") not in (own, None):
+            if _read(files, name).get("id") not in (own, None):
                 tqdm.write(
-                    f"warning: another driver has begun to run trials on {files.shown}; end one of the two",
+                    f"warning: another driver has begun to work on {files.shown}; end one of the two",
                     file=sys.stderr,
                 )
                 return
-            _write(files, own)
+            _write(files, name, own)

@@ -23,6 +23,7 @@ from harness.errors import NonFiniteLossError, UserError
 from harness.files import read_json, write_json
 from harness.networks import build_method
 from harness.recipes import EvaluationSpec, Recipe
+from harness.records import Store
 from harness.schema import digest, dump
 from harness.trackers import Point
 from harness.tracking import allocated_mib, following_search
@@ -165,6 +166,11 @@ def measure(job: Job) -> Iterator[Event]:
     Raises:
         UserError: the trial cannot run, its loss became non-finite, or nothing can be scored.
     """
+    with Store(job.options.results, job.options.cache).work(job.folder):
+        yield from _measure(job)
+
+
+def _measure(job: Job) -> Iterator[Event]:
     file = job.folder / "objective.json"
     known: dict[int, float] = {int(p): v for p, v in read_json(file).items()} if file.exists() else {}
     if known:
@@ -197,6 +203,7 @@ def measure(job: Job) -> Iterator[Event]:
         folder=job.folder,
         workers=job.options.workers,
         checkpoint_seconds=job.options.checkpoint_seconds,
+        saved=lambda: prepared.store.save(job.folder),
     )
 
     def score(points: Sequence[int]) -> Event:
@@ -220,6 +227,7 @@ def measure(job: Job) -> Iterator[Event]:
             )
         known.update(dict.fromkeys(points, value))
         write_json(file, {str(p): v for p, v in known.items()})
+        prepared.store.save(job.folder)
         method.train()
         return Event(trainer.step, trainer.total, tuple((p, value) for p in points))
 

@@ -306,13 +306,28 @@ class Store:
     @contextmanager
     def work(self, folder: Path) -> Iterator[None]:
         """Hold a trial's folder to write in it: up to date in the beginning, stored in the end."""
-        with nullcontext() if self.mirror is None else self.mirror.work(folder):
+        with self.mirror.work(folder) if self.mirror is not None and self.holds(folder) else nullcontext():
             yield
 
     def save(self, folder: Path) -> None:
         """Within :meth:`work`: store what is new, such as a checkpoint, while work goes on."""
-        if self.mirror is not None:
+        if self.mirror is not None and self.holds(folder):
             self.mirror.save(folder)
+
+    def discard(self, folder: Path, unwanted: Callable[[str], bool]) -> None:
+        """Delete files below a folder by their names relative to it, in the store alone."""
+        if self.mirror is not None and self.holds(folder):
+            self.mirror.discard(folder, unwanted)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder lies in the store."""
+        return folder.is_relative_to(self.root)
+
+    def shown(self, folder: Path) -> str:
+        """A folder of the store as it may be printed: of a URI, not that of the mirror."""
+        if self.mirror is None or not self.holds(folder):
+            return str(folder)
+        return f"{self.place}/{folder.relative_to(self.root).as_posix()}"
 
     def pull(self, folder: Path, wanted: Callable[[str], bool] = for_readers) -> None:
         """Bring the files of a trial whose names (relative to its folder) are wanted."""
@@ -325,9 +340,14 @@ class Store:
             self.mirror.push(folder)
 
     @contextmanager
-    def only_driver(self) -> Iterator[None]:
-        """Run trials on the store; another driver that does is refused with a UserError."""
-        with nullcontext() if self.mirror is None else only_driver(self.mirror.files):
+    def only_driver(self, folder: Path | None = None) -> Iterator[None]:
+        """Run trials on the store, or a search in one of its folders; another driver that does is refused
+        with a UserError."""
+        place = self.root if folder is None else folder
+        if self.mirror is None or not self.holds(place):
+            yield
+            return
+        with only_driver(self.mirror.files, place.relative_to(self.root).as_posix().strip(".")):
             yield
 
     def sizes(self, folder: Path) -> dict[str, int]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from filelock import Timeout
 from tqdm import tqdm
 
+from harness.driver_claim import NAME as DRIVER
 from harness.errors import UserError
 from harness.files import whole_file
 from harness.locks import HOLDER, LOCK, locked
@@ -48,7 +49,7 @@ _DEPTH = 4
 #: Seconds after which a folder that is worked in is given up.
 _PATIENCE = 30.0
 #: Files of a trial's folder that mean something on one machine alone.
-_HERE = frozenset({LOCK, HOLDER})
+_HERE = frozenset({LOCK, HOLDER, DRIVER})
 #: The one file that is deleted from the store when it goes: the trace of a failure that was mended.
 _MENDED = "error.txt"
 
@@ -73,10 +74,11 @@ def _rank(name: str) -> int:
 
 
 def _stored(name: str) -> bool:
-    """Whether a file of a trial's folder belongs into the store: not what is half written, and no lock."""
+    """Whether a file of a folder belongs to it in the store: not what is half written, no lock, and of a
+    search no trial, which has a folder of its own."""
     parts = name.split("/")
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and name not in _HERE and not parts[-1].endswith((".lock", ".part"))
+    passing = any(part.startswith(".") for part in parts) or parts[-1].endswith((".lock", ".part"))
+    return not passing and name not in _HERE and parts[0] != "trials"
 
 
 @dataclass
@@ -169,7 +171,7 @@ class Mirror:
     def pull(self, folder: Path, wanted: Callable[[str], bool] = for_readers) -> None:
         """List one trial's folder and bring what is wanted of it, by default what readers need."""
         name = self._name(folder)
-        self.remote[name] = self.files.listing(name)
+        self.remote[name] = self._list(name)
         self._bring(name, self.remote[name], wanted)
         if wanted is for_readers or wanted is for_work:
             self._brought.add(name)
@@ -194,7 +196,7 @@ class Mirror:
         """
         name = self._name(folder)
         with self._held(name):
-            self.remote[name] = self.files.listing(name)
+            self.remote[name] = self._list(name)
             self._bring_locked(name, self.remote[name], for_work)
             self._brought.add(name)
             self._background[name] = _Background(self, name)
@@ -228,10 +230,20 @@ class Mirror:
         with self._held(name):
             self._send(name, *self._changed(name))
 
+    def discard(self, folder: Path, unwanted: Callable[[str], bool]) -> None:
+        """Delete files below a folder by their names relative to it, in the store alone."""
+        name = self._name(folder)
+        found = [f"{name}/{file}" for file in self.files.listing(name) if unwanted(file)]
+        in_parallel(self.files.delete, found)
+
     # --- within -----------------------------------------------------------------------------------------
 
     def _name(self, folder: Path) -> str:
         return folder.relative_to(self.root).as_posix()
+
+    def _list(self, name: str, waits: Sequence[float] | None = None) -> dict[str, Stamp]:
+        listed = self.files.listing(name, waits=waits)
+        return {file: stamp for file, stamp in listed.items() if _stored(file)}
 
     def _state(self, name: str) -> Path:
         return self.place / "state" / f"{name}.json"
@@ -260,8 +272,9 @@ class Mirror:
                 path = Path(place, file)
                 relative = path.relative_to(root).as_posix()
                 if _stored(relative):
-                    status = path.stat()
-                    found[relative] = (status.st_size, status.st_mtime_ns)
+                    with suppress(FileNotFoundError):  # a search removes checkpoints of trials that it stops
+                        status = path.stat()
+                        found[relative] = (status.st_size, status.st_mtime_ns)
         return found
 
     def _behind(self, name: str, there: Mapping[str, Stamp]) -> bool:
@@ -330,8 +343,9 @@ class Mirror:
         sent: dict[str, Stamp] = {}
 
         def upload(file: str) -> None:
-            self.files.upload(source / file, f"{name}/{file}")
-            sent[file] = files[file]
+            if (source / file).exists():
+                self.files.upload(source / file, f"{name}/{file}")
+                sent[file] = files[file]
 
         try:
             for rank in sorted({_rank(file) for file in files}):
@@ -341,7 +355,7 @@ class Mirror:
                 self._note(name, sent, waits=())
             raise
         self._note(name, sent)
-        for file, (size, _) in files.items():
+        for file, (size, _) in sent.items():
             if self.remote[name].get(file, (-1, 0))[0] != size:
                 raise UserError(
                     "a file did not arrive whole",
@@ -351,7 +365,7 @@ class Mirror:
 
     def _note(self, name: str, sent: Mapping[str, Stamp], waits: Sequence[float] | None = None) -> None:
         """Note what the store holds after an upload; copies of what others have changed there go."""
-        there = self.files.listing(name, waits=waits)
+        there = self._list(name, waits=waits)
         state = _State.load(self._state(name))
         same = {f for f, stamp in there.items() if f in sent or state.remote.get(f) == stamp}
         for file in self._ours(name):

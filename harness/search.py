@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.errors import UserError
 from harness.execution import REPORT_SECONDS, Resources, start_ray
 from harness.objective import END, Event, Job, events
+from harness.remote import reported
 from harness.schema import digest
 from harness.search_plan import SCHEDULERS, Plan, contains, grid_values
 from harness.trial import Trial
@@ -228,8 +229,12 @@ class Study:
         told = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
         self.study.tell(trial, value, state=told)
         if state != "failed":  # a failed one may be looked into
-            shutil.rmtree(self.plan.folder / "trials" / f"{number:04d}" / "checkpoint", ignore_errors=True)
+            folder = self.plan.folder / "trials" / f"{number:04d}"
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            with reported():
+                self.plan.store.discard(folder, lambda file: file.startswith("checkpoint/"))
         self.on_end(self.frozen(number))
+        self.plan.store.save(self.plan.folder)
 
     def frozen(self, number: int) -> FrozenTrial:
         """A trial as it stands in the journal."""
@@ -292,7 +297,11 @@ def open_study(plan: Plan) -> Iterator[Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(plan.folder / "search.lock", timeout=0):
+        with (
+            FileLock(plan.folder / "search.lock", timeout=0),
+            plan.store.only_driver(plan.folder),
+            plan.store.work(plan.folder),
+        ):
             journal = plan.folder / "optuna.log"
             _mend(journal)
             journal.with_name("optuna.log.lock").unlink(missing_ok=True)  # left by a kill; we are alone
@@ -315,7 +324,13 @@ def open_study(plan: Plan) -> Iterator[Study]:
             )
             if "stamp" not in study.user_attrs:
                 study.set_user_attr("stamp", plan.objective.stamp)
-            yield Study(plan, study)
+            opened = Study(plan, study)
+            yield opened
+            with reported():  # of trials that were stopped on other nodes
+                kept = [f"trials/{t.number:04d}/" for t in opened.trials if t.state == TrialState.FAIL]
+                plan.store.discard(
+                    plan.folder, lambda f: "/checkpoint/" in f and not f.startswith(tuple(kept))
+                )
     except Timeout:
         raise UserError(
             "another process runs this search",

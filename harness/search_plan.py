@@ -23,6 +23,7 @@ from harness.errors import UserError, nearest
 from harness.object_store import beside
 from harness.objective import HELD_OUT, Objective, choose_objective, held_out
 from harness.recipes import explain, resolve
+from harness.records import Store
 from harness.registry import METHODS
 from harness.schema import digest
 from harness.trial import Options, Trial, prepare
@@ -69,6 +70,11 @@ class Plan:
     digest: str
     grid_points: int = 3
 
+    @property
+    def store(self) -> Store:
+        """The record store of the search's trials."""
+        return Store(self.options.results, self.options.cache)
+
 
 def plan_search(
     recipe: str,
@@ -97,7 +103,8 @@ def plan_search(
         share: held-out part of the training split.
         grid_points: values per number of the grid sampler.
         options: where and how trials run.
-        out: folder of the study; by default ``search/<recipe>/<digest>`` beside the record store.
+        out: folder of the study; by default ``search/<recipe>/<digest>`` beside the record store, within a
+            store under a URI.
 
     Raises:
         UserError: an unknown name, a method without a search space, a sampler whose package is missing,
@@ -157,6 +164,8 @@ def plan_search(
         prepared.facts["data"]["splits"][objective.spec.split]["fingerprint"],
     ]
     name = digest(parts)
+    store = Store(options.results, options.cache)
+    place = beside(options.results) if store.mirror is None else store.root
     return Plan(
         recipe=recipe,
         overrides=overrides,
@@ -169,7 +178,7 @@ def plan_search(
         objective=objective,
         pictures=pictures,
         options=options,
-        folder=(out or beside(options.results) / "search" / recipe / name).absolute(),
+        folder=(out or place / "search" / recipe / name).absolute(),
         digest=name,
         grid_points=grid_points,
     )

@@ -26,6 +26,7 @@ Examples:
   wsss search agmm/mini-point --trials 8 --local --scheduler none
   wsss search agmm/voc-point-r101 --trials 50 --data-root ~/data --gpus-per-trial 1
   wsss search agmm/mini-scribble --trials 20 --set config.spread=unit    (held fixed)
+  wsss search agmm/voc-point-r101 --results s3://bucket/wsss --address auto    nodes share the bucket alone
 
 Exit codes: 0 done, 1 some trials failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -60,7 +61,7 @@ Running the same command again goes on where it stopped; a larger --trials adds 
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of this search [default: search/RECIPE/DIGEST beside the record store].",
+    help="Folder of this search [default: search/RECIPE/DIGEST beside the record store; under its URI].",
 )
 @execution
 def search(
@@ -124,6 +125,8 @@ def search(
         if (plan.folder / "best.toml").exists():
             click.echo(f"  {run_line(study)}")
         click.echo(f"  {plan.folder}")
+        if (shown := plan.store.shown(plan.folder)) != str(plan.folder):
+            click.echo(f"  {shown}")
     if failed:
         click.echo(f"{failed} trials failed; run the same command to make up for them", err=True)
     return 1 if failed else 0

@@ -563,6 +563,35 @@ def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkey
     assert second.data["data"]["labels"]["content"] == first.data["data"]["labels"]["content"]
 
 
+@pytest.mark.slow
+def test_a_search_goes_on_on_another_machine(tmp_path, small, monkeypatch):
+    place = tmp_path / "bucket"
+    arguments = [
+        "search",
+        RECIPE,
+        "--set",
+        "schedule.steps=20",
+        "--set",
+        "batch.per_group=4",
+        "--set",
+        "crop=32",
+    ]
+    arguments += ["--set", "weights=none", "--sampler", "random", "--scheduler", "none", "--local"]
+    arguments += ["--device", "cpu", "--data-root", small, "--results", place.as_uri()]
+    assert wsss(*arguments, "--trials", 1) == 0
+    (folder,) = place.glob("search/agmm/mini-scribble/*")
+    first = json.loads((folder / "search.json").read_text())["trials"]
+    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
+    assert wsss(*arguments, "--trials", 2) == 0
+    trials = json.loads((folder / "search.json").read_text())["trials"]
+    assert [t["state"] for t in trials] == ["finished", "finished"]
+    assert trials[0] == first[0], "what was measured is not measured again"
+    names = names_below(folder)
+    assert {"optuna.log", "best.toml", "trials/0000/objective.json", "trials/0001/history.csv"} <= names
+    assert not [n for n in names if "checkpoint" in n or n.endswith((".lock", "driver.json"))]
+    assert list(Store(place.as_uri()).records()) == []
+
+
 # --- mistakes ----------------------------------------------------------------------------------------
 
 NOWHERE = "s3://k:s@bucket/p?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
