@@ -169,8 +169,10 @@ class Queue(Searcher):
         self.waiting: dict[Trial, Prepared] = {}
         #: Trials by index.
         self.begun: list[Prepared] = []
+        self._names: set[str] = set()
         self.open = 0
         self._seconds: dict[str, list[float]] = {}
+        self._pace: list[float] = []  # seconds per unit of cost
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to disk; the store is the state."""
@@ -189,6 +191,7 @@ class Queue(Searcher):
         self.open -= 1
         if seconds:
             self._seconds.setdefault(prepared.trial.name, []).append(seconds)
+            self._pace.append(seconds / prepared.cost)
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while none can run yet."""
@@ -199,17 +202,16 @@ class Queue(Searcher):
         dependents = self.rounds.dependents.get(chosen.trial, [])
         job = Job(len(self.begun), chosen.trial, chosen.options, chosen.processes, tuple(dependents))
         self.begun.append(chosen)
+        self._names.add(chosen.trial.name)
         self.open += 1
         return {"job": job}
 
     def _priority(self, prepared: Prepared) -> tuple[bool, float]:
         name = prepared.trial.name
-        known = self._seconds.get(name)
-        first = all(p.trial.name != name for p in self.begun)
         feeds = bool(self.rounds.dependents.get(prepared.trial))
-        if known is None:
-            return first or feeds, prepared.cost
-        return feeds, fmean(known)
+        known = self._seconds.get(name)
+        seconds = fmean(known) if known else prepared.cost * (fmean(self._pace) if self._pace else 1.0)
+        return feeds or name not in self._names, seconds
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: :class:`Watch` tells."""
