@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ray import tune
@@ -171,8 +170,8 @@ class Queue(Searcher):
         self.begun: list[Prepared] = []
         self._names: set[str] = set()
         self.open = 0
-        self._seconds: dict[str, list[float]] = {}
-        self._pace: list[float] = []  # seconds per unit of cost
+        self._seconds: dict[str, float] = {}
+        self._pace = 1.0  # seconds per unit of cost
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to disk; the store is the state."""
@@ -190,8 +189,8 @@ class Queue(Searcher):
         """A trial has ended, after some seconds of work (0 where that says nothing)."""
         self.open -= 1
         if seconds:
-            self._seconds.setdefault(prepared.trial.name, []).append(seconds)
-            self._pace.append(seconds / prepared.cost)
+            self._seconds[prepared.trial.name] = seconds  # the last is as good as a mean
+            self._pace = seconds / prepared.cost
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while none can run yet."""
@@ -209,8 +208,7 @@ class Queue(Searcher):
     def _priority(self, prepared: Prepared) -> tuple[bool, float]:
         name = prepared.trial.name
         feeds = bool(self.rounds.dependents.get(prepared.trial))
-        known = self._seconds.get(name)
-        seconds = fmean(known) if known else prepared.cost * (fmean(self._pace) if self._pace else 1.0)
+        seconds = self._seconds.get(name, prepared.cost * self._pace)
         return feeds or name not in self._names, seconds
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
