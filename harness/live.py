@@ -135,7 +135,7 @@ class Board:
                 vertical_overflow="crop",
                 redirect_stdout=sys.stdout.isatty(),  # a file must get what is written to it
             )
-            self._live.start()
+            self._live.start(refresh=True)
 
     # --- what happens -------------------------------------------------------------------------------
 
@@ -277,7 +277,9 @@ class Board:
         if hidden:
             parts.append(Text(f"and {hidden} more", style="dim"))
         done = self._ended_cost + sum(r.work.cost * r.share for r in rows)
+        # A terminal echoes ^C behind the last line: it must not wrap there.
         line = Table.grid(padding=(0, 2), expand=True)
+        line.width = max(width - 2, 1)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         bar = ProgressBar(total=max(self._all_cost, 1e-9), completed=min(done, self._all_cost))
@@ -301,7 +303,7 @@ def _table(rows: Iterable[_Row], width: int) -> Table:
         ]
         for row, place in zip(rows, places, strict=True)
     ]
-    least = (11, 5, 7, *([7] if wide else []), 5, 7)
+    least = (11 if wide else 14, 5, 7, *([7] if wide else []), 5, 7)
     widths = [max(least[i], len(head), *(len(row[i]) for row in cells)) for i, head in enumerate(heads)]
     room = max(width - sum(widths) - 2 * len(widths) - (26 if wide else 0), 8)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", expand=False)

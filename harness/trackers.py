@@ -153,7 +153,11 @@ class WandB(Tracker):
     """One run of Weights & Biases; its id is kept, so that it is resumed."""
 
     def open(self, first: int) -> int:
-        """Begin or resume. The service refuses steps that it has."""
+        """Begin or resume, after the last step that the service has.
+
+        Its own process may have died with rows that it had taken, so the service is asked and not the
+        state. Offline there is nobody to ask: each start keeps the whole curve, in a folder of its own.
+        """
         import wandb
 
         self.state.setdefault("id", secrets.token_hex(8))
@@ -169,7 +173,8 @@ class WandB(Tracker):
             settings=wandb.Settings(silent=True, console="off"),
             **given,
         )
-        return self.delivered
+        self.there = int(self.run.step) - 1
+        return self.there
 
     def rows(self, points: Sequence[Point]) -> None:
         """Each as one row of the history."""
@@ -178,7 +183,7 @@ class WandB(Tracker):
 
     def scores(self, points: Sequence[Point]) -> None:
         """As rows too, and as the run's summary, which takes them at any step."""
-        self.rows([p for p in points if p[0] > self.delivered])
+        self.rows([p for p in points if p[0] > self.there])
         for _, values in points:
             self.run.summary.update(values)
 

@@ -99,7 +99,7 @@ class History:
         if kept:
             self.columns = list(kept[0])
             with whole_file(path) as stream:
-                writer = csv.DictWriter(stream, self.columns)
+                writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(kept)
         else:

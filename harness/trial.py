@@ -71,7 +71,8 @@ class Options:
         processes: that share the groups of one trial; 0 for one process for each group of its recipe
             (another number may change the last bits).
         trackers: names of ``harness.trackers.TRACKERS`` that follow each trial.
-        tracking_root: folder for trackers that keep files; beside the record store by default.
+        tracking_root: folder for trackers that keep files; beside the record store by default, in the cache
+            where the store is a URI.
     """
 
     results: Path | str = Path("results")
@@ -89,7 +90,9 @@ class Options:
     @property
     def tracking(self) -> Path:
         """Folder for trackers that keep files."""
-        return self.tracking_root or Path(self.results).absolute().parent
+        if self.tracking_root is not None:
+            return self.tracking_root
+        return self.cache if "://" in str(self.results) else Path(self.results).absolute().parent
 
 
 @dataclass(frozen=True)

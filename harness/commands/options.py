@@ -249,6 +249,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
             workers=workers,
             threads=threads,
             checkpoint_seconds=checkpoint_seconds,
+            tracking_root=Path.cwd() if isinstance(results, str) else None,
             trackers=(*(["tensorboard"] if tensorboard else []), *dict.fromkeys(track)),
             processes=processes,
         )

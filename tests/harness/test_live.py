@@ -67,6 +67,7 @@ def test_at_80_columns_every_line_fits_and_says_all_that_runs(board):
     assert "  0 finished  1 failed  1 kept  2 waiting  " in rows[4]
     assert rows[4].endswith(" left")
     assert "━━━" in rows[4]
+    assert len(rows[4]) <= 78, "where a terminal echoes ^C"
     assert len(rows) == 5
 
 

@@ -60,7 +60,7 @@ class FakeWandB(ModuleType):
         super().__init__("wandb")
         self.runs: dict[str, SimpleNamespace] = {}
         self.begun: list[dict] = []
-        self.broken = False
+        self.broken, self.offline, self.losing = False, False, False
         self.Settings = dict
 
     def login(self, prompt: bool) -> bool:
@@ -71,18 +71,23 @@ class FakeWandB(ModuleType):
         assert given["resume"] == "allow"
         self.begun.append(given)
         new = SimpleNamespace(points={}, last=-1, summary={}, exit_code=None)
+        if self.offline:
+            self.runs.pop(given["id"], None)  # the newest folder counts
         kept = self.runs.setdefault(given["id"], new)
 
         def log(values, step):
             if self.broken:
                 raise ConnectionError("no network\nat all")
-            if step >= kept.last:
+            if step >= kept.last and not self.losing:
                 kept.last = step
                 for name, value in values.items():
                     kept.points.setdefault(name, []).append((step, value))
 
         return SimpleNamespace(
-            log=log, summary=kept.summary, finish=lambda exit_code: setattr(kept, "exit_code", exit_code)
+            step=kept.last + 1,
+            log=log,
+            summary=kept.summary,
+            finish=lambda exit_code: setattr(kept, "exit_code", exit_code),
         )
 
 
@@ -324,6 +329,19 @@ def test_one_that_fails_does_not_hold_up_the_others(place, wandb, tmp_path):
     assert [s for s, _ in tensorboard_points(tmp_path)["train/loss"]] == list(ROWS)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_rows_that_died_with_the_process_of_wandb_are_given_again(tmp_path, wandb, offline, monkeypatch):
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    one = SimpleNamespace(name="wandb", root=tmp_path)
+    follow(one, 0, 30, killed=True)
+    wandb.losing, wandb.offline = True, offline
+    follow(one, 30, 60, killed=True)
+    wandb.losing = False
+    follow(one, 50, 100)
+    (run_,) = wandb.runs.values()
+    assert [s for s, _ in run_.points["train/loss"]] == list(ROWS)
+
+
 def test_only_the_first_process_of_a_trial_is_followed(place, monkeypatch, wandb, mlflow):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert follow(place) == []
@@ -482,6 +500,15 @@ def test_a_trial_says_what_the_table_shows(plain):
     assert all(s.lr and s.terms and s.steps_per_second > 0 for s in rows)
     assert all(s.memory_mib is None for s in rows), "no GPU"
     assert states[-1].note.startswith("evaluating")
+
+
+def test_memory_is_read_from_the_allocator_and_on_gpus_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * 2**20)
+    assert tracking.allocated_mib(torch.device("cpu")) is None
+    assert not asked
+    assert tracking.allocated_mib(torch.device("cuda", 1)) == 3.0
+    assert asked == [torch.device("cuda", 1)]
 
 
 def test_the_trials_of_a_search_are_followed_too(tmp_path, small):
