@@ -1,0 +1,276 @@
+"""What the harness costs beside the work: over a bare loop, for one more trial, and for a thousand.
+
+``python benchmarks/overhead.py`` prints all figures (about eight minutes on an idle machine of two cores);
+``minute``, ``slope`` or ``thousand`` after it measure one. Everything runs on Ray as ``wsss run`` does by
+default, in processes of their own, with one thread each.
+
+- minute: wall seconds of a trial of about a minute (training, evaluation of 100 pictures, record,
+  checkpoints every 60 s), from the end of one trial to the end of the next in the same session, over a
+  plain loop of the same steps with the same loader that scores the same pictures. Ray's start, once for
+  a session, is shown beside it.
+- slope: wall seconds of ``wsss run`` with many trials of no work less those with few, for each trial,
+  one at a time. No work: one step of two pictures of 32 pixels, and one picture to score.
+- thousand: a thousand of them, as many at a time as there are cores, then the leaderboard; memory of the
+  driver over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+#: A recipe that most of the suite resembles.
+RECIPE = "agmm/mini-scribble"
+#: Overrides that leave nothing to do but what every trial needs.
+NO_WORK = {
+    "dataset": "tiny",
+    "crop": 32,
+    "batch.per_group": 2,
+    "schedule.steps": 1,
+}
+
+
+def settings(values: dict[str, object]) -> list[str]:
+    """Overrides as command-line arguments."""
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def tiny_data(folder: Path) -> str:
+    """A data set of two training pictures and one to score; returns its ``--data-root``."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "images" / f"{name}.png")
+        mask = np.repeat(np.arange(7, dtype=np.uint8), 5)[:32]
+        Image.fromarray(np.tile(mask, (32, 1))).save(folder / "masks" / f"{name}.png")
+    (folder / "train.txt").write_text("a\nb\n")
+    (folder / "val.txt").write_text("c\n")
+    names = '", "'.join(("ground", "one", "two", "three", "four", "five", "six"))
+    (folder / "dataset.toml").write_text(f'classes = ["{names}"]\nbackground = "ground"\n')
+    return f"tiny={folder}"
+
+
+@dataclass
+class Run:
+    """A command that has ended.
+
+    Attributes:
+        seconds: of the wall.
+        memory: (seconds since the start, resident MiB of its process), once a second.
+        output: what it printed.
+    """
+
+    seconds: float
+    memory: list[tuple[float, float]]
+    output: str
+
+
+def command(*arguments: str) -> Run:
+    """Run a command with one thread; raises when it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    start = time.monotonic()
+    memory: list[tuple[float, float]] = []
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def watch() -> None:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status")
+            try:
+                line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+            except (OSError, StopIteration):
+                return
+            memory.append((time.monotonic() - start, int(line.split()[1]) / 1024))
+            time.sleep(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    out, err = process.communicate()
+    seconds = time.monotonic() - start
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{err[-2000:]}")
+    return Run(seconds, memory, out)
+
+
+def wsss(*arguments: str) -> Run:
+    """Run a ``wsss`` command in a process of its own."""
+    return command(sys.executable, "-m", "harness.cli", *arguments)
+
+
+# --- over a bare loop --------------------------------------------------------------------------------
+
+
+def bare(steps: int) -> float:
+    """Seconds of the loop that anybody would write, in this process: build, train, score."""
+    import torch
+
+    from harness import evaluation
+    from harness.data.loader import StepSampler, TrainingSet, training_loader
+    from harness.networks import build_method
+    from harness.training import Progress, create_optimiser, lr_factor
+    from harness.trial import Options, Trial, prepare
+
+    torch.set_num_threads(1)
+    prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
+    recipe, dataset = prepared.resolved.recipe, prepared.dataset
+    start = time.monotonic()
+    method = build_method(prepared.resolved, prepared.device, 0)
+    optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
+    data = TrainingSet(dataset, dataset.ids(recipe.train_split), prepared.labels, recipe, 0, method.views())
+    sampler = StepSampler(len(data), recipe.batch.size, steps, 0)
+    loader = training_loader(data, sampler, recipe.batch.groups, workers=0, pin=False)
+    method.train()
+    for step, groups in enumerate(loader):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.optimiser.lr * group["lr_scale"] * lr_factor(recipe.schedule, step, steps)
+        optimiser.zero_grad()
+        for batch in groups:
+            terms = method(batch, Progress(step, steps, sampler.steps_per_epoch))
+            (sum(terms.values()) / len(groups)).backward()
+        optimiser.step()
+        method.after_step(Progress(step, steps, sampler.steps_per_epoch))
+    total = np.zeros((3, dataset.info.num_classes), np.int64)
+    for spec in recipe.evaluation:
+        found = evaluation.predictions(method, dataset, spec.split, evaluation.protocol(spec.protocol))
+        for _, prediction, mask in found:
+            total += np.stack(evaluation.count(prediction, mask, dataset.info.num_classes))
+    return time.monotonic() - start
+
+
+def bare_elsewhere(steps: int) -> float:
+    """:func:`bare` in a process of its own."""
+    return float(command(sys.executable, __file__, "bare", "--steps", str(steps)).output.split()[-1])
+
+
+def harness_seconds(steps: int, results: Path) -> tuple[float, float]:
+    """Seconds of the second of two trials on Ray, one after the other, and of everything around both."""
+    run = wsss(
+        *("run", RECIPE, "--seeds", "2", "--max-concurrent", "1", "--device", "cpu"),
+        *("--results", str(results), *settings({"schedule.steps": steps})),
+    )
+    ends = sorted(file.stat().st_mtime for file in results.rglob("record.json"))
+    return ends[1] - ends[0], run.seconds - 2 * (ends[1] - ends[0])
+
+
+def minute(seconds: float = 60.0, rounds: int = 3) -> dict[str, float]:
+    """The harness over a bare loop.
+
+    Args:
+        seconds: about how long the bare loop takes.
+        rounds: how often both are measured, in turn; the best of each counts.
+    """
+    trial = 60
+    rate = trial / bare_elsewhere(trial)
+    steps = max(round(rate * seconds / 10) * 10, 10)
+    bares, ours, around = [], [], []
+    for _ in range(rounds):
+        bares.append(bare_elsewhere(steps))
+        with tempfile.TemporaryDirectory() as results:
+            one, rest = harness_seconds(steps, Path(results))
+        ours.append(one)
+        around.append(rest)
+    return {
+        "steps": steps,
+        "bare_seconds": min(bares),
+        "trial_seconds": min(ours),
+        "overhead": min(ours) / min(bares) - 1,
+        "session_seconds": min(around),
+        "bare_spread": max(bares) / min(bares) - 1,
+        "trial_spread": max(ours) / min(ours) - 1,
+    }
+
+
+# --- one more trial, and a thousand ------------------------------------------------------------------
+
+
+def no_work(trials: int, data: str, results: Path, *options: str) -> Run:
+    """A run of trials without work."""
+    return wsss(
+        *("run", RECIPE, "--seeds", str(trials), "--device", "cpu", "--data-root", data),
+        *("--results", str(results), *settings(NO_WORK), *options),
+    )
+
+
+def slope(few: int = 5, many: int = 25, rounds: int = 2) -> dict[str, float]:
+    """Seconds for each additional trial."""
+    walls: dict[int, list[float]] = {few: [], many: []}
+    with tempfile.TemporaryDirectory() as place:
+        data = tiny_data(Path(place) / "data")
+        for number in range(rounds):
+            for trials in (few, many):
+                results = Path(place) / f"{number}-{trials}"
+                walls[trials].append(no_work(trials, data, results, "--max-concurrent", "1").seconds)
+    best = {trials: min(seconds) for trials, seconds in walls.items()}
+    return {
+        "few": few,
+        "few_seconds": best[few],
+        "many": many,
+        "many_seconds": best[many],
+        "seconds_per_trial": (best[many] - best[few]) / (many - few),
+    }
+
+
+def thousand(trials: int = 1000) -> dict[str, float]:
+    """Trials without work from nothing to the leaderboard."""
+    with tempfile.TemporaryDirectory() as place:
+        data = tiny_data(Path(place) / "data")
+        results = Path(place) / "results"
+        run = no_work(trials, data, results)
+        records = len(list(results.rglob("record.json")))
+        gather = wsss("leaderboard", "--results", str(results), "--out", str(Path(place) / "reports"))
+        written = len(list((Path(place) / "reports").iterdir()))
+    times, sizes = (np.array(column) for column in zip(*run.memory, strict=True))
+    late = times > times[-1] / 4  # by then everything is imported and every worker has come
+    growth = np.polyfit(times[late] / times[-1] * trials, sizes[late], 1)[0] if late.sum() > 2 else 0.0
+    return {
+        "trials": trials,
+        "records": records,
+        "run_seconds": run.seconds,
+        "seconds_per_trial": run.seconds / trials,
+        "leaderboard_seconds": gather.seconds,
+        "leaderboard_files": written,
+        "driver_mib_at_a_quarter": float(sizes[late][0]),
+        "driver_mib_at_the_end": float(np.median(sizes[-5:])),
+        "driver_mib_largest": float(sizes.max()),
+        "driver_kib_per_trial": float(growth * 1024),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for and print it as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", default=["minute", "slope", "thousand"])
+    parser.add_argument("--steps", type=int, default=60, help="for bare")
+    parser.add_argument("--trials", type=int, default=1000, help="for thousand")
+    parser.add_argument("--rounds", type=int, default=3, help="for minute and slope")
+    given = parser.parse_args(arguments)
+    for what in given.what:
+        if what == "bare":
+            print(bare(given.steps))
+            continue
+        figures = {
+            "minute": lambda: minute(rounds=given.rounds),
+            "slope": lambda: slope(rounds=given.rounds),
+            "thousand": lambda: thousand(given.trials),
+        }[what]()
+        print(what, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
