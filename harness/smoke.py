@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness import evaluation, provenance
+from harness import evaluation, faults, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.base import Dataset
 from harness.data.images import image_size
@@ -140,15 +140,11 @@ def try_recipe(job: Job) -> Row:
         provenance.reset_peak_memory(device)
         for stage in _stages(job, found):
             write_stage(job.place, stage)
-    except UserError as error:
-        failure = {"status": "failed", "reason": str(error)}
-    except torch.cuda.OutOfMemoryError as error:
-        remedy = "lower the memory of a step: --set accumulate=2, --set amp=bf16; or use a larger GPU"
-        failure = {"status": "failed", "reason": f"{str(error).split('. ')[0]}\n  remedy: {remedy}"}
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        reason = f"{type(error).__name__}: {first}"
-        failure = {"status": "failed", "reason": reason, "trace": traceback.format_exc()}
+        clear = faults.explained(error, resolve(job.trial.name, job.trial.overrides).recipe)
+        failure = {"status": "failed", "reason": str(clear or faults.first_line(error))}
+        if clear is not error:
+            failure["trace"] = traceback.format_exc()
     row = replace(
         job.row,
         **failure,  # type: ignore[arg-type]

@@ -200,7 +200,8 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
 
     monkeypatch.setattr(AGMM, "loss", full)
     row = tried([RECIPE], options)[RECIPE]
-    assert row.reason.startswith("CUDA out of memory\n")
+    assert row.reason.startswith("out of memory: ")
+    assert "2 pictures of 48 x 48" in row.reason
     assert "accumulate=2" in row.reason
 
 
