@@ -322,6 +322,7 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody reads them; they grow with the trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if resources.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")

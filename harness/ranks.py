@@ -51,7 +51,7 @@ class Ranks:
 
     def __init__(self, prepared: Prepared) -> None:
         world = prepared.processes
-        address = f"{ray.util.get_node_ip_address()}:{_free_port()}"
+        address = free_address()
         group = ray.util.get_current_placement_group()
         assert group is not None, "a trial of several processes runs in a placement group"
         self._stack = ExitStack()
@@ -133,7 +133,8 @@ def bundles(processes: int, cpus: float, gpus: float) -> Any:
     return tune.PlacementGroupFactory([each] * processes, strategy="PACK")
 
 
-def _free_port() -> int:
+def free_address() -> str:
+    """``host:port`` of this node, for the processes of one trial to meet at."""
     with socket.socket() as s:
         s.bind(("", 0))
-        return s.getsockname()[1]
+        return f"{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"

@@ -283,6 +283,11 @@ class Watch(tune.Callback):
         else:
             self.display.update(own, result["status"])
 
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Let go of what Tune keeps of every metric that was ever reported; nobody asks for it."""
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
+
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial that is started again."""
         own = self.queue.begun[trial.config["job"].index].trial

@@ -13,7 +13,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness import evaluation, faults, provenance
+from harness import distributed, evaluation, faults, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.base import Dataset
 from harness.data.images import image_size
@@ -54,6 +53,9 @@ PICTURES = 4
 #: Pictures of a split whose size is looked up, to find a large one.
 LOOKED_UP = 500
 
+#: What the name of a pass begins with that writes labels for other recipes.
+EXPORT = "labels for others: "
+
 STAND_IN = "trained on stand-in labels, as those of its source do not exist yet"
 
 
@@ -67,6 +69,7 @@ class Job:
         seeds: how many trials are still to run.
         outputs: ``labels_from`` of chosen recipes that train on this one's pseudo labels.
         options: as the run would have them.
+        processes: that share the groups of a trial.
         place: an empty folder for checkpoints.
         row: what is known before it ran.
     """
@@ -76,6 +79,7 @@ class Job:
     seeds: int
     outputs: tuple[str, ...]
     options: Options
+    processes: int
     place: Path
     row: Row
 
@@ -163,6 +167,8 @@ def try_recipe(job: Job) -> Row:
 
 def write_stage(place: Path, stage: str) -> None:
     """Leave word of what is being done."""
+    if not distributed.first():
+        return
     place.mkdir(parents=True, exist_ok=True)
     (place / "stage").write_text(stage, encoding="utf-8")
 
@@ -208,7 +214,8 @@ def _stages(job: Job, found: _Found) -> Iterator[str]:
             clock = time.monotonic()
             trainer.save()
             seconds = time.monotonic() - clock
-            found.sizes |= {"checkpoint_mib": _mib(trainer.checkpoint), "save_seconds": seconds}
+            if distributed.first():
+                found.sizes |= {"checkpoint_mib": _mib(trainer.checkpoint), "save_seconds": seconds}
             del method, trainer
             release(device)
             yield f"resuming at step {start}"
@@ -223,11 +230,15 @@ def _stages(job: Job, found: _Found) -> Iterator[str]:
             )
     yield "saving the final checkpoint"
     trainer.save(final=True)
-    found.sizes["final_mib"] = _mib(trainer.checkpoint)
-    load_weights(method, trainer.checkpoint)
+    if distributed.first():
+        found.sizes["final_mib"] = _mib(trainer.checkpoint)
+        load_weights(method, trainer.checkpoint)
+    distributed.broadcast_weights(method)
     for name, times, work, pictures in _passes(job, resolved, dataset, method, trainer):
         yield f"evaluating {name}"
-        found.passes.append(Pass(name, pictures, work(), times))
+        alone = name.startswith(EXPORT)  # other passes are shared among the processes of a trial
+        share = 1 if alone else distributed.world_size()
+        found.passes.append(Pass(name, pictures, work() / share, times))
 
 
 def _labels(job: Job, found: _Found) -> LabelStore:
@@ -291,7 +302,7 @@ def _passes(
     for source in job.outputs:
         output = chosen_output(method, device, source)
         made = partial(_pseudo_labels, method, dataset, recipe.train_split, [output], device, False)
-        yield f"labels {output} for others", 1, made, len(dataset.ids(recipe.train_split))
+        yield f"{EXPORT}{output}", 1, made, len(dataset.ids(recipe.train_split))
 
 
 def _segmentation(
@@ -436,7 +447,8 @@ def _job(
         total=checked.steps,
         checkpoint_seconds=options.checkpoint_seconds,
     )
-    return Job(number, left[0] if left else group[0], len(left), outputs, options, place, row)
+    processes = options.processes or recipe.batch.groups
+    return Job(number, left[0] if left else group[0], len(left), outputs, options, processes, place, row)
 
 
 def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
@@ -446,37 +458,15 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
 
 
 def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Row]]:
-    """Each in a process of its own, with a trial's resources, as many at a time as trials would be."""
-    mine = start_ray(resources)
+    """In processes of their own, with a trial's resources, as many at a time as trials would be."""
+    mine = start_ray(resources, max(job.processes for job in jobs))
     import ray
 
+    from harness.smoke_ray import on_ray  # imports Ray
+
     try:
-        remote = ray.remote(
-            num_cpus=resources.cpus_per_process,
-            num_gpus=resources.gpus_per_process,
-            max_calls=1,
-            max_retries=0,
-        )(try_recipe)
-        waiting = list(jobs)
-        running: dict[Any, Job] = {}
-        bar = tqdm(total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)
-        while waiting or running:
-            while waiting and len(running) < (resources.max_concurrent or len(jobs)):
-                job = waiting.pop(0)
-                running[remote.remote(job)] = job
-            (reference,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(reference)
-            try:
-                yield job.number, ray.get(reference)
-            except ray.exceptions.RayError as error:
-                stage = "starting"
-                with suppress(OSError):
-                    stage = (job.place / "stage").read_text(encoding="utf-8")
-                why = str(error).splitlines()[0]
-                reason = f"its worker process died (out of host memory?): {why}"
-                yield job.number, replace(job.row, status="failed", stage=stage, reason=reason)
-            bar.update()
-        bar.close()
+        done = on_ray(jobs, resources, try_recipe)
+        yield from tqdm(done, total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)
     finally:
         if mine:
             ray.shutdown()

@@ -130,7 +130,7 @@ def test_labels_of_an_unfinished_source_are_stood_in_for_and_the_row_says_so(opt
     assert [row.status for row in rows.values()] == ["passed", "passed"]
     assert rows["agmm/mini-image"].notes == (STAND_IN,)
     assert rows["cam/mini-image"].notes == ()
-    made = [p for p in rows["cam/mini-image"].passes if p.name == "labels cam for others"]
+    made = [p for p in rows["cam/mini-image"].passes if p.name == "labels for others: cam"]
     assert [(p.pictures, p.times) for p in made] == [(16, 1)]
     assert STAND_IN in table(list(rows.values()))
 
@@ -206,23 +206,26 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_dies_fails_its_recipe_alone(options, monkeypatch):
+def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch):
     real = smoke.try_recipe
 
     def sometimes(job):
         if job.trial.name == RECIPE:
-            (job.place).mkdir(parents=True)
+            job.place.mkdir(parents=True)
             (job.place / "stage").write_text("steps 0 to 9")
             os.kill(os.getpid(), 9)
         return real(job)
 
     monkeypatch.setattr(smoke, "try_recipe", sometimes)
-    trials = plan([RECIPE, "pce/mini-scribble"], [0], TINY)
-    rows = {row.name: row for row in smoke.smoke(trials, options, Resources())}
-    assert (rows[RECIPE].status, rows[RECIPE].stage) == ("failed", "steps 0 to 9")
-    assert "worker process died" in rows[RECIPE].reason
-    assert rows["pce/mini-scribble"].status == "passed"
-    assert rows["pce/mini-scribble"].host_mib > 50
+    trials = [Trial(RECIPE, 0, TINY), Trial("pce/mini-scribble", 0, TINY | {"batch.groups": 2})]
+    resources = Resources(cpus_per_process=0.5)
+    rows = smoke.smoke(trials, replace(options, processes=0), resources)
+    assert (rows[0].status, rows[0].stage) == ("failed", "steps 0 to 9")
+    assert "worker process died" in rows[0].reason
+    assert (rows[1].status, rows[1].reason) == ("passed", "")
+    assert [(p.first, p.steps) for p in rows[1].phases] == [(0, 10), (10, 10)]
+    assert rows[1].host_mib > 300, "two processes"
+    assert rows[1].final_mib > 0
     assert not list((options.results.parent / "smoke").rglob("*.pt"))
 
 
