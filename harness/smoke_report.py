@@ -184,10 +184,11 @@ def table(rows: Sequence[Row], form: str = "simple") -> str:
         form: a table format of tabulate (``simple``, ``github``).
     """
     lines = []
+    between = "\n" if form == "simple" else "; "
     for row in rows:
         one = row.seconds()
         rates = " / ".join(f"{p.rate:.3g}" for p in row.phases)
-        scored = ", ".join(f"{p.name} {p.seconds:.3g}" for p in row.passes)
+        scored = between.join(f"{p.name} {p.seconds:.3g}" for p in row.passes)
         lines.append(
             (
                 row.name,
