@@ -61,6 +61,11 @@ class Section:
         """Every cell of every row as text."""
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
+    def filled(self, rows: Sequence[int] | None = None) -> list[int]:
+        """Places of the columns in which some row (of those at the given places) has something."""
+        texts = self.texts if rows is None else [self.texts[i] for i in rows]
+        return [i for i in range(len(self.columns)) if any(line[i] != DASH for line in texts)]
+
     @property
     def id(self) -> str:
         """Its title in lower case with dashes."""

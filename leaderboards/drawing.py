@@ -84,7 +84,8 @@ def save(figure: Figure, stem: Path, formats: Sequence[str], mark: str = "") -> 
         if mark:
             _marked(figure, mark)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
-        figure.draw_without_rendering()
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
     figure.set_layout_engine("none")  # one layout, whatever the format
     files = []
     for name in formats:

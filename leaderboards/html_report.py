@@ -78,7 +78,8 @@ def html_report(
         parts: the :func:`leaderboards.columns.sections` of the rows, where they are at hand.
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
-    tables = [_section(section, places_of_rows) for section in (sections(rows) if parts is None else parts)]
+    parts = sections(rows) if parts is None else parts
+    tables = [_links(parts), *(_section(section, places_of_rows) for section in parts)]
     classes = _by_class(rows, places_of_rows)
     drawn = _plots(plots or {})
     content = [
@@ -206,15 +207,20 @@ def _cell(column: Column, row: Row, text: str, index: int, place: int) -> str:
     return f'<td class="wrap">{shown}</td>' if wide else f"<td>{shown}</td>"
 
 
+def _links(parts: Sequence[Section]) -> str:
+    """Links to the tables, where there are several."""
+    links = "".join(f'<li><a href="#{part.id}">{escape(part.title)}</a></li>' for part in parts)
+    return f'<nav aria-label="Tables"><ul>{links}</ul></nav>' if len(parts) > 1 else ""
+
+
 def _section(section: Section, indices: Mapping[int, int]) -> str:
-    ranked = places(section)
+    ranked, filled = places(section), section.filled()
     noted = section.kind != "cost"
     notes: dict[str, int] = {}
     body = []
     for number_in_table, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True)):
         place = ranked.get(number_in_table, 0)
-        described = zip(section.columns, texts, strict=True)
-        cells = [_cell(c, row, text, indices[id(row)], place) for c, text in described]
+        cells = [_cell(section.columns[i], row, texts[i], indices[id(row)], place) for i in filled]
         if noted:
             numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
             cells.append(f"<td>{', '.join(map(str, numbers))}</td>")
@@ -224,8 +230,11 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
             + "".join(cells)
             + "</tr>"
         )
-    names = [(c.name, c.value is not None) for c in section.columns] + ([(NOTES, False)] if noted else [])
+    columns = [section.columns[i] for i in filled]
+    names = [(c.name, c.value is not None) for c in columns] + ([(NOTES, False)] if noted else [])
+    empty = ", ".join(c.name for c in section.columns if c not in columns)
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
+    caption += f"; none has a figure for: {escape(empty)}" if empty else ""
     listed = "".join(f"<li>{_code_words(note)}</li>" for note in notes)
     below = f'<ol class="notes">{listed}</ol>' if notes else ""
     table = _framed(section.title, caption, _heads(names), body)
@@ -252,7 +261,7 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
         index = standing.get((name, evaluation))
         return escape(name) if index is None else _opener(escape(name), index)
 
-    for j in judged:
+    for j in sorted(judged, key=lambda j: j.verdict == "not run"):
         claim, pair = j.claim, j.pair
         origin = ", ".join(part for part in (claim.paper, claim.place) if part)
         interval = DASH if math.isnan(j.low) else f"{number(j.low, sign=True)} to {number(j.high, sign=True)}"

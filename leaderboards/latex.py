@@ -6,13 +6,19 @@ import math
 import re
 from collections.abc import Sequence
 
-from leaderboards.columns import MIOU, PUBLISHED, Column, Section, places, sections
+from leaderboards.columns import MIOU, PUBLISHED, VERDICT, Column, Section, places, sections
 from leaderboards.tables import Row
 from leaderboards.text import number
 
 _HEAD = """% Generated: do not edit. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.
-% Best mean of an evaluation bold, second best underlined; stale rows and holes are not ranked.
+% Best mean of an evaluation bold, second best underlined; stale rows are not ranked.
 """
+
+#: What a caption says beside the title.
+_CAPTIONS = {
+    "scores": " Mean $\\pm$ standard deviation over $n$ seeds; interval: bootstrap over images.",
+    "pseudo labels": " Mean $\\pm$ standard deviation over $n$ seeds; interval: bootstrap over images.",
+}
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -25,6 +31,8 @@ _SPECIAL = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "–": "--",
     "−": "$-$",
     "±": r"$\pm$",
@@ -50,19 +58,29 @@ def _cell(column: Column, row: Row, text: str, place: int) -> str:
 
 
 def _table(section: Section) -> str:
-    printed = [i for i, column in enumerate(section.columns) if column.latex]
+    """Rows with records; columns without any figure are left out, and holes are named below."""
+    run = [i for i, row in enumerate(section.rows) if row.n]
+    judged = any(section.rows[i].verdict != "not comparable" for i in run)
+    printed = [
+        i
+        for i in section.filled(run)
+        if section.columns[i].latex and (judged or section.columns[i] is not VERDICT)
+    ]
     columns = [section.columns[i] for i in printed]
     ranked = places(section)
     align = "".join("l" if column.align == "left" else "r" for column in columns)
     lines = [
-        " & ".join(_cell(section.columns[k], row, texts[k], ranked.get(i, 0)) for k in printed)
-        for i, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True))
+        " & ".join(
+            _cell(section.columns[k], section.rows[i], section.texts[i][k], ranked.get(i, 0)) for k in printed
+        )
+        for i in run
     ]
+    holes = [row for row in section.rows if not row.n]
     return "\n".join(
         [
             "\\begin{table}[t]",
             "\\centering",
-            f"\\caption{{{escape(section.title)}.}}",
+            f"\\caption{{{escape(section.title)}.{_CAPTIONS.get(section.kind, '')}}}",
             f"\\label{{tab:{section.id}}}",
             "\\smallskip",
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
@@ -73,9 +91,18 @@ def _table(section: Section) -> str:
             *(line + r" \\" for line in lines),
             "\\bottomrule",
             "\\end{tabular}}",
+            *([_not_run(holes, section.rows)] if holes else []),
             "\\end{table}",
         ]
     )
+
+
+def _not_run(holes: Sequence[Row], rows: Sequence[Row]) -> str:
+    """The holes in words; the evaluation follows where the recipe has others that were run."""
+    scored = {row.recipe for row in rows if row.n}
+    names = [f"{row.recipe} ({row.evaluation})" if row.recipe in scored else row.recipe for row in holes]
+    words = ", ".join(escape(name) for name in dict.fromkeys(names))
+    return f"\\par\\smallskip{{\\footnotesize\\raggedright Not run: {words}.\\par}}"
 
 
 def latex(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:

@@ -166,12 +166,47 @@ def test_latex_has_booktabs_bold_and_underline(rows: list[Row]) -> None:
     assert f"\\textbf{{{best.mean:.2f} $\\pm$ {best.std:.2f}}}" in text
     assert f"\\underline{{{second.mean:.2f} $\\pm$ {second.std:.2f}}}" in text
     assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\toprule") == 3
-    assert "AGMM <\\&>" in text
+    assert r"AGMM \textless{}\&\textgreater{}" in text
     assert "tel/mini-block" not in text
     for block in re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}\n(.*?)\\end\{tabular\}", text, re.S):
         columns, body = block
         for line in (line for line in body.splitlines() if line.endswith(r"\\")):
             assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+
+
+def test_latex_names_holes_below_and_leaves_empty_columns_out(factory: Factory) -> None:
+    two = factory.resolved(evaluation=(EvaluationSpec(), EvaluationSpec(protocol="agmm-voc")))
+    factory.record(factory.resolved())
+    never = factory.resolved("tel/mini-point")
+    text = latex(leaderboard(gather(factory.store), {two.name: two, never.name: never}, resamples=5))
+    body = text.partition("\\midrule")[2].partition("\\bottomrule")[0]
+    assert "agmm/mini-point" in body
+    assert "tel/mini-point" not in body
+    assert "Not run: agmm/mini-point (val-agmm-voc), tel/mini-point." in text
+    heads = text.partition("\\toprule\n")[2].partition("\\\\")[0]
+    assert "mIoU" in heads
+    assert not any(name in heads for name in ("Published", "Difference", "Full", "Verdict"))
+
+
+def test_the_page_names_columns_without_a_figure_and_links_its_tables(rows: list[Row]) -> None:
+    text = page(rows)
+    parts = sections(rows)
+    image = next(part for part in parts if part.title.endswith("image supervision: pseudo labels"))
+    table = text.partition(f'<h3 id="{image.id}">')[2].partition("</table>")[0]
+    assert "none has a figure for: Published, Difference" in table
+    assert ">Published</button>" not in table
+    for part in parts:
+        assert f'<a href="#{part.id}">' in text
+
+
+def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
+    claim = claims()["agmm-point"]
+    judged = [
+        Judged(claim, claim.comparisons[0]),
+        Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0),
+    ]
+    text = html_report(rows, judged, published(), provenance="").partition('id="claims"')[2]
+    assert text.index('data-verdict="holds"') < text.index('data-verdict="not run"')
 
 
 def test_latex_escapes_everything() -> None:
@@ -211,7 +246,7 @@ def test_a_label_stands_in_every_output(factory: Factory, tmp_path: Path) -> Non
     assert texts["leaderboard.md"].startswith("# Leaderboard (quick run <1>)\n")
     assert "point supervision (quick run <1>)" in texts["leaderboard.md"]
     assert texts["claims.md"].startswith("# Claims (quick run <1>)\n")
-    assert "point supervision (quick run <1>).}" in texts["leaderboard.tex"]
+    assert r"point supervision (quick run \textless{}1\textgreater{}). Mean" in texts["leaderboard.tex"]
     assert json.loads(texts["leaderboard.json"])["label"] == "quick run <1>"
     page_text = texts["report.html"]
     assert "<h1>wsss-bench leaderboard (quick run &lt;1&gt;)</h1>" in page_text
