@@ -337,7 +337,13 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
         local: dict[str, Any] = (
             {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
         )
-        start = partial(ray.init, address=resources.address, log_to_driver=False, logging_level=logging.ERROR)
+        # "local": without an address Ray would join a cluster of this machine that somebody else started.
+        start = partial(
+            ray.init,
+            address=resources.address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         try:
             try:
                 start(**local)
