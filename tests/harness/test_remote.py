@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,61 +12,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs
 import pytest
+from watched_store import Killed, Watched, names_below
 
 from harness import driver_claim, object_store, remote
-from harness.cli import cli, invoke
 from harness.driver_claim import only_driver
 from harness.errors import UserError
 from harness.files import write_json
 from harness.object_store import Files, is_uri, shown
 from harness.records import PerImage, Store
 from harness.remote import Mirror, for_work
-
-RECIPE = "agmm/mini-scribble"
-TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "crop=48"]
-ONE = ["--seed", "0", "--local", "--device", "cpu"]
-
-
-def wsss(*arguments: object) -> int:
-    return invoke(cli, [str(a) for a in arguments])
-
-
-class Watched:
-    """A filesystem that notes what is done, and fails when told to.
-
-    Args:
-        base: where files really go.
-        kind: pretended type; ``s3`` stores whole objects without folders and renames.
-    """
-
-    def __init__(self, base: pyarrow.fs.FileSystem, kind: str) -> None:
-        self.base, self.type_name = base, kind
-        self.done: list[tuple[str, str]] = []
-        #: Raised by the next calls, one each.
-        self.failures: list[Exception] = []
-
-    def _call(self, what: str, *arguments: object, **options: object):
-        self.done.append((what, str(arguments[0])))
-        if self.failures and what != "create_dir":
-            raise self.failures.pop(0)
-        return getattr(self.base, what)(*arguments, **options)
-
-    def __getattr__(self, name: str):
-        return lambda *arguments, **options: self._call(name, *arguments, **options)
-
-    def open_output_stream(self, path: str):
-        if self.type_name == "s3":  # the filesystem behind wants folders
-            self.base.create_dir(path.rpartition("/")[0], recursive=True)
-        return self._call("open_output_stream", path)
-
-    def stored(self) -> list[str]:
-        """Names in the order in which they were uploaded; drafts by the name they get."""
-        paths = [path.removeprefix("bucket/p/") for what, path in self.done if what == "open_output_stream"]
-        return [path.replace("/.", "/").removesuffix(".part") for path in paths]
-
-    def read(self, name: str) -> bytes:
-        with self.base.open_input_stream(f"bucket/p/{name}") as stream:
-            return stream.read()
 
 
 @pytest.fixture(params=["s3", "hdfs"])
@@ -96,10 +47,6 @@ def write(folder: Path, name: str, text: str) -> None:
     draft = folder / f".{Path(name).name}.draft"
     draft.write_text(text)
     draft.replace(folder / name)
-
-
-def names_below(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -142,6 +89,44 @@ def test_json_comes_after_what_it_describes_and_the_record_last(tmp_path, files)
     assert place["evaluations/e/evaluation.json"] == len(order) - 2
     assert place["checkpoint/last.pt"] == len(order) - 3
     assert {n: files.read(f"{TRIAL}/{n}").decode() for n in WHOLE} == WHOLE
+
+
+def test_a_process_killed_at_any_moment_leaves_what_another_one_can_go_on_from(tmp_path, files):
+    first = {**WHOLE, "record.json": "failed"}
+    second = {name: f"{text}, new" for name, text in first.items()}
+    one = mirror(tmp_path)
+    with one.work(one.root / TRIAL):
+        for name, text in first.items():
+            write(one.root / TRIAL, name, text)
+    rests_on = {
+        "checkpoint/last.pt": {"history.csv", "checkpoint/best.pt"},
+        "evaluations/e/evaluation.json": {"evaluations/e/per_image.npz", "checkpoint/last.pt"},
+        "record.json": set(second),
+    }
+    start, moment, seen = mirror(tmp_path, "start"), 0, set()
+    start.pull(start.root / TRIAL, lambda name: True)
+    while "record.json" not in seen:
+        for name in second:  # what the trial was before
+            one.files.upload(start.root / TRIAL / name, f"{TRIAL}/{name}")
+        place = f"moment {moment}"
+        worker, other = mirror(tmp_path, place), mirror(tmp_path, f"{place}, elsewhere")
+        try:
+            with worker.work(worker.root / TRIAL):
+                for name, text in second.items():
+                    write(worker.root / TRIAL, name, text)
+                files.alive = moment
+        except Killed:
+            pass
+        files.alive = 10**9
+        with other.work(other.root / TRIAL):
+            got = {name: files.read(f"{TRIAL}/{name}").decode() for name in second}
+            new = {name for name, text in got.items() if text == second[name]}
+            assert all(got[name] == first[name] for name in set(got) - new), "each file is one of the two"
+            for name, needed in rests_on.items():
+                assert name not in new or needed <= new, f"{name} came before what it rests on"
+            assert contents(other.root / TRIAL) == {n: t for n, t in got.items() if for_work(n)}
+        seen, moment = new, moment + 1
+    assert moment > len(second)
 
 
 def test_what_has_not_changed_is_not_stored_again(tmp_path, files):
@@ -425,7 +410,7 @@ def s3() -> Iterator[str]:
     running.stop()
 
 
-def test_an_s3_server_keeps_what_it_is_given(s3, tmp_path, capsys):
+def test_an_s3_server_keeps_what_it_is_given(s3, tmp_path):
     a, b = Store(s3, tmp_path / "a"), Store(s3, tmp_path / "b")
     with a.only_driver():
         with pytest.raises(UserError, match="another driver"), only_driver(_Stranger(s3)):
@@ -444,8 +429,8 @@ def test_an_s3_server_keeps_what_it_is_given(s3, tmp_path, capsys):
     assert "driver.json" not in Files(s3).listing()
     missing = s3.replace("@bucket/", "@no-such-bucket/")
     if missing != s3:
-        assert wsss("leaderboard", "--results", missing) == 2
-        assert "no such bucket" in capsys.readouterr().err
+        with pytest.raises(UserError, match="no such bucket"):
+            list(Store(missing, tmp_path / "c").records())
 
 
 class _Stranger(Files):
@@ -453,174 +438,6 @@ class _Stranger(Files):
 
     def read(self, name: str) -> bytes | None:
         return json.dumps({**json.loads(super().read(name) or b"{}"), "host": "elsewhere"}).encode()
-
-
-# --- whole runs --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder_record(tmp_path_factory, small):
-    """The record of an undisturbed run into a folder."""
-    results = tmp_path_factory.mktemp("folder")
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", results) == 0
-    (record,) = Store(results).records()
-    return record
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory, small) -> str:
-    """The URI of a store that holds the same run."""
-    uri = (tmp_path_factory.mktemp("bucket") / "prefix").as_uri()
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", uri) == 0
-    return uri
-
-
-def numbers(record) -> tuple:
-    evaluation = record.evaluations["val-single"]
-    return record.digest, evaluation.data["iou"], evaluation.per_image.intersection.tolist()
-
-
-def test_a_run_leaves_the_same_record_under_a_uri(bucket, folder_record, tmp_path, small, capsys):
-    place = Path(bucket.removeprefix("file://"))
-    (stored,) = Store(place).records()  # a file:// store is a folder after all
-    assert numbers(stored) == numbers(folder_record)
-    assert names_below(stored.path) == {n for n in names_below(folder_record.path) if n != "trial.lock"}
-    assert not (place / "driver.json").exists()
-    before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file()}
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", bucket) == 0
-    assert {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file()} == before
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", bucket, "--dry-run") == 0
-    assert "finished" in capsys.readouterr().out
-
-
-def test_another_machine_reads_a_uri(bucket, folder_record, tmp_path, small, monkeypatch, capsys):
-    copy = (tmp_path / "copy").as_uri()
-    shutil.copytree(bucket.removeprefix("file://"), tmp_path / "copy")
-    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    assert wsss("leaderboard", "--results", copy, "--out", tmp_path / "out") == 0
-    assert f"{folder_record.evaluations['val-single'].miou:.2f}" in capsys.readouterr().out
-    assert not list((tmp_path / "cache" / "stores").rglob("last.pt"))
-    assert wsss("compare", RECIPE, RECIPE, "--results", copy) in (0, 2)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    shutil.copy(sorted((small / "mini" / "JPEGImages").iterdir())[0], pictures)
-    arguments = [*TINY, "--results", copy, "--device", "cpu"]
-    assert wsss("predict", RECIPE, pictures, "--out", tmp_path / "predicted", *arguments) == 0
-    assert len(list((tmp_path / "predicted").glob("*.png"))) == 2
-    arguments += ["--data-root", small]
-    assert wsss("evaluate", RECIPE, "--protocol", "agmm-voc", *arguments) == 0
-    (record,) = Store(tmp_path / "copy").records()
-    assert set(record.evaluations) == {"val-single", "val-agmm-voc"}
-    assert wsss("import", copy, "--results", (tmp_path / "imported").as_uri()) == 0
-    (imported,) = Store(tmp_path / "imported").records()
-    assert numbers(imported) == numbers(record)
-
-
-@pytest.mark.slow
-def test_a_run_killed_on_one_machine_goes_on_on_another(tmp_path, small, folder_record):
-    place = tmp_path / "bucket"
-    command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
-    command += ["--data-root", str(small), "--results", place.as_uri(), "--checkpoint-seconds", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shutil.copytree(os.environ["WSSS_CACHE"], tmp_path / "cache", ignore=shutil.ignore_patterns("stores"))
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, env={**environment, "WSSS_CACHE": str(tmp_path / "cache")}
-    )
-    try:
-        deadline = time.monotonic() + 400
-        while process.poll() is None and time.monotonic() < deadline:
-            if list(place.glob("*/*/*/*/checkpoint/last.pt")):
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.wait()
-    assert list(place.glob("driver.json")), "a killed driver cannot take its claim back"
-    assert not list(place.glob("*/*/*/*/record.json")), "the run was over before it could be killed"
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", place.as_uri()) == 0
-    (record,) = Store(place).records()
-    assert numbers(record) == numbers(folder_record)
-    np.testing.assert_array_equal(record.history().to_numpy(), folder_record.history().to_numpy())
-    assert record.data["resumed"] > 0
-
-
-@pytest.mark.slow
-def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkeypatch):
-    uri = (tmp_path / "bucket").as_uri()
-    arguments = ["--set", "schedule.steps=2", *ONE, "--data-root", small]
-    assert wsss("run", "pce/mini-image", *arguments, "--results", uri) == 0
-    (source,) = Store(tmp_path / "bucket").records("cam/*")
-    assert len(list((source.path / "pseudo_labels" / "train-cam").glob("*.png"))) == 16
-    (first,) = Store(tmp_path / "bucket").records("pce/*")
-    shutil.rmtree(first.path)
-    monkeypatch.setenv(
-        "WSSS_CACHE", str(tmp_path / "cache")
-    )  # another machine has neither labels nor network
-    assert wsss("run", "pce/mini-image", *arguments, "--results", uri) == 0
-    (second,) = Store(tmp_path / "bucket").records("pce/*")
-    assert numbers(second)[0] == numbers(first)[0]
-    assert second.data["data"]["labels"]["content"] == first.data["data"]["labels"]["content"]
-
-
-@pytest.mark.slow
-def test_a_search_goes_on_on_another_machine(tmp_path, small, monkeypatch):
-    place = tmp_path / "bucket"
-    arguments = [
-        "search",
-        RECIPE,
-        "--set",
-        "schedule.steps=20",
-        "--set",
-        "batch.per_group=4",
-        "--set",
-        "crop=32",
-    ]
-    arguments += ["--set", "weights=none", "--sampler", "random", "--scheduler", "none", "--local"]
-    arguments += ["--device", "cpu", "--data-root", small, "--results", place.as_uri()]
-    assert wsss(*arguments, "--trials", 1) == 0
-    (folder,) = place.glob("search/agmm/mini-scribble/*")
-    first = json.loads((folder / "search.json").read_text())["trials"]
-    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
-    assert wsss(*arguments, "--trials", 2) == 0
-    trials = json.loads((folder / "search.json").read_text())["trials"]
-    assert [t["state"] for t in trials] == ["finished", "finished"]
-    assert trials[0] == first[0], "what was measured is not measured again"
-    names = names_below(folder)
-    assert {"optuna.log", "best.toml", "trials/0000/objective.json", "trials/0001/history.csv"} <= names
-    assert not [n for n in names if "checkpoint" in n or n.endswith((".lock", "driver.json"))]
-    assert list(Store(place.as_uri()).records()) == []
-
-
-# --- mistakes ----------------------------------------------------------------------------------------
-
-NOWHERE = "s3://k:s@bucket/p?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
-
-
-@pytest.mark.parametrize(
-    ("verb", "uri", "said"),
-    [
-        (["run", RECIPE, *ONE], "foo://bucket/x", "no filesystem is known for foo://"),
-        (["predict", RECIPE, "x.jpg"], "foo://bucket/x", "no filesystem is known for foo://"),
-        (["leaderboard"], "s3://bucket?unknown=1", "Unexpected"),
-        (["report"], NOWHERE, "cannot be reached"),
-    ],
-)
-def test_a_wrong_uri_gets_one_clear_message(verb, uri, said, capsys):
-    assert wsss(*verb, "--results", uri) == 2
-    message = capsys.readouterr().err
-    assert said in message
-    assert "k:s@" not in message
-    assert len(message.splitlines()) <= 6
-    assert not Path(uri.partition("/")[0]).exists()
-
-
-def test_a_missing_pyarrow_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
-    assert wsss("leaderboard", "--results", "s3://bucket/x") == 2
-    message = capsys.readouterr().err
-    assert "need pyarrow" in message
-    assert "pip install pyarrow" in message
 
 
 def test_a_missing_bucket_is_named(monkeypatch, tmp_path):
