@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -245,9 +244,8 @@ def record_error(prepared: Prepared, error: Exception, trace: str | None = None)
         trace: for ``error.txt``; that of the error by default.
     """
     clear = faults.explained(error, prepared.resolved.recipe)
-    if trace is None:
-        trace = "" if clear is error else "".join(traceback.format_exception(error))
-    return record_failure(prepared, str(clear or faults.first_line(error)), trace)
+    reason = str(clear or faults.first_line(error))
+    return record_failure(prepared, reason, trace or ("" if clear is error else error))
 
 
 def run_local(prepared: Sequence[Prepared], retries: int = faults.RETRIES) -> list[Outcome]:

@@ -69,9 +69,17 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _state.first = _state.first or number
     if again or not _state.waits:
         raise error()
-    _state.timer = threading.Timer(PATIENCE, _thread.interrupt_main)
+    _state.timer = threading.Timer(PATIENCE, _insist)
     _state.timer.daemon = True
     _state.timer.start()
+
+
+def _insist() -> None:
+    """The second signal, from the timer's thread."""
+    if hasattr(signal, "pthread_kill"):  # this one also ends a wait of the main thread
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def install() -> None:

@@ -94,9 +94,7 @@ def trial_lock(folder: Path, timeout: float = 0) -> Iterator[None]:
             stack.enter_context(locked(folder / LOCK, timeout))
         except Timeout:
             raise Elsewhere("busy", f"runs elsewhere: {_describe(holder)}") from None
-        for place in (folder, folder / "checkpoint"):  # drafts of files whose writer was killed
-            for draft in place.glob(".*.part"):
-                draft.unlink(missing_ok=True)
+        _remove_drafts(folder)
         # A file made here also lets an NFS client see what others have written into the folder.
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(holder, {"host": socket.gethostname(), "process": os.getpid(), "since": now})
@@ -104,6 +102,16 @@ def trial_lock(folder: Path, timeout: float = 0) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove drafts of files whose writer was killed."""
+    places = [folder, folder / "checkpoint"]
+    if not (folder / "record.json").exists():  # else another command may add an evaluation just now
+        places += (folder / "evaluations").glob("*")
+    for place in places:
+        for draft in place.glob(".*.part"):
+            draft.unlink(missing_ok=True)
 
 
 def is_free(folder: Path) -> bool:

@@ -8,7 +8,6 @@ protocol as the recipe's own number.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import evaluation
+from harness import evaluation, faults, interruption
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import read_json, write_json
+from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method
-from harness.recipes import EvaluationSpec, Recipe
+from harness.recipes import EvaluationSpec, Recipe, resolve
 from harness.records import Store
+from harness.running import write_trace
 from harness.schema import digest, dump
 from harness.trackers import Point
 from harness.tracking import allocated_mib, following_search
@@ -32,6 +33,8 @@ from harness.trial import Options, Trial, prepare
 
 #: Name of the objective split that is cut from the training split.
 HELD_OUT = "held-out"
+#: A killed search leaves workers that may live for some seconds.
+ORPHAN_SECONDS = 60.0
 #: Share of training after which the final value is reported, in percent.
 END = 100
 
@@ -166,7 +169,8 @@ def measure(job: Job) -> Iterator[Event]:
     Raises:
         UserError: the trial cannot run, its loss became non-finite, or nothing can be scored.
     """
-    with Store(job.options.results, job.options.cache).work(job.folder):
+    store = Store(job.options.results, job.options.cache)
+    with trial_lock(job.folder, timeout=ORPHAN_SECONDS), store.work(job.folder):
         yield from _measure(job)
 
 
@@ -239,30 +243,39 @@ def _measure(job: Job) -> Iterator[Event]:
         return [(math.ceil(p * trainer.total / END), {"objective/miou": v}) for p, v in sorted(known.items())]
 
     trainer.resume()
-    if trainer.step and due():  # stopped between a checkpoint and the measurement at the same step
-        yield score(due())
+    at_row = trainer.step % trainer.log_every == 0  # nothing is measured between two rows
     with following_search(job, prepared, measured) as following:
-        for status in following.rows(trainer.run()):
-            status = replace(status, memory_mib=allocated_mib(prepared.device))
-            yield Event(status.step, status.total, status=status)
-            if due():
-                event = score(due())
-                following.flush()
-                yield event
+        with interruption.at_boundaries():
+            if trainer.step and at_row and due():  # stopped between a checkpoint and its measurement
+                yield score(due())
+            for status in following.rows(trainer.run()):
+                status = replace(status, memory_mib=allocated_mib(prepared.device))
+                yield Event(status.step, status.total, status=status)
+                if due():
+                    event = score(due())
+                    following.flush()
+                    yield event
         yield score([END])
 
 
-def events(job: Job) -> Iterator[Event]:
-    """:func:`measure` with errors as a last event; a traceback goes to ``error.txt``."""
+def events(job: Job, *, again: bool = False) -> Iterator[Event]:
+    """:func:`measure` with errors as a last event; a traceback goes to ``error.txt``.
+
+    Args:
+        job: the trial.
+        again: the caller can start it once more, so a transient fault is raised.
+    """
     try:
         yield from measure(job)
     except NonFiniteLossError as error:
         yield Event(ended="diverged", reason=str(error))
-    except UserError as error:
+    except Elsewhere as error:
         yield Event(ended="failed", reason=str(error))
     except Exception as error:
-        file = job.folder / "error.txt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(traceback.format_exc(), encoding="utf-8")
-        first = str(error).splitlines()[0] if str(error) else ""
-        yield Event(ended="failed", reason=f"{type(error).__name__}: {first}\n  where:  {file}")
+        if again and faults.transient(error):
+            raise
+        clear = faults.explained(error, resolve(job.trial.name, job.trial.overrides).recipe)
+        reason = str(clear or faults.first_line(error))
+        if clear is not error:
+            reason += write_trace(job.folder, error)
+        yield Event(ended="failed", reason=reason)

@@ -298,7 +298,8 @@ class Watch(tune.Callback):
         index = trial.config["job"].index
         one = self.queue.begun[index]
         self._look(index)
-        fault = TransientFault(f"given up after {self.retries + 1} attempts: {_last_words(trial)}")
+        times = "once" if self.retries == 0 else f"{self.retries + 1} times"
+        fault = TransientFault(f"tried {times}: {_last_words(trial)}")
         self._end(index, Outcome(one.trial, "failed", record_error(one, fault, _errors(trial))))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,32 +120,40 @@ def _common(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def record_failure(prepared: Prepared, reason: str, trace: str = "") -> str:
+def record_failure(prepared: Prepared, reason: str, trace: str | Exception = "") -> str:
     """Write a failed trial's record, unless it has a finished one, and its trace beside it.
 
     Args:
         prepared: the trial.
         reason: why it failed.
-        trace: where in the code; nothing for errors that a user can mend.
+        trace: for ``error.txt``; nothing for errors that a user can mend.
 
     Returns:
-        The reason, completed by the place of the trace, or by why there is no record.
+        The reason, completed by the place of the trace, or by why something could not be written.
     """
+    if trace:
+        reason += write_trace(prepared.folder, trace)
     try:
-        if trace:
-            file = prepared.folder / ERROR
-            with whole_file(file) as stream:
-                stream.write(trace)
-            reason += f"\n  trace:  {file}"
         record = prepared.record
         if record is None or not record.finished:
             failed = {"status": "failed", "reason": reason, "ended": _now()}
             Store.write_record(prepared.folder, _common(prepared) | failed)
         prepared.store.push(prepared.folder)
     except (UserError, OSError) as error:
-        problem = error.problem if isinstance(error, UserError) else str(error)
-        reason += f"\n  (not recorded: {problem})"
+        reason += f"\n  (not recorded: {getattr(error, 'problem', error)})"
     return reason
+
+
+def write_trace(folder: Path, trace: str | Exception) -> str:
+    """Keep where in the code an error arose; returns a line that says where, or why it is not kept."""
+    if isinstance(trace, Exception):
+        trace = "".join(traceback.format_exception(trace))
+    try:
+        with whole_file(folder / ERROR) as stream:
+            stream.write(trace)
+    except (UserError, OSError) as error:
+        return f"\n  (trace not kept: {getattr(error, 'problem', error)})"
+    return f"\n  trace:  {folder / ERROR}"
 
 
 def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[str, Any]]:

@@ -28,6 +28,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
+from harness import faults, interruption
 from harness.errors import UserError
 from harness.execution import REPORT_SECONDS, Resources, start_ray
 from harness.objective import END, Event, Job, events
@@ -342,13 +343,30 @@ def open_study(plan: Plan) -> Iterator[Study]:
 # --- running it --------------------------------------------------------------------------------------
 
 
-def search_local(study: Study, progress: Callable[[Job, Event], None]) -> None:
-    """All trials, one after another, in this process."""
-    while (job := study.next()) is not None:
-        for event in events(job):
-            progress(job, event)
-            if study.absorb(job.number, event):
-                break
+def search_local(study: Study, progress: Callable[[Job, Event], None], retries: int = faults.RETRIES) -> None:
+    """All trials, one after another, in this process.
+
+    Raises:
+        UserError: this process has lost its GPU.
+    """
+    with interruption.handled():
+        while (job := study.next()) is not None:
+            for left in range(retries, -1, -1):
+                try:
+                    for event in events(job, again=left > 0):
+                        progress(job, event)
+                        if study.absorb(job.number, event):
+                            break
+                    break
+                except Exception as fault:
+                    if faults.poisons(fault):
+                        raise UserError(
+                            f"this process has lost its GPU: {faults.first_line(fault)}",
+                            where=f"trial {job.number}",
+                            remedy="run the same command again; without --local the search goes on by itself",
+                        ) from fault
+                    if not faults.transient(fault):
+                        raise
 
 
 def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Event], None]) -> None:
@@ -371,7 +389,7 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
         """A worker process; it takes one trial after another."""
 
         def setup(self, config: dict) -> None:
-            self.work = events(config["job"])
+            self.work = events(config["job"], again=True)  # in another process
 
         def reset_config(self, new_config: dict) -> bool:
             self.setup(new_config)
@@ -472,13 +490,15 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
                 failure_config=tune.FailureConfig(max_failures=resources.retries),
             ),
         )
-        try:
-            tuner.fit()
-        finally:
-            if mine:
-                ray.shutdown()
+        with interruption.handled():
+            interruption.install()  # Ray has taken SIGTERM
+            try:
+                tuner.fit()
+            finally:
+                if mine:
+                    ray.shutdown()
     if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
-        raise KeyboardInterrupt
+        raise interruption.error()
 
 
 def _short_name(trial: Any) -> str:

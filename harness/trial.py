@@ -24,6 +24,7 @@ from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
 from harness.files import cache_folder, write_json
+from harness.locks import locked
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
 from harness.object_store import is_uri
@@ -407,21 +408,24 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
     output = chosen_output(method, source.device, labels_from)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
     source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
-    if not (place / "complete.json").exists():
-        pairs = evaluation.predictions(
-            method,
-            source.dataset,
-            split,
-            evaluation.protocol("single"),
-            output=output,
-            device=source.device,
-            workers=options.workers,
-        )
-        for image_id, labels, _ in pairs:
-            save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
-        write_json(place / "complete.json", {"split": split, "output": output, "seed": seed})
-        with reported():  # whoever does not find them makes them again
-            source.store.push(source.folder)
+    complete = place / "complete.json"
+    if not complete.exists():
+        with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
+            if not complete.exists():
+                pairs = evaluation.predictions(
+                    method,
+                    source.dataset,
+                    split,
+                    evaluation.protocol("single"),
+                    output=output,
+                    device=source.device,
+                    workers=options.workers,
+                )
+                for image_id, labels, _ in pairs:
+                    save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
+                write_json(complete, {"split": split, "output": output, "seed": seed})
+                with reported():  # whoever does not find them makes them again
+                    source.store.push(source.folder)
     return place, f"{name}:{output} {source.digest}"
 
 

@@ -15,41 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import ONE, RECIPE, TINY, assert_same_numbers, only, weights, wsss
 
-from harness.cli import cli, invoke
 from harness.data.mini import Mini
 from harness.records import Store
-
-RECIPE = "agmm/mini-scribble"
-#: Fewer steps of smaller batches; everything else is the recipe's.
-TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "crop=48"]
-ONE = ["--seed", "0", "--local", "--device", "cpu"]
-
-
-def wsss(*arguments: object) -> int:
-    return invoke(cli, [str(a) for a in arguments])
-
-
-def only(results: Path):
-    (record,) = Store(results).records()
-    return record
-
-
-def weights(record) -> torch.Tensor:
-    state = torch.load(record.path / "checkpoint" / "last.pt", weights_only=True)["method"]
-    return torch.cat([v.flatten().double() for v in state.values()])
-
-
-def assert_same_numbers(a, b) -> None:
-    assert torch.equal(weights(a), weights(b))
-    assert a.digest == b.digest
-    for name, evaluation in a.evaluations.items():
-        other = b.evaluations[name]
-        assert evaluation.data["miou"] == other.data["miou"]
-        for part in ("ids", "intersection", "predicted", "labelled"):
-            np.testing.assert_array_equal(getattr(evaluation.per_image, part), getattr(other.per_image, part))
-    left, right = (r.history() for r in (a, b))
-    np.testing.assert_array_equal(left.to_numpy(), right.to_numpy())
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def value_of(values) -> float:
     return 80 - 20 * distance - 5 * (values["config.backbone_lr_scale"] - 0.5) ** 2
 
 
-def pretend(job):
+def pretend(job, again=False):
     """A trial without training: half its value at the middle, its value at the end."""
     value = value_of(job.trial.overrides)
     for point in job.points:
@@ -164,7 +164,7 @@ def test_more_trials_continue_a_study_and_other_settings_are_another_one(options
 
 
 def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(options, monkeypatch, tmp_path):
-    def events(job):
+    def events(job, again=False):
         if job.number == 2:
             yield Event(ended="failed", reason="disk full")
         elif job.trial.overrides["optimiser.lr"] > 0.02:
@@ -237,7 +237,7 @@ class Coins:
 
 
 def test_nothing_is_tried_twice_and_a_space_can_be_exhausted(options, monkeypatch):
-    def events(job):
+    def events(job, again=False):
         yield Event(values=((END, 50 + job.trial.overrides["config.dropout"]),))
 
     monkeypatch.setattr(harness.search, "events", events)

@@ -1,0 +1,166 @@
+"""A Ray cluster of several local nodes: workers, drivers and nodes die, and no number changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from fault_tools import drafts, driver, exit_code, holders, wait_for
+from runs import RECIPE, TINY, assert_same_numbers, wsss
+
+from harness.execution import Resources, execute
+from harness.locks import is_free
+from harness.recipes import parse_overrides
+from harness.records import Store
+from harness.trial import Options, Trial
+
+pytestmark = pytest.mark.slow
+
+#: Long enough to be in the middle of.
+LONGER = [*TINY, "--set", "schedule.steps=100", "--device", "cpu"]
+SEEDS = 4
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, small):
+    """Records of a run without Ray, by seed."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    command = ["run", RECIPE, *LONGER, "--local", "--seeds", SEEDS, "--data-root", small]
+    assert wsss(*command, "--results", results) == 0
+    return {r.seed: r for r in Store(results).records()}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that takes no trials, and two nodes that take one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        memory = {"object_store_memory": 80 * 2**20}
+        found = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory}
+        )
+        for _ in range(2):
+            found.add_node(num_cpus=1, **memory)
+        yield found
+        found.shutdown()
+
+
+@pytest.fixture
+def command(cluster, small, tmp_path):
+    where = ["--data-root", small, "--results", tmp_path, "--address", cluster.address]
+    return ["run", RECIPE, *LONGER, *where, "--seeds", 2]
+
+
+def _no_token() -> None:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+def training(results, seeds=1):
+    """Running trials that have a checkpoint to go on from, with their processes."""
+
+    def found():
+        there = {f: p for f, p in holders(results).items() if (f / "checkpoint" / "last.pt").exists()}
+        return there if len(there) >= seeds else None
+
+    return wait_for(found)
+
+
+def meanwhile(action):
+    """Let something happen while the driver runs in this thread."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def assert_all_as(undisturbed, results, seeds):
+    records = list(Store(results).records())
+    assert [r.seed for r in records] == list(range(seeds))
+    for record in records:
+        assert record.finished, record.data["reason"]
+        assert_same_numbers(record, undisturbed[record.seed])
+    assert not drafts(results)
+    return records
+
+
+def test_a_killed_worker_is_replaced_and_goes_on(command, tmp_path, undisturbed, capfd):
+    def kill():
+        os.kill(next(iter(training(tmp_path).values())), signal.SIGKILL)
+
+    meanwhile(kill)
+    assert wsss(*command, "--checkpoint-seconds", 0) == 0
+    records = assert_all_as(undisturbed, tmp_path, 2)
+    assert any(r.data["resumed"] > 0 for r in records)
+    assert "again    agmm/mini-scribble seed" in capfd.readouterr().err
+
+
+def test_a_trial_whose_worker_dies_too_often_is_recorded_as_failed(cluster, small, tmp_path):
+    def kill():
+        os.kill(next(iter(training(tmp_path).values())), signal.SIGKILL)
+
+    options = Options(results=tmp_path, data_roots=(str(small),), device="cpu", checkpoint_seconds=0)
+    overrides = parse_overrides([a for a in LONGER if "=" in a])
+    trials = [Trial(RECIPE, seed, overrides) for seed in range(2)]
+    meanwhile(kill)
+    outcomes = execute(trials, options, Resources(address=cluster.address, retries=0))
+    assert sorted(o.status for o in outcomes) == ["failed", "finished"]
+    (failed,) = [r for r in Store(tmp_path).records() if not r.finished]
+    assert "tried once: " in failed.data["reason"]
+    assert "died" in failed.data["reason"]
+    assert "Failure # 1" in (failed.path / "error.txt").read_text()
+
+
+def test_a_killed_driver_is_started_again_and_goes_on(command, tmp_path, undisturbed):
+    command += ["--checkpoint-seconds", 0]
+    process = driver(*command, prepare=_no_token)
+    folders = training(tmp_path, seeds=2)
+    os.kill(process.pid, signal.SIGKILL)
+    assert exit_code(process) == -signal.SIGKILL
+    assert not list(Store(tmp_path).records())
+    assert wsss(*command) == 0
+    for record in assert_all_as(undisturbed, tmp_path, 2):
+        assert record.data["resumed"] > 0
+    assert all(is_free(folder) for folder in folders)
+
+
+def test_sigterm_lets_workers_write_checkpoints(command, tmp_path, undisturbed):
+    """No checkpoint falls due in so short a run, so those that are there were written at the end."""
+    process = driver(*command, prepare=_no_token)
+    wait_for(lambda: len(list(tmp_path.glob("*/*/*/*/history.csv"))) == 2)
+    process.terminate()
+    assert exit_code(process) == 143
+    assert not list(Store(tmp_path).records())
+    assert wsss(*command) == 0
+    for record in assert_all_as(undisturbed, tmp_path, 2):
+        assert record.data["resumed"] > 0
+
+
+def test_a_killed_node_loses_no_finished_record_and_changes_no_number(
+    command, cluster, tmp_path, undisturbed
+):
+    """The last test: a node is gone after it."""
+    nodes = {n.all_processes["raylet"][0].process.pid: n for n in cluster.worker_nodes}
+    kept = {}
+
+    def kill():
+        wait_for(lambda: list(Store(tmp_path).records()))
+        for folder, process in training(tmp_path).items():
+            parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            done = [r for r in Store(tmp_path).records() if r.finished]
+            kept.update({f: f.stat().st_mtime_ns for r in done for f in r.path.rglob("*") if f.is_file()})
+            cluster.remove_node(nodes[parent], allow_graceful=False)
+            kept["killed"] = folder
+            return
+
+    meanwhile(kill)
+    assert wsss(*command, "--seeds", SEEDS, "--checkpoint-seconds", 0) == 0
+    killed = kept.pop("killed")
+    assert kept
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept
+    records = assert_all_as(undisturbed, tmp_path, SEEDS)
+    assert next(r for r in records if r.path == killed).data["resumed"] > 0
