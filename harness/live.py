@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two pictures of the table.
 REFRESH_SECONDS = 0.5
+#: Seconds between two times that lines are put above it: many trials may end at once.
+WRITE_SECONDS = 0.1
 #: Seconds between two lines of progress off a terminal.
 PLAIN_SECONDS = 30.0
 #: Seconds over which a rate is smoothed.
@@ -114,15 +116,19 @@ class Board:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.unit, self.again, self.clock = total, unit, again, clock
-        self.waiting = dict(waiting or {})
+        self.waiting: dict[Hashable, Work] = {}
+        self._later: dict[str, float] = {}  # kind -> cost of all that wait
+        self._known, self._known_cost = 0, 0.0
+        for key, work in (waiting or {}).items():
+            self.add(key, work)
         self.counts: Counter[str] = Counter(dict.fromkeys(states, 0))
         self.rows: dict[Hashable, _Row] = {}
-        self._all_cost = sum(w.cost for w in self.waiting.values()) or float(total)
         self._ended_cost = 0.0
-        self._seconds: dict[str, list[float]] = {}  # kind -> seconds for a cost of 1
+        self._seconds: dict[str, tuple[float, int]] = {}  # kind -> sum of seconds for a cost of 1, number
         self._slots = 1
+        self._lines: list[Text] = []
         self._told: set[str] = set()
-        self._began = self._drawn = clock()
+        self._drawn = clock()
         # rich would also take FORCE_COLOR, which CI sets, for a terminal.
         self.console = console or Console(stderr=True, force_terminal=sys.stderr.isatty(), highlight=False)
         self._live: Live | None = None
@@ -139,10 +145,22 @@ class Board:
 
     # --- what happens -------------------------------------------------------------------------------
 
+    def add(self, key: Hashable, work: Work) -> None:
+        """A work that waits."""
+        self.waiting[key] = work
+        self._later[work.kind] = self._later.get(work.kind, 0.0) + work.cost
+        self._known, self._known_cost = self._known + 1, self._known_cost + work.cost
+
+    def _take(self, key: Hashable) -> Work | None:
+        work = self.waiting.pop(key, None)
+        if work is not None:
+            self._later[work.kind] -= work.cost
+        return work
+
     def count(self, state: str, number: int) -> None:
         """Works that had ended in this state before."""
         self.counts[state] += number
-        self._ended_cost += number * self._all_cost / max(self.total, 1)
+        self._ended_cost += number * self._mean_cost()
 
     def update(self, key: Hashable, status: Status, work: Work | None = None) -> None:
         """A work has begun, or has come to a state.
@@ -154,7 +172,10 @@ class Board:
         """
         now = self.clock()
         if key not in self.rows:
-            known = self.waiting.pop(key, work) or Work(str(key))
+            if key not in self.waiting:
+                self.add(key, work or Work(str(key)))
+            known = self._take(key)
+            assert known is not None
             self.rows[key] = _Row(known, now, Status(0, status.total, 0.0))
             self._slots = max(self._slots, len(self.rows))
         self.rows[key].take(status, now)
@@ -174,14 +195,14 @@ class Board:
         """
         now = self.clock()
         row = self.rows.pop(key, None)
-        known = row.work if row else self.waiting.pop(key, None)
+        known = row.work if row else self._take(key)
         self.counts[state] += 1
         if known is not None and state not in self.again:
             self._ended_cost += known.cost
         if row is not None and state != "failed":
-            self._seconds.setdefault(row.work.kind, []).append((now - row.begun) / row.work.cost)
+            seconds, number = self._seconds.get(row.work.kind, (0.0, 0))
+            self._seconds[row.work.kind] = (seconds + (now - row.begun) / row.work.cost, number + 1)
         self.write(lines, _STYLES.get(state, ""))
-        self._draw(now, at_once=True)
 
     def write(self, lines: str, style: str = "") -> None:
         """Put lines above the table; the first word is coloured."""
@@ -190,17 +211,22 @@ class Board:
             return
         text = Text(lines)
         text.stylize(style, 0, len(lines.split(" ", 1)[0]))
-        self.console.print(text, soft_wrap=True)
+        self._lines.append(text)
+        self._draw(self.clock(), pause=WRITE_SECONDS)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live is not None:
+            self._draw(math.inf)
             self._live.stop()
 
-    def _draw(self, now: float, *, at_once: bool = False) -> None:
+    def _draw(self, now: float, *, pause: float = REFRESH_SECONDS) -> None:
         if self._live is not None:
-            if at_once or now - self._drawn >= REFRESH_SECONDS:
+            if now - self._drawn >= pause:
                 self._drawn = now
+                if self._lines:
+                    self.console.print(Text("\n").join(self._lines), soft_wrap=True)
+                    self._lines.clear()
                 self._live.refresh()
         elif now - self._drawn >= PLAIN_SECONDS:
             self._drawn = now
@@ -208,32 +234,36 @@ class Board:
 
     # --- how long it takes --------------------------------------------------------------------------
 
-    def _guess(self, work: Work) -> float | None:
-        """Seconds that a work will take, from those of its kind, else from all that is known."""
-        known = dict(self._seconds)
+    def _paces(self) -> dict[str, float]:
+        """Seconds for a cost of 1, by kind: of works that ended, else of those that train."""
+        found = {kind: seconds / number for kind, (seconds, number) in self._seconds.items()}
         for row in self.rows.values():
-            if row.work.kind not in known and row.rate and not row.status.note:
-                known[row.work.kind] = [row.status.total / row.rate / row.work.cost]
-        if not known:
-            return None
-        return work.cost * fmean(known.get(work.kind) or [fmean(v) for v in known.values()])
+            if row.work.kind not in found and row.rate and not row.status.note:
+                found[row.work.kind] = row.status.total / row.rate / row.work.cost
+        return found
 
     def remaining(self) -> float | None:
         """Seconds to the end of all works; None while nothing is known, or nothing is left."""
-        running = [self._left(row) for row in self.rows.values()]
-        unnamed = [Work("")] * max(self._unstarted() - len(self.waiting), 0)
-        later = [self._guess(work) for work in [*self.waiting.values(), *unnamed]]
-        known = [s for s in [*running, *later] if s is not None]
-        if not known or len(known) < len(running) + len(later):
+        paces = self._paces()
+        usual = fmean(paces.values()) if paces else None
+        running = []
+        for row in self.rows.values():
+            pace = paces.get(row.work.kind, usual)
+            if row.left is None and pace is None:
+                return None
+            running.append(
+                row.left if row.left is not None else row.work.cost * (pace or 0) * (1 - row.share)
+            )
+        unstarted = self._unstarted()
+        if (unstarted and usual is None) or not (unstarted or running):
             return None
-        at_once = max(min(self._slots, len(known)), 1)
-        return max([*known[: len(running)], sum(known) / at_once])
+        unnamed = max(unstarted - len(self.waiting), 0) * self._mean_cost()
+        later = [cost * paces.get(kind, usual or 0) for kind, cost in self._later.items()]
+        at_once = max(min(self._slots, len(running) + unstarted), 1)
+        return max([*running, (sum(running) + sum(later) + unnamed * (usual or 0)) / at_once])
 
-    def _left(self, row: _Row) -> float | None:
-        if row.left is not None:
-            return row.left
-        whole = self._guess(row.work)
-        return None if whole is None else whole * (1 - row.share)
+    def _mean_cost(self) -> float:
+        return self._known_cost / self._known if self._known else 1.0
 
     def _ended(self) -> int:
         return sum(n for state, n in self.counts.items() if state not in self.again)
@@ -282,7 +312,8 @@ class Board:
         line.width = max(width - 2, 1)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
-        bar = ProgressBar(total=max(self._all_cost, 1e-9), completed=min(done, self._all_cost))
+        everything = max(self.total * self._mean_cost(), 1e-9)
+        bar = ProgressBar(total=everything, completed=min(done, everything))
         line.add_row(bar, Text("  ".join(self._tally())))
         return Group(*parts, line)
 
@@ -367,7 +398,7 @@ class Display:
 
     def add(self, prepared: Prepared) -> None:
         """A trial can run now."""
-        self.board.waiting[prepared.trial] = _work(prepared)
+        self.board.add(prepared.trial, _work(prepared))
 
     def update(self, trial: Trial, status: Status) -> None:
         """A running trial has come to a state."""

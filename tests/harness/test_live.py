@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -116,6 +117,7 @@ def test_what_ended_stands_above_the_table(board):
     written = board.console.file.getvalue()
     assert "because" in written
     board.end("e/f", "finished", "finished e/f  [val] 45.20 mIoU")
+    board.close()
     assert "[val] 45.20 mIoU" in board.console.file.getvalue(), "brackets are no markup"
 
 
@@ -206,3 +208,27 @@ def test_a_state_keeps_what_the_next_one_does_not_say():
     first = Status(10, 100, 1.0, miou=40.0, memory_mib=5.0, warnings=("w",))
     later = Status(20, 100, 1.0, memory_mib=6.0, warnings=("w", "x")).after(first)
     assert (later.step, later.miou, later.memory_mib, later.warnings) == (20, 40.0, 6.0, ("w", "x"))
+
+
+def test_thousands_of_trials_cost_the_driver_little():
+    works = {n: Work(f"a/b seed {n}", f"kind {n % 20}", 1.0 + n) for n in range(10_000)}
+    board = Board(len(works), works, console=terminal(80))
+    began = time.process_time()
+    for number in range(9_000):
+        board.end(number, "kept", f"kept     a/b seed {number}")
+    for step in range(100):
+        for number in range(9_000, 9_050):
+            board.update(number, Status(step, 100, 1.0))
+    board.close()
+    assert time.process_time() - began < 10.0
+    written = board.console.file.getvalue()
+    assert all(f"     a/b seed {number}\n" in written for number in range(9_000))
+
+
+def test_trials_that_become_ready_later_count_from_the_start():
+    board = Board(4, {"a": Work("a", "k", 10.0)}, console=terminal(80))
+    board.update("a", Status(50, 100, 5.0))
+    board.add("b", Work("b", "k", 10.0))
+    assert "3 waiting" in shown(board, 80)[-1]
+    assert board.remaining() == pytest.approx(10 + 20 + 2 * 20)
+    board.close()
