@@ -164,7 +164,7 @@ def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
     values = np.array([[row.published, row.mean] for row in shown])
     low, high = values.min() - 3, values.max() + 3
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+        figure = Figure(figsize=(4.2, 4.7), layout="constrained")
         axes = figure.subplots()
         axes.plot([low, high], [low, high], color="#888888", linewidth=0.8, zorder=1)
         for row in shown:
@@ -189,8 +189,9 @@ def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
         handles, names = axes.get_legend_handles_labels()
         unique = dict(zip(names, handles, strict=True))
         figure.legend(
-            list(unique.values()), list(unique), loc="outside right upper", fontsize=7, alignment="left",
-            title="filled: comparable; band: tolerance\nbars: deviation over seeds", title_fontsize=7,
+            list(unique.values()), list(unique), loc="outside upper left", ncols=2, fontsize=7,
+            alignment="left",
+            title="filled: comparable; band: tolerance; bars: deviation over seeds", title_fontsize=7,
         )  # fmt: skip
     return figure
 

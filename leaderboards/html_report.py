@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape as escape_always
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +19,14 @@ import orjson
 
 from leaderboards.claims import Judged, count, p_text
 from leaderboards.columns import (
+    BACKBONE,
+    COMMIT,
+    EVALUATION,
     METHOD,
     MIOU,
     NOTES,
     RECIPE,
+    WEAK_LABEL,
     Column,
     Section,
     explained,
@@ -40,6 +44,9 @@ _ASSETS = Path(__file__).with_name("assets")
 
 #: Rows of one table by class; `per_class.csv` has all of them.
 MOST_BY_CLASS = 60
+
+#: Columns of text that a phone has no room for: they stand in the provenance of each row.
+MINOR = (BACKBONE.name, WEAK_LABEL.name, COMMIT.name)
 
 #: What a kind of plot shows, for those who do not see it.
 PLOT_WORDS = {
@@ -79,7 +86,7 @@ def html_report(
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
     parts = sections(rows) if parts is None else parts
-    tables = [_links(parts), *(_section(section, places_of_rows) for section in parts)]
+    tables = [_links(parts, label), *(_section(section, places_of_rows) for section in parts)]
     classes = _by_class(rows, places_of_rows)
     drawn = _plots(plots or {})
     content = [
@@ -157,25 +164,24 @@ def _value(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _heads(names: Sequence[tuple[str, bool]]) -> str:
-    """Head cells that sort; a name and whether its column holds numbers."""
-    cells = "".join(
-        f'<th scope="col" aria-sort="none"{_number_kind(numeric)}>'
-        f'<button type="button">{escape(name)}</button></th>'
-        for name, numeric in names
-    )
-    return f"<thead><tr>{cells}</tr></thead>"
-
-
-def _number_kind(numeric: bool) -> str:
-    return ' data-kind="number" class="r"' if numeric else ""
+def _heads(names: Sequence[tuple[str, bool]], minor: Collection[str] = ()) -> str:
+    """Head cells that sort; a name and whether its column holds numbers. Minor ones are hidden on phones."""
+    cells = []
+    for name, numeric in names:
+        kind = ' data-kind="number"' if numeric else ""
+        classes = " ".join([*(["r"] if numeric else []), *(["minor"] if name in minor else [])])
+        kind += f' class="{classes}"' if classes else ""
+        cells.append(
+            f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(name)}</button></th>'
+        )
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
 def _framed(title: str, caption: str, heads: str, body: Sequence[str]) -> str:
     label = escape(title, quote=True)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
-        f"<caption>{caption}</caption>{heads}<tbody>{''.join(body)}</tbody></table></div>"
+        f"<caption><span>{caption}</span></caption>{heads}<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -191,7 +197,7 @@ def _opener(text: str, index: int) -> str:
     return f'<button type="button" data-row="{index}" aria-haspopup="dialog">{text}</button>'
 
 
-def _cell(column: Column, row: Row, text: str, index: int, place: int) -> str:
+def _cell(column: Column, row: Row, text: str, index: int, place: int, minor: bool) -> str:
     text = escape(text)
     if column is METHOD:
         return f'<th scope="row">{text}</th>'
@@ -203,24 +209,28 @@ def _cell(column: Column, row: Row, text: str, index: int, place: int) -> str:
         return f'<td class="r" data-v="{_value(column.value(row))}">{shown}</td>'
     if column.name == "Verdict":
         return f'<td><span class="v-{row.verdict.replace(" ", "-")}">{text}</span></td>'
-    wide = column.name in ("Recipe", "Weak label", "Machine")
-    return f'<td class="wrap">{shown}</td>' if wide else f"<td>{shown}</td>"
+    classes = "wrap" if column.name in ("Recipe", "Weak label", "Machine") else ""
+    classes = f"{classes} minor".strip() if minor else classes
+    return f'<td class="{classes}">{shown}</td>' if classes else f"<td>{shown}</td>"
 
 
-def _links(parts: Sequence[Section]) -> str:
+def _links(parts: Sequence[Section], label: str) -> str:
     """Links to the tables, where there are several."""
-    links = "".join(f'<li><a href="#{part.id}">{escape(part.title)}</a></li>' for part in parts)
+    titles = {part.id: escape(part.title.removesuffix(f" ({label})")) for part in parts}
+    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in titles.items())
     return f'<nav aria-label="Tables"><ul>{links}</ul></nav>' if len(parts) > 1 else ""
 
 
 def _section(section: Section, indices: Mapping[int, int]) -> str:
-    ranked, filled = places(section), section.filled()
+    ranked, shown = places(section), [(i, section.columns[i]) for i in section.filled()]
+    minor = {*MINOR, *([EVALUATION.name] if len({row.evaluation for row in section.rows}) == 1 else [])}
     noted = section.kind != "cost"
     notes: dict[str, int] = {}
     body = []
     for number_in_table, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True)):
         place = ranked.get(number_in_table, 0)
-        cells = [_cell(section.columns[i], row, texts[i], indices[id(row)], place) for i in filled]
+        number = indices[id(row)]
+        cells = [_cell(c, row, texts[i], number, place, c.name in minor) for i, c in shown]
         if noted:
             numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
             cells.append(f"<td>{', '.join(map(str, numbers))}</td>")
@@ -230,14 +240,14 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
             + "".join(cells)
             + "</tr>"
         )
-    columns = [section.columns[i] for i in filled]
+    columns = [column for _, column in shown]
     names = [(c.name, c.value is not None) for c in columns] + ([(NOTES, False)] if noted else [])
     empty = ", ".join(c.name for c in section.columns if c not in columns)
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
     caption += f"; none has a figure for: {escape(empty)}" if empty else ""
     listed = "".join(f"<li>{_code_words(note)}</li>" for note in notes)
     below = f'<ol class="notes">{listed}</ol>' if notes else ""
-    table = _framed(section.title, caption, _heads(names), body)
+    table = _framed(section.title, caption, _heads(names, minor), body)
     return f'<h3 id="{section.id}">{escape(section.title)}</h3>{table}{below}'
 
 

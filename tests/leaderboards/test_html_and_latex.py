@@ -199,6 +199,21 @@ def test_the_page_names_columns_without_a_figure_and_links_its_tables(rows: list
         assert f'<a href="#{part.id}">' in text
 
 
+def test_a_phone_hides_the_same_columns_in_head_and_rows(rows: list[Row]) -> None:
+    text = page(rows)
+    point = next(part for part in sections(rows) if part.title.endswith("point supervision"))
+    table = text.partition(f'<h3 id="{point.id}">')[2].partition("</table>")[0]
+    head, *body = re.findall(r"<tr.*?</tr>", table)
+    hidden = [
+        [i for i, cell in enumerate(re.findall(r"<t[hd][^>]*>", line)) if "minor" in cell]
+        for line in (head, *body)
+    ]
+    names = re.findall(r">([^<>]+)</button></th>", head)
+    assert [names[i] for i in hidden[0]] == ["Backbone", "Weak label", "Evaluation", "Commit"]
+    assert all(places == hidden[0] for places in hidden)
+    assert ".minor { display: none; }" in text.partition("@media (max-width")[2]
+
+
 def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
     claim = claims()["agmm-point"]
     judged = [
