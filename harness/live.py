@@ -117,12 +117,12 @@ class Board:
     ) -> None:
         self.total, self.unit, self.again, self.clock = total, unit, again, clock
         self.waiting: dict[Hashable, Work] = {}
+        self.rows: dict[Hashable, _Row] = {}
         self._later: dict[str, float] = {}  # kind -> cost of all that wait
         self._known, self._known_cost = 0, 0.0
         for key, work in (waiting or {}).items():
             self.add(key, work)
         self.counts: Counter[str] = Counter(dict.fromkeys(states, 0))
-        self.rows: dict[Hashable, _Row] = {}
         self._ended_cost = 0.0
         self._seconds: dict[str, tuple[float, int]] = {}  # kind -> sum of seconds for a cost of 1, number
         self._slots = 1
@@ -146,7 +146,9 @@ class Board:
     # --- what happens -------------------------------------------------------------------------------
 
     def add(self, key: Hashable, work: Work) -> None:
-        """A work that waits."""
+        """A work that waits; nothing new where it is known."""
+        if key in self.waiting or key in self.rows:
+            return
         self.waiting[key] = work
         self._later[work.kind] = self._later.get(work.kind, 0.0) + work.cost
         self._known, self._known_cost = self._known + 1, self._known_cost + work.cost

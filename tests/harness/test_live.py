@@ -228,7 +228,11 @@ def test_thousands_of_trials_cost_the_driver_little():
 def test_trials_that_become_ready_later_count_from_the_start():
     board = Board(4, {"a": Work("a", "k", 10.0)}, console=terminal(80))
     board.update("a", Status(50, 100, 5.0))
-    board.add("b", Work("b", "k", 10.0))
+    for _ in range(2):  # said twice, it counts once
+        board.add("b", Work("b", "k", 10.0))
     assert "3 waiting" in shown(board, 80)[-1]
     assert board.remaining() == pytest.approx(10 + 20 + 2 * 20)
+    for key in ("b", "c", "d"):
+        board.end(key, "kept", "")
+    assert board.remaining() == pytest.approx(10)
     board.close()
