@@ -7,9 +7,11 @@ default, in processes of their own, with one thread each.
 - minute: wall seconds of a trial of about a minute (training, evaluation of 100 pictures, record,
   checkpoints every 60 s), from the end of one trial to the end of the next in the same session, over a
   plain loop of the same steps with the same loader that scores the same pictures. Ray's start, once for
-  a session, is shown beside it.
+  a session, is shown beside it. On a machine that others use too, wall seconds say little: the processor
+  seconds of the worker and of all processes of the run, over those of the loop, are shown as well.
 - slope: wall seconds of ``wsss run`` with many trials of no work less those with few, for each trial,
-  one at a time. No work: one step of two pictures of 32 pixels, and one picture to score.
+  one at a time; and the median between the ends of two. No work: one step of two pictures of 32 pixels,
+  and one picture to score.
 - thousand: a thousand of them, as many at a time as there are cores, then the leaderboard; memory of the
   driver over time.
 """
@@ -17,8 +19,10 @@ default, in processes of their own, with one thread each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,12 +74,49 @@ class Run:
     Attributes:
         seconds: of the wall.
         memory: (seconds since the start, resident MiB of its process), once a second.
+        processor: (time of the clock, seconds of the processor by process), its children's too.
         output: what it printed.
     """
 
     seconds: float
     memory: list[tuple[float, float]]
+    processor: list[tuple[float, dict[int, float]]]
     output: str
+
+    def processor_seconds(self, start: float, end: float) -> list[float]:
+        """What each process took between two times of the clock, the busiest first."""
+        times = [time for time, _ in self.processor]
+
+        def at(pid: int, moment: float) -> float:
+            return float(np.interp(moment, times, [known.get(pid, 0.0) for _, known in self.processor]))
+
+        pids = {pid for _, known in self.processor for pid in known}
+        # A process that has ended counts up to its last look.
+        return sorted((max(at(p, end) - at(p, start), 0.0) for p in pids), reverse=True)
+
+
+def family(pid: int) -> dict[int, float]:
+    """Processor seconds of a process and all that it and its children have started.
+
+    Ray's own processes leave the family; they are known by the name of its session, which ends in ``_<pid>``.
+    """
+    own = re.compile(rf"/session_[^/ ]*_{pid}\b".encode())
+    parents: dict[int, tuple[int, float]] = {}
+    tick = os.sysconf("SC_CLK_TCK")
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text().rpartition(")")[2].split()  # proc(5): from the third field on
+        except OSError:
+            continue
+        parents[int(file.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / tick
+    found = {pid}
+    for other in parents:
+        with contextlib.suppress(OSError):
+            if own.search(Path(f"/proc/{other}/cmdline").read_bytes()):
+                found.add(other)
+    while more := {p for p, (parent, _) in parents.items() if parent in found} - found:
+        found |= more
+    return {p: parents[p][1] for p in found if p in parents}
 
 
 def command(*arguments: str) -> Run:
@@ -83,6 +124,7 @@ def command(*arguments: str) -> Run:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     start = time.monotonic()
     memory: list[tuple[float, float]] = []
+    processor: list[tuple[float, dict[int, float]]] = []
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -95,6 +137,7 @@ def command(*arguments: str) -> Run:
             except (OSError, StopIteration):
                 return
             memory.append((time.monotonic() - start, int(line.split()[1]) / 1024))
+            processor.append((time.time(), family(process.pid)))
             time.sleep(1)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -103,7 +146,7 @@ def command(*arguments: str) -> Run:
     seconds = time.monotonic() - start
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{err[-2000:]}")
-    return Run(seconds, memory, out)
+    return Run(seconds, memory, processor, out)
 
 
 def wsss(*arguments: str) -> Run:
@@ -114,8 +157,8 @@ def wsss(*arguments: str) -> Run:
 # --- over a bare loop --------------------------------------------------------------------------------
 
 
-def bare(steps: int) -> float:
-    """Seconds of the loop that anybody would write, in this process: build, train, score."""
+def bare(steps: int) -> tuple[float, float]:
+    """Seconds, of the wall and of the processor, of the loop that anybody would write, in this process."""
     import torch
 
     from harness import evaluation
@@ -127,7 +170,7 @@ def bare(steps: int) -> float:
     torch.set_num_threads(1)
     prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
     recipe, dataset = prepared.resolved.recipe, prepared.dataset
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     method = build_method(prepared.resolved, prepared.device, 0)
     optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
     data = TrainingSet(dataset, dataset.ids(recipe.train_split), prepared.labels, recipe, 0, method.views())
@@ -148,22 +191,32 @@ def bare(steps: int) -> float:
         found = evaluation.predictions(method, dataset, spec.split, evaluation.protocol(spec.protocol))
         for _, prediction, mask in found:
             total += np.stack(evaluation.count(prediction, mask, dataset.info.num_classes))
-    return time.monotonic() - start
+    return time.monotonic() - start, time.process_time() - busy
 
 
-def bare_elsewhere(steps: int) -> float:
+def bare_elsewhere(steps: int) -> tuple[float, float]:
     """:func:`bare` in a process of its own."""
-    return float(command(sys.executable, __file__, "bare", "--steps", str(steps)).output.split()[-1])
+    output = command(sys.executable, __file__, "bare", "--steps", str(steps)).output
+    wall, processor = output.split()[-2:]
+    return float(wall), float(processor)
 
 
-def harness_seconds(steps: int, results: Path) -> tuple[float, float]:
-    """Seconds of the second of two trials on Ray, one after the other, and of everything around both."""
+def harness_seconds(steps: int, results: Path) -> tuple[float, float, float, float]:
+    """Of the second of two trials on Ray, one after the other: seconds of the wall, of the worker's
+    processor, and of all processors; and seconds of the wall around both."""
     run = wsss(
         *("run", RECIPE, "--seeds", "2", "--max-concurrent", "1", "--device", "cpu"),
         *("--results", str(results), *settings({"schedule.steps": steps})),
     )
-    ends = sorted(file.stat().st_mtime for file in results.rglob("record.json"))
-    return ends[1] - ends[0], run.seconds - 2 * (ends[1] - ends[0])
+    ends = times_of_records(results)
+    busy = run.processor_seconds(ends[0], ends[1])
+    wall = ends[1] - ends[0]
+    return wall, busy[0], sum(busy), run.seconds - 2 * wall
+
+
+def times_of_records(results: Path) -> np.ndarray:
+    """When trials ended, in order."""
+    return np.sort([file.stat().st_mtime for file in results.rglob("record.json")])
 
 
 def minute(seconds: float = 60.0, rounds: int = 3) -> dict[str, float]:
@@ -174,23 +227,26 @@ def minute(seconds: float = 60.0, rounds: int = 3) -> dict[str, float]:
         rounds: how often both are measured, in turn; the best of each counts.
     """
     trial = 60
-    rate = trial / bare_elsewhere(trial)
+    rate = trial / bare_elsewhere(trial)[0]
     steps = max(round(rate * seconds / 10) * 10, 10)
-    bares, ours, around = [], [], []
+    bares, ours = [], []
     for _ in range(rounds):
         bares.append(bare_elsewhere(steps))
         with tempfile.TemporaryDirectory() as results:
-            one, rest = harness_seconds(steps, Path(results))
-        ours.append(one)
-        around.append(rest)
+            ours.append(harness_seconds(steps, Path(results)))
+    bare_wall, bare_busy = (min(column) for column in zip(*bares, strict=True))
+    wall, worker, everything, around = (min(column) for column in zip(*ours, strict=True))
     return {
         "steps": steps,
-        "bare_seconds": min(bares),
-        "trial_seconds": min(ours),
-        "overhead": min(ours) / min(bares) - 1,
-        "session_seconds": min(around),
-        "bare_spread": max(bares) / min(bares) - 1,
-        "trial_spread": max(ours) / min(ours) - 1,
+        "bare_seconds": bare_wall,
+        "trial_seconds": wall,
+        "overhead": wall / bare_wall - 1,
+        "session_seconds": around,
+        "bare_processor_seconds": bare_busy,
+        "worker_processor_overhead": worker / bare_busy - 1,
+        "whole_processor_overhead": everything / bare_busy - 1,
+        "bare_spread": max(b[0] for b in bares) / bare_wall - 1,
+        "trial_spread": max(o[0] for o in ours) / wall - 1,
     }
 
 
@@ -205,15 +261,17 @@ def no_work(trials: int, data: str, results: Path, *options: str) -> Run:
     )
 
 
-def slope(few: int = 5, many: int = 25, rounds: int = 2) -> dict[str, float]:
+def slope(few: int = 5, many: int = 105, rounds: int = 2) -> dict[str, float]:
     """Seconds for each additional trial."""
     walls: dict[int, list[float]] = {few: [], many: []}
+    between: list[float] = []
     with tempfile.TemporaryDirectory() as place:
         data = tiny_data(Path(place) / "data")
         for number in range(rounds):
             for trials in (few, many):
                 results = Path(place) / f"{number}-{trials}"
                 walls[trials].append(no_work(trials, data, results, "--max-concurrent", "1").seconds)
+            between.append(float(np.median(np.diff(times_of_records(results)))))
     best = {trials: min(seconds) for trials, seconds in walls.items()}
     return {
         "few": few,
@@ -221,6 +279,7 @@ def slope(few: int = 5, many: int = 25, rounds: int = 2) -> dict[str, float]:
         "many": many,
         "many_seconds": best[many],
         "seconds_per_trial": (best[many] - best[few]) / (many - few),
+        "median_between_ends": min(between),
     }
 
 
@@ -262,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     for what in given.what:
         if what == "bare":
-            print(bare(given.steps))
+            print(*bare(given.steps))
             continue
         figures = {
             "minute": lambda: minute(rounds=given.rounds),
