@@ -312,8 +312,10 @@ def _wandb_ready() -> bool:
 
     try:
         return bool(wandb.login(prompt=False))
-    except TypeError:  # before 0.26
+    except TypeError:  # an older version, which cannot be told not to ask
         return wandb.api.api_key is not None
+    except Exception:  # there is a key, and nobody to check it now: the network may come back
+        return True
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -422,6 +422,16 @@ def test_wandb_without_a_key_is_refused_before_anything_runs(wandb, monkeypatch,
     wandb.login = lambda prompt: False
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
         require(["wandb"], tmp_path)
+
+    def unreachable(prompt):
+        raise ConnectionError("no network")
+
+    wandb.login = unreachable
+    require(["wandb"], tmp_path)  # trials go on without it, should it stay so
+    wandb.login = lambda: False
+    wandb.api = SimpleNamespace(api_key=None)
+    with pytest.raises(UserError, match="no key"):
+        require(["wandb"], tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     require(["wandb"], tmp_path)
 
