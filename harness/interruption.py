@@ -61,7 +61,7 @@ def stop_if_noted() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGTERM and signal.getsignal(signal.SIGINT) is not _handle:
+    if number == signal.SIGTERM and signal.getsignal(signal.SIGINT) not in _NOBODY:
         _state.first = number
         signal.raise_signal(signal.SIGINT)  # to whom Ctrl-C belongs for now: Ray Tune
         return
@@ -74,10 +74,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _state.timer.start()
 
 
+#: Who may hold Ctrl-C without wanting to hear of SIGTERM.
+_NOBODY = (_handle, signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler, None)
+
+
 def _insist() -> None:
     """The second signal, from the timer's thread."""
     if hasattr(signal, "pthread_kill"):  # this one also ends a wait of the main thread
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, _state.first or signal.SIGINT)
     else:
         _thread.interrupt_main()
 
@@ -105,7 +109,9 @@ def handled() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python did not set cannot be set again
+                signal.signal(number, handler)
+        forget()
 
 
 @contextmanager

@@ -497,8 +497,8 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
             finally:
                 if mine:
                     ray.shutdown()
-    if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
-        raise interruption.error()
+            if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
+                raise interruption.error()
 
 
 def _short_name(trial: Any) -> str:

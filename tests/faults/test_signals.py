@@ -86,6 +86,18 @@ def test_a_step_that_takes_too_long_is_not_waited_for(command, tmp_path, first, 
     assert_same_numbers(only(tmp_path), first)
 
 
+def test_sigterm_reaches_a_run_under_nohup(command, tmp_path, monkeypatch):
+    """A background job of a shell ignores Ctrl-C from its start."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 13, send(signal.SIGTERM))
+        assert wsss(*command) == 143
+    finally:
+        assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
+    assert checkpoints(tmp_path)
+    assert not interruption.noted()
+
+
 def test_a_second_signal_stops_at_once(command, tmp_path, monkeypatch):
     def twice():
         send(signal.SIGINT)()
