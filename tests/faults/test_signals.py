@@ -19,6 +19,14 @@ from harness.records import Store
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def heeds_ctrl_c():
+    """A test session in the background of a shell ignores Ctrl-C, and so would these runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, small):
     """The record of an undisturbed run."""

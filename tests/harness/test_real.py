@@ -22,6 +22,7 @@ SMALL = {
     "crop": 128,
     "batch.groups": 2,
     "batch.per_group": 4,
+    "batch.sync_bn": "off",
     "schedule.steps": 30,
     "config.aspp_rates": "[1, 2, 3]",
     "config.head_width": 32,
