@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from harness.data import mini_scenes
 from harness.data.base import DatasetInfo
+from harness.data.images import read_rgb
 from harness.data.voc2012 import VOCLayout, bit_palette, write_tags
 from harness.errors import UserError
 from harness.files import read_json, write_json
@@ -50,6 +52,15 @@ class Mini(VOCLayout):
     def image_path(self, image_id: str) -> Path:
         """``JPEGImages/<id>.png``."""
         return self.root / "JPEGImages" / f"{image_id}.png"
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        """``(H, W, 3)`` uint8 RGB, read-only: decoded once by each process, as all of them are small."""
+        file = self.image_path(image_id)
+        try:
+            changed = file.stat().st_mtime_ns
+        except OSError:
+            changed = 0  # reading it says what is wrong
+        return _picture(file, changed)
 
     @classmethod
     def locate(cls, root: Path | None, cache: Path) -> Self:
@@ -109,6 +120,14 @@ def generate(root: Path | str, *, seed: int = 0, train: int = TRAIN, val: int = 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return _checked(root, wanted)
+
+
+@lru_cache(maxsize=1024)
+def _picture(file: Path, changed: int) -> np.ndarray:
+    """A decoded picture, as the file was when it was last changed."""
+    picture = read_rgb(file)
+    picture.setflags(write=False)
+    return picture
 
 
 def arrays_sha256(pictures: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
