@@ -1,14 +1,16 @@
 """What the harness costs beside the work: over a bare loop, for one more trial, and for a thousand.
 
-``python benchmarks/overhead.py`` prints all figures (about eight minutes on an idle machine of two cores);
+``python benchmarks/overhead.py`` prints all figures (some 20 minutes on an idle machine of two cores);
 ``minute``, ``slope`` or ``thousand`` after it measure one. Everything runs on Ray as ``wsss run`` does by
 default, in processes of their own, with one thread each.
 
-- minute: wall seconds of a trial of about a minute (training, evaluation of 100 pictures, record,
-  checkpoints every 60 s), from the end of one trial to the end of the next in the same session, over a
-  plain loop of the same steps with the same loader that scores the same pictures. Ray's start, once for
-  a session, is shown beside it. On a machine that others use too, wall seconds say little: the processor
-  seconds of the worker and of all processes of the run, over those of the loop, are shown as well.
+- minute: wall seconds of trials of about a minute (training, evaluation of 100 pictures, record,
+  checkpoints every 60 s), from the end of one to the end of the next in the same session, over a plain
+  loop of the same steps with the same loader that scores the same pictures. Machines are not steady: two
+  runs of the same loop, one after the other, differ by far more than what is to be found. So the two take
+  turns of about a second in the same worker process, and each one's turns are summed. Processor seconds
+  of all other processes of the run (driver, Ray's own) are shown beside it: with a core to spare they
+  cost nothing, without one they add to the overhead. Ray's start, once for a session, is left out.
 - slope: wall seconds of ``wsss run`` with many trials of no work less those with few, for each trial,
   one at a time; and the median between the ends of two. No work: one step of two pictures of 32 pixels,
   and one picture to score.
@@ -28,12 +30,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from harness.trial import Prepared
 
 #: A recipe that most of the suite resembles.
 RECIPE = "agmm/mini-scribble"
@@ -87,12 +93,13 @@ class Run:
         """What each process took between two times of the clock, the busiest first."""
         times = [time for time, _ in self.processor]
 
-        def at(pid: int, moment: float) -> float:
-            return float(np.interp(moment, times, [known.get(pid, 0.0) for _, known in self.processor]))
+        def between(pid: int) -> float:
+            # A process that has ended keeps what it had at the last look.
+            values = np.maximum.accumulate([known.get(pid, 0.0) for _, known in self.processor])
+            return float(np.interp(end, times, values) - np.interp(start, times, values))
 
         pids = {pid for _, known in self.processor for pid in known}
-        # A process that has ended counts up to its last look.
-        return sorted((max(at(p, end) - at(p, start), 0.0) for p in pids), reverse=True)
+        return sorted(map(between, pids), reverse=True)
 
 
 def family(pid: int) -> dict[int, float]:
@@ -157,20 +164,14 @@ def wsss(*arguments: str) -> Run:
 # --- over a bare loop --------------------------------------------------------------------------------
 
 
-def bare(steps: int) -> tuple[float, float]:
-    """Seconds, of the wall and of the processor, of the loop that anybody would write, in this process."""
-    import torch
-
+def bare_loop(prepared: Prepared) -> Iterator[int]:
+    """The loop that anybody would write; yields after each step. Scoring comes after the last one."""
     from harness import evaluation
     from harness.data.loader import StepSampler, TrainingSet, training_loader
     from harness.networks import build_method
     from harness.training import Progress, create_optimiser, lr_factor
-    from harness.trial import Options, Trial, prepare
 
-    torch.set_num_threads(1)
-    prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
-    recipe, dataset = prepared.resolved.recipe, prepared.dataset
-    start, busy = time.monotonic(), time.process_time()
+    recipe, dataset, steps = prepared.resolved.recipe, prepared.dataset, prepared.steps
     method = build_method(prepared.resolved, prepared.device, 0)
     optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
     data = TrainingSet(dataset, dataset.ids(recipe.train_split), prepared.labels, recipe, 0, method.views())
@@ -186,68 +187,101 @@ def bare(steps: int) -> tuple[float, float]:
             (sum(terms.values()) / len(groups)).backward()
         optimiser.step()
         method.after_step(Progress(step, steps, sampler.steps_per_epoch))
+        yield step + 1
     total = np.zeros((3, dataset.info.num_classes), np.int64)
     for spec in recipe.evaluation:
         found = evaluation.predictions(method, dataset, spec.split, evaluation.protocol(spec.protocol))
         for _, prediction, mask in found:
             total += np.stack(evaluation.count(prediction, mask, dataset.info.num_classes))
-    return time.monotonic() - start, time.process_time() - busy
 
 
-def bare_elsewhere(steps: int) -> tuple[float, float]:
-    """:func:`bare` in a process of its own."""
-    output = command(sys.executable, __file__, "bare", "--steps", str(steps)).output
-    wall, processor = output.split()[-2:]
-    return float(wall), float(processor)
+def bare(steps: int) -> float:
+    """Seconds of the bare loop, in this process."""
+    import torch
+
+    from harness.trial import Options, Trial, prepare
+
+    torch.set_num_threads(1)
+    prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
+    clock = time.monotonic()
+    for _ in bare_loop(prepared):
+        pass
+    return time.monotonic() - clock
 
 
-def harness_seconds(steps: int, results: Path) -> tuple[float, float, float, float]:
-    """Of the second of two trials on Ray, one after the other: seconds of the wall, of the worker's
-    processor, and of all processors; and seconds of the wall around both."""
-    run = wsss(
-        *("run", RECIPE, "--seeds", "2", "--max-concurrent", "1", "--device", "cpu"),
-        *("--results", str(results), *settings({"schedule.steps": steps})),
+def in_turns(steps: int, trials: int, place: Path) -> None:
+    """Run trials as ``wsss run`` does, each in turn with a bare loop of its steps, in this process and
+    Ray's; leaves ``<seed>.json`` for each: when it ended, and the seconds of the bare loop's turns."""
+    from harness import ray_trials
+    from harness.execution import Resources, execute
+    from harness.trial import Options, Trial
+
+    class Both(ray_trials.Actor):
+        """After every turn of the trial (about a second) the loop makes the steps that it is behind."""
+
+        def setup(self, config: dict) -> None:
+            super().setup(config)
+            self.loop: Iterator[int] | None = None
+            self.seconds = 0.0
+
+        def step(self) -> dict[str, Any]:
+            report = super().step()
+            clock = time.monotonic()
+            prepared, status = self.steps.prepared, report["status"]
+            if self.loop is None:
+                self.loop = bare_loop(prepared)
+            reached = prepared.steps if status.note else status.step
+            for step in self.loop:
+                if step >= reached and not report["done"]:
+                    break
+            self.seconds += time.monotonic() - clock
+            if report["done"]:
+                file = place / f"{prepared.trial.seed}.json"
+                file.write_text(json.dumps({"ended": time.time(), "bare": self.seconds}))
+            return report
+
+    ray_trials.Actor = Both  # type: ignore[misc]
+    execute(
+        [Trial(RECIPE, seed, {"schedule.steps": steps}) for seed in range(trials)],
+        Options(results=place / "results", device="cpu"),
+        Resources(max_concurrent=1),
     )
-    ends = times_of_records(results)
-    busy = run.processor_seconds(ends[0], ends[1])
-    wall = ends[1] - ends[0]
-    return wall, busy[0], sum(busy), run.seconds - 2 * wall
+
+
+def minute(seconds: float = 60.0, trials: int = 5) -> dict[str, float]:
+    """The harness over a bare loop.
+
+    Args:
+        seconds: about how long the bare loop takes.
+        trials: how many are measured, after a first one that is not.
+    """
+    this = (sys.executable, __file__)
+    first = 60
+    rate = first / float(command(*this, "bare", "--steps", str(first)).output.split()[-1])
+    steps = max(round(rate * seconds / 10) * 10, 10)
+    with tempfile.TemporaryDirectory() as place:
+        run = command(*this, "in_turns", "--steps", str(steps), "--trials", str(trials + 1), "--out", place)
+        rows = [json.loads((Path(place) / f"{n}.json").read_text()) for n in range(trials + 1)]
+    rows.sort(key=lambda row: row["ended"])
+    ends = np.array([row["ended"] for row in rows])
+    loops = np.array([row["bare"] for row in rows[1:]])
+    ours = np.diff(ends) - loops
+    others = sum(run.processor_seconds(ends[0], ends[-1])[1:])
+    return {
+        "steps": steps,
+        "trials": trials,
+        "bare_seconds": float(loops.mean()),
+        "trial_seconds": float(ours.mean()),
+        "overhead": float(ours.sum() / loops.sum() - 1),
+        "overhead_lowest": float((ours / loops).min() - 1),
+        "overhead_highest": float((ours / loops).max() - 1),
+        "other_processes": float(others / np.diff(ends).sum()),
+    }
 
 
 def times_of_records(results: Path) -> np.ndarray:
     """When trials ended, in order."""
     return np.sort([file.stat().st_mtime for file in results.rglob("record.json")])
-
-
-def minute(seconds: float = 60.0, rounds: int = 3) -> dict[str, float]:
-    """The harness over a bare loop.
-
-    Args:
-        seconds: about how long the bare loop takes.
-        rounds: how often both are measured, in turn; the best of each counts.
-    """
-    trial = 60
-    rate = trial / bare_elsewhere(trial)[0]
-    steps = max(round(rate * seconds / 10) * 10, 10)
-    bares, ours = [], []
-    for _ in range(rounds):
-        bares.append(bare_elsewhere(steps))
-        with tempfile.TemporaryDirectory() as results:
-            ours.append(harness_seconds(steps, Path(results)))
-    bare_wall, bare_busy = (min(column) for column in zip(*bares, strict=True))
-    wall, worker, everything, around = (min(column) for column in zip(*ours, strict=True))
-    return {
-        "steps": steps,
-        "bare_seconds": bare_wall,
-        "trial_seconds": wall,
-        "overhead": wall / bare_wall - 1,
-        "session_seconds": around,
-        "bare_processor_seconds": bare_busy,
-        "worker_processor_overhead": worker / bare_busy - 1,
-        "whole_processor_overhead": everything / bare_busy - 1,
-        "bare_spread": max(b[0] for b in bares) / bare_wall - 1,
-        "trial_spread": max(o[0] for o in ours) / wall - 1,
-    }
 
 
 # --- one more trial, and a thousand ------------------------------------------------------------------
@@ -315,18 +349,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="*", default=["minute", "slope", "thousand"])
-    parser.add_argument("--steps", type=int, default=60, help="for bare")
-    parser.add_argument("--trials", type=int, default=1000, help="for thousand")
-    parser.add_argument("--rounds", type=int, default=3, help="for minute and slope")
+    parser.add_argument("--trials", type=int, help="of minute (default 5) and thousand (1000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of slope")
+    parser.add_argument("--steps", type=int, default=60, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     for what in given.what:
         if what == "bare":
-            print(*bare(given.steps))
+            print(bare(given.steps))
+            continue
+        if what == "in_turns":
+            in_turns(given.steps, given.trials, given.out)
             continue
         figures = {
-            "minute": lambda: minute(rounds=given.rounds),
+            "minute": lambda: minute(trials=given.trials or 5),
             "slope": lambda: slope(rounds=given.rounds),
-            "thousand": lambda: thousand(given.trials),
+            "thousand": lambda: thousand(given.trials or 1000),
         }[what]()
         print(what, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
 

@@ -10,7 +10,7 @@ from harness.data.base import DatasetInfo, Supervision
 if TYPE_CHECKING:
     from harness.nn.encoders import Encoder
     from harness.nn.vit import ViTEncoder
-    from harness.recipes import AugmentSpec
+    from harness.specs import AugmentSpec
 
 
 @dataclass(frozen=True)

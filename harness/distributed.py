@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
-from harness.recipes import Recipe
+from harness.specs import Recipe
 
 T = TypeVar("T")
 

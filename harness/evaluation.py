@@ -27,6 +27,7 @@ from harness.records import PerImage
 from harness.schema import load_tables, schema
 
 if TYPE_CHECKING:
+    from harness.specs import EvaluationSpec
     from methods.base import Method
 
 #: ImageNet statistics of RGB in [0, 1].
@@ -457,3 +458,42 @@ def of_all_processes(own: PerImage, ids: Sequence[str]) -> PerImage:
     rows = np.array([place[name] for name in ids])
     columns = (getattr(whole, k)[rows] for k in ("intersection", "predicted", "labelled"))
     return PerImage(tuple(ids), *columns)
+
+
+def miou(
+    method: Method,
+    dataset: Dataset,
+    spec: EvaluationSpec,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    ids: Sequence[str] | None = None,
+) -> float | None:
+    """Score the present network, all processes of the trial together.
+
+    Args:
+        method: the method, on its device.
+        dataset: where pictures and masks are.
+        spec: split, protocol, network and output; the weights are those that the method has.
+        device: where the method is.
+        workers: loader processes.
+        ids: these pictures of the split instead of all.
+
+    Returns:
+        Percent; None where no class occurs.
+    """
+    ids = dataset.ids(spec.split) if ids is None else ids
+    p = protocol(spec.protocol)
+    pairs = predictions(
+        method,
+        dataset,
+        spec.split,
+        p,
+        network=spec.network,
+        output=spec.output,
+        device=device,
+        workers=workers,
+        ids=distributed.share(ids),
+    )
+    counts = of_all_processes(tally(pairs, dataset.info.num_classes), ids)
+    return summarise(counts, dataset.info.classes, p)["miou"]

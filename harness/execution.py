@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -27,7 +27,6 @@ from harness.errors import UserError
 from harness.live import Display
 from harness.locks import Elsewhere, is_free
 from harness.recipes import expand
-from harness.records import Store
 from harness.running import record_failure, run
 from harness.trackers import require
 from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
@@ -107,10 +106,9 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     """
     require(options.trackers, options.tracking)
     ordered = waves(trials)
-    store = Store(options.results, options.cache)
+    store = options.store
     store.refresh(*{trial.name for wave in ordered for trial in wave})
-    quiet = not sys.stderr.isatty()
-    for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=quiet, leave=False):
+    for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=None, leave=False):
         check_processes(inspect(trial, options), options)
     with ExitStack() as session:
         session.enter_context(store.only_driver())
@@ -196,9 +194,7 @@ class Rounds:
         if self.resources is None or all(p.done for p in ready):
             return [later for outcome in run_local(ready) for later in self.take(outcome)]
         processes = max(p.processes for p in ready)
-        if start_ray(self.resources, processes):  # once, for all rounds
-            self.session.callback(_stop_ray)
-        interruption.install()  # Ray has taken SIGTERM
+        self.session.enter_context(ray_session(self.resources, processes))  # for all rounds
         run_ray(ready, self.resources, self)
         return []
 
@@ -243,9 +239,8 @@ def record_error(prepared: Prepared, error: Exception, trace: str | None = None)
         error: what happened.
         trace: for ``error.txt``; that of the error by default.
     """
-    clear = faults.explained(error, prepared.resolved.recipe)
-    reason = str(clear or faults.first_line(error))
-    return record_failure(prepared, reason, trace or ("" if clear is error else error))
+    reason, whole = faults.told(error, prepared.resolved.recipe)
+    return record_failure(prepared, reason, trace or ("" if whole else error))
 
 
 def run_local(prepared: Sequence[Prepared], retries: int = faults.RETRIES) -> list[Outcome]:
@@ -293,7 +288,7 @@ def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Out
 def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) -> None:
     """All trials on Ray Tune, as many at a time as their resources allow, and those that they make ready.
 
-    Ray must run (:func:`start_ray`).
+    Ray must run (:func:`ray_session`).
     """
     from harness.ray_trials import run_trials  # imports Ray
 
@@ -306,6 +301,24 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) 
         display.close()
     if any(t not in rounds.busy for t in rounds.open):
         raise interruption.error()  # Tune swallows Ctrl-C and returns when running trials have stopped
+
+
+@contextmanager
+def ray_session(resources: Resources, processes: int = 1) -> Iterator[None]:
+    """A local Ray, or a cluster joined, for the length of the block; nothing new where Ray runs already.
+
+    Arguments and errors as :func:`start_ray`.
+    """
+    mine = start_ray(resources, processes)
+    try:
+        with interruption.handled():
+            interruption.install()  # Ray has taken SIGTERM
+            yield
+    finally:
+        if mine:
+            import ray
+
+            ray.shutdown()
 
 
 def start_ray(resources: Resources, processes: int = 1) -> bool:
@@ -367,9 +380,3 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
                 remedy="ask for less",
             )
     return mine
-
-
-def _stop_ray() -> None:
-    import ray
-
-    ray.shutdown()

@@ -13,7 +13,7 @@ import torch
 
 from harness.errors import UserError
 from harness.files import refusal
-from harness.recipes import Recipe
+from harness.specs import Recipe
 
 #: How often a trial whose process died, or that met a transient fault, is started again.
 RETRIES = 3
@@ -96,6 +96,12 @@ def explained(error: BaseException, recipe: Recipe) -> UserError | None:
             remedy="fewer --workers, more memory, or a larger /dev/shm; --workers 0 needs none of them",
         )
     return refusal(error)
+
+
+def told(error: BaseException, recipe: Recipe) -> tuple[str, bool]:
+    """What a user is told of an error, and whether that is all there is to know: else its trace helps."""
+    clear = explained(error, recipe)
+    return str(clear or first_line(error)), clear is error
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from harness.execution import Resources, waves
-from harness.records import Record, Store
+from harness.records import Record
 from harness.smoke_report import Row, read, values_digest
 from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
 
@@ -52,7 +52,7 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
     Raises:
         UserError: a mistake that a run would be refused for.
     """
-    finished = [r for r in Store(options.results, options.cache).records() if r.finished]
+    finished = [r for r in options.store.records() if r.finished]
     smoked = [row for row in read(options.results) if row.seconds() is not None]
     return [_one(trial, options, finished, smoked) for wave in waves(trials) for trial in wave]
 
@@ -101,8 +101,7 @@ def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Seq
             steps / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
             for r in same
         )
-        store = Store(options.results, options.cache)
-        size = median(sum(store.sizes(r.path).values()) / 2**20 for r in same)
+        size = median(sum(options.store.sizes(r.path).values()) / 2**20 for r in same)
         return Forecast(trial, state, steps, seconds, size, f"{len(same)} record{'s' * (len(same) > 1)}")
     rows = [row for row in smoked if row.name == trial.name]
     own = values_digest(checked.resolved)

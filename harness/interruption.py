@@ -87,7 +87,10 @@ def _insist() -> None:
 
 
 def install() -> None:
-    """Take both signals; again after a library has taken one (``ray.init`` takes SIGTERM)."""
+    """Take both signals; again after a library has taken one (``ray.init`` takes SIGTERM). Nothing in
+    another thread than the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _handle)

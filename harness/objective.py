@@ -22,10 +22,10 @@ from harness.errors import NonFiniteLossError, UserError
 from harness.files import read_json, write_json
 from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method
-from harness.recipes import EvaluationSpec, Recipe, resolve
-from harness.records import Store
+from harness.recipes import resolve
 from harness.running import write_trace
 from harness.schema import digest, dump
+from harness.specs import EvaluationSpec, Recipe
 from harness.trackers import Point
 from harness.tracking import allocated_mib, following_search
 from harness.training import Status, Trainer
@@ -169,8 +169,7 @@ def measure(job: Job) -> Iterator[Event]:
     Raises:
         UserError: the trial cannot run, its loss became non-finite, or nothing can be scored.
     """
-    store = Store(job.options.results, job.options.cache)
-    with trial_lock(job.folder, timeout=ORPHAN_SECONDS), store.work(job.folder):
+    with trial_lock(job.folder, timeout=ORPHAN_SECONDS), job.options.store.work(job.folder):
         yield from _measure(job)
 
 
@@ -211,20 +210,9 @@ def _measure(job: Job) -> Iterator[Event]:
     )
 
     def score(points: Sequence[int]) -> Event:
-        protocol = evaluation.protocol(spec.protocol)
-        pairs = evaluation.predictions(
-            method,
-            dataset,
-            spec.split,
-            protocol,
-            network=spec.network,
-            output=spec.output,
-            device=prepared.device,
-            workers=job.options.workers,
-            ids=scored,
+        value = evaluation.miou(
+            method, dataset, spec, device=prepared.device, workers=job.options.workers, ids=scored
         )
-        counts = evaluation.gather(pairs, dataset.info.num_classes)
-        value = evaluation.summarise(counts, dataset.info.classes, protocol)["miou"]
         if value is None:
             raise UserError(
                 "no class occurs in the pictures that the search scores", where="--objective-split"
@@ -274,8 +262,7 @@ def events(job: Job, *, again: bool = False) -> Iterator[Event]:
     except Exception as error:
         if again and faults.transient(error):
             raise
-        clear = faults.explained(error, resolve(job.trial.name, job.trial.overrides).recipe)
-        reason = str(clear or faults.first_line(error))
-        if clear is not error:
+        reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
+        if not whole:
             reason += write_trace(job.folder, error)
         yield Event(ended="failed", reason=reason)

@@ -11,16 +11,17 @@ import contextlib
 import os
 import socket
 import threading
-import traceback
 from contextlib import ExitStack
 from typing import Any
 
 import ray
+from ray import tune
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import distributed
 from harness.faults import TransientFault
-from harness.running import run
+from harness.running import run, write_trace
 from harness.trial import Options, Prepared, Trial, prepare
 
 #: Seconds that rank 0 may take to notice by itself that another rank has died, before it ends too.
@@ -58,18 +59,13 @@ class Ranks:
         self._actors = []
         self._work = []
         for number in range(1, world):
-            bundle = group.bundle_specs[number]
-            actor = Rank.options(  # type: ignore[attr-defined]
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, number),
-            ).remote()
+            actor = Rank.options(**placed(group, number)).remote()  # type: ignore[attr-defined]
             self._actors.append(actor)
             self._work.append(actor.work.remote(prepared.trial, prepared.options, number, world, address))
         self._stopped = threading.Event()
         self._broken = threading.Event()
         self._cause: BaseException | None = None
-        self._file = prepared.folder / "error.txt"
+        self._folder = prepared.folder
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
         try:
             self._stack.enter_context(distributed.session(address, 0, world, prepared.device))
@@ -110,9 +106,7 @@ class Ranks:
 
     def _end(self) -> None:
         """Rank 0 waits for a dead one: leave word and end, as nothing else interrupts a GPU."""
-        with contextlib.suppress(OSError):
-            text = "".join(traceback.format_exception(self._cause)) if self._cause else "a rank died"
-            self._file.write_text(text, encoding="utf-8")
+        write_trace(self._folder, self._cause or "another process of the trial died")
         os._exit(1)
 
 
@@ -123,10 +117,18 @@ def _why(error: Exception) -> BaseException:
     return getattr(error, "cause", None) or error
 
 
+def placed(group: PlacementGroup, number: int) -> dict[str, Any]:
+    """Options of a Ray task or actor that is the only one in a bundle, and has all of it."""
+    bundle = group.bundle_specs[number]
+    return {
+        "num_cpus": bundle.get("CPU", 0),
+        "num_gpus": bundle.get("GPU", 0),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, number),
+    }
+
+
 def bundles(processes: int, cpus: float, gpus: float) -> Any:
     """The resources of a trial, as Tune asks for them: as much for each of its processes."""
-    from ray import tune
-
     each = {"CPU": cpus, "GPU": gpus}
     if processes == 1:
         return tune.PlacementGroupFactory([each])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.search import Searcher
 
 from harness import interruption
 from harness.errors import UserError
@@ -19,6 +17,7 @@ from harness.execution import REPORT_SECONDS, Outcome, Resources, Rounds, guarde
 from harness.faults import TransientFault
 from harness.live import Display
 from harness.ranks import Ranks, bundles
+from harness.ray_tune import Supplier, Worker, fit
 from harness.remote import reported
 from harness.running import record_failure, run
 from harness.training import Status
@@ -30,14 +29,14 @@ class Job:
     """A trial, as a worker receives it.
 
     Attributes:
-        index: in the order of starting.
+        number: in the order of starting.
         trial: which.
         options: where and how it runs.
         processes: that share its groups.
         dependents: trials that train on its labels.
     """
 
-    index: int
+    number: int
     trial: Trial
     options: Options
     processes: int
@@ -121,18 +120,13 @@ def _report(status: Status | None, done: bool, wall: float, other: Outcome | Non
     return {"status": status, "done": done, "wall": wall, "other": ended}
 
 
-class Actor(tune.Trainable):
-    """A worker process; it takes one trial after another, each of which keeps its own checkpoints."""
+class Actor(Worker):
+    """Runs trials."""
 
     def setup(self, config: dict) -> None:
         """Note the trial; it is prepared with its first step."""
         self.steps: Steps | None = None
         self.job: Job = config["job"]
-
-    def reset_config(self, new_config: dict) -> bool:
-        """Take another trial."""
-        self.setup(new_config)
-        return True
 
     def step(self) -> dict[str, Any]:
         """Go on for about :data:`REPORT_SECONDS`."""
@@ -148,14 +142,8 @@ class Actor(tune.Trainable):
         if self.steps is not None:
             self.steps.leave()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: trials write their own."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: trials find their own."""
-
-
-class Queue(Searcher):
+class Queue(Supplier):
     """Gives Tune the next trial when there is room for one.
 
     One trial of each recipe comes first; then those that take longest, as far as that is known from the
@@ -166,20 +154,12 @@ class Queue(Searcher):
         super().__init__()  # no metric: nothing is optimised
         self.rounds = rounds
         self.waiting: dict[Trial, Prepared] = {}
-        #: Trials by index.
+        #: Trials by number.
         self.begun: list[Prepared] = []
         self._names: set[str] = set()
         self.open = 0
         self._seconds: dict[str, float] = {}
         self._pace = 1.0  # seconds per unit of cost
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher to disk; the store is the state."""
-        return {}
-
-    def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
-        """Nothing to set."""
-        return True
 
     def add(self, prepared: Prepared) -> None:
         """A trial can run now."""
@@ -195,7 +175,7 @@ class Queue(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while none can run yet."""
         if not self.waiting:
-            return None if self.open else Searcher.FINISHED
+            return None if self.open else Supplier.FINISHED
         chosen = max(self.waiting.values(), key=self._priority)
         del self.waiting[chosen.trial]
         dependents = self.rounds.dependents.get(chosen.trial, [])
@@ -211,21 +191,12 @@ class Queue(Searcher):
         seconds = self._seconds.get(name, prepared.cost * self._pace)
         return feeds or name not in self._names, seconds
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Nothing: :class:`Watch` tells."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """The store is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """The store is the state."""
-
 
 class Watch(tune.Callback):
     """Passes Tune's events to the display and to the rounds, and trials that become ready to the queue.
 
     Args:
-        queue: trials by index.
+        queue: trials by number.
         display: progress in the terminal.
         rounds: what takes outcomes.
         retries: how often a dead worker's trial is started again.
@@ -250,36 +221,36 @@ class Watch(tune.Callback):
         """Tune pickles its callbacks to disk; a terminal cannot be pickled and is not needed there."""
         return {}
 
-    def _end(self, index: int, outcome: Outcome) -> None:
-        if index in self._ended:
+    def _end(self, number: int, outcome: Outcome) -> None:
+        if number in self._ended:
             return
-        self._ended.add(index)
-        one = self.queue.begun[index]
+        self._ended.add(number)
+        one = self.queue.begun[number]
         self.display.end(one, outcome)
         self.queue.ended(one, outcome.seconds)
         self.admit(self.rounds.take(outcome))
 
-    def _look(self, index: int) -> None:
+    def _look(self, number: int) -> None:
         """See what a trial has left that may have run on another node."""
         with reported():
-            self.queue.begun[index].store.pull(self.queue.begun[index].folder)
+            self.queue.begun[number].store.pull(self.queue.begun[number].folder)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Progress, or the last report of a trial."""
         if "status" not in result:
             return
-        index = trial.config["job"].index
-        own = self.queue.begun[index].trial
+        number = trial.config["job"].number
+        own = self.queue.begun[number].trial
         if result["done"]:
-            self._look(index)
+            self._look(number)
         if result["other"] is not None:
             status, reason = result["other"]
-            one = self.queue.begun[index]
+            one = self.queue.begun[number]
             if status == "failed" and one.record is None:  # the worker could not prepare it
                 reason = record_failure(one, reason)
-            self._end(index, Outcome(own, status, reason))
+            self._end(number, Outcome(own, status, reason))
         elif result["done"]:
-            self._end(index, Outcome(own, "finished", seconds=result["wall"]))
+            self._end(number, Outcome(own, "finished", seconds=result["wall"]))
         else:
             self.display.update(own, result["status"])
 
@@ -290,17 +261,17 @@ class Watch(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial that is started again."""
-        own = self.queue.begun[trial.config["job"].index].trial
+        own = self.queue.begun[trial.config["job"].number].trial
         self.display.say(f"again    {own}: {_last_words(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial whose worker died too often; nobody else can record it."""
-        index = trial.config["job"].index
-        one = self.queue.begun[index]
-        self._look(index)
+        number = trial.config["job"].number
+        one = self.queue.begun[number]
+        self._look(number)
         times = "once" if self.retries == 0 else f"{self.retries + 1} times"
         fault = TransientFault(f"tried {times}: {_last_words(trial)}")
-        self._end(index, Outcome(one.trial, "failed", record_error(one, fault, _errors(trial))))
+        self._end(number, Outcome(one.trial, "failed", record_error(one, fault, _errors(trial))))
 
 
 def _errors(trial: Any) -> str:
@@ -340,27 +311,5 @@ def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Disp
         job: Job = config["job"]
         return bundles(job.processes, resources.cpus_per_process, resources.gpus_per_process)
 
-    with tempfile.TemporaryDirectory(prefix="wsss-tune-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(Actor, request),
-            tune_config=tune.TuneConfig(
-                search_alg=queue,
-                num_samples=-1,
-                reuse_actors=True,
-                max_concurrent_trials=resources.max_concurrent,
-                trial_name_creator=_short_name,
-                trial_dirname_creator=_short_name,
-            ),
-            run_config=tune.RunConfig(
-                name="wsss",
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[watch],
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-            ),
-        )
-        tuner.fit()
-
-
-def _short_name(trial: Any) -> str:
-    return f"trial-{trial.config['job'].index}"
+    most = resources.max_concurrent
+    fit(Actor, request, queue, resources.retries, [watch], num_samples=-1, max_concurrent_trials=most)

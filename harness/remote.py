@@ -145,8 +145,7 @@ class Mirror:
             and any(fnmatch("/".join(folder.split("/")[:2]), pattern) for pattern in patterns)
         }
         behind = [folder for folder in sorted(wanted) if self._behind(folder, found[folder])]
-        quiet = not sys.stderr.isatty()
-        with tqdm(total=len(behind), desc="fetching", unit="record", disable=quiet, leave=False) as bar:
+        with tqdm(total=len(behind), desc="fetching", unit="record", disable=None, leave=False) as bar:
 
             def bring(folder: str) -> None:
                 self._bring(folder, found[folder], for_readers, parallel=False)

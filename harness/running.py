@@ -22,10 +22,10 @@ from harness.errors import UserError
 from harness.files import sha256_of, whole_file
 from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method, load_weights
-from harness.recipes import EvaluationSpec
 from harness.records import EvaluationRecord, PerImage, Store
 from harness.registry import METHODS
 from harness.schema import dump
+from harness.specs import EvaluationSpec
 from harness.tracking import tracked
 from harness.training import Status, Trainer
 from harness.trial import Prepared
@@ -144,9 +144,9 @@ def record_failure(prepared: Prepared, reason: str, trace: str | Exception = "")
     return reason
 
 
-def write_trace(folder: Path, trace: str | Exception) -> str:
+def write_trace(folder: Path, trace: str | BaseException) -> str:
     """Keep where in the code an error arose; returns a line that says where, or why it is not kept."""
-    if isinstance(trace, Exception):
+    if isinstance(trace, BaseException):
         trace = "".join(traceback.format_exception(trace))
     try:
         with whole_file(folder / ERROR) as stream:
@@ -175,14 +175,10 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
             protocol=recipe.selection.protocol,
             network=recipe.selection.network,
         )
-        ids = prepared.dataset.ids(spec.split)
-        own = evaluation.tally(_pairs(prepared, method, spec), prepared.dataset.info.num_classes)
-        figures = evaluation.summarise(
-            evaluation.of_all_processes(own, ids),
-            prepared.dataset.info.classes,
-            evaluation.protocol(spec.protocol),
+        miou = evaluation.miou(
+            method, prepared.dataset, spec, device=prepared.device, workers=options.workers
         )
-        return figures["miou"] if figures["miou"] is not None else -np.inf
+        return miou if miou is not None else -np.inf
 
     trainer = Trainer(
         method,
@@ -206,21 +202,6 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         "steps_per_second": fresh / seconds if fresh else None,
         "best": None if trainer.best.step < 0 else {"miou": trainer.best.miou, "step": trainer.best.step},
     }
-
-
-def _pairs(prepared: Prepared, method: Method, spec: EvaluationSpec) -> Any:
-    """This process's share of a split, predicted."""
-    return evaluation.predictions(
-        method,
-        prepared.dataset,
-        spec.split,
-        evaluation.protocol(spec.protocol),
-        network=spec.network,
-        output=spec.output,
-        device=prepared.device,
-        workers=prepared.options.workers,
-        ids=distributed.share(prepared.dataset.ids(spec.split)),
-    )
 
 
 def _passes(specs: Sequence[EvaluationSpec]) -> list[list[EvaluationSpec]]:
@@ -275,31 +256,26 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         load_weights(method, checkpoint)
     distributed.broadcast_weights(method)
     ids = prepared.dataset.ids(first.split)
-    total = len(distributed.share(ids))
+    own = distributed.share(ids)
     scores = {spec.output: _Score(prepared, spec) for spec in specs}
     clock = time.monotonic()
     found: Iterable[tuple[str, dict[str, np.ndarray], np.ndarray | None]]
+    where: dict[str, Any] = {"device": prepared.device, "workers": prepared.options.workers, "ids": own}
     if first.output == "segmentation":
-        found = (
-            (name, {first.output: labels}, mask) for name, labels, mask in _pairs(prepared, method, first)
+        p = evaluation.protocol(first.protocol)
+        pairs = evaluation.predictions(
+            method, prepared.dataset, first.split, p, network=first.network, **where
         )
+        found = ((name, {first.output: labels}, mask) for name, labels, mask in pairs)
     else:
-        found = evaluation.pseudo_labels(
-            method,
-            prepared.dataset,
-            first.split,
-            list(scores),
-            device=prepared.device,
-            workers=prepared.options.workers,
-            ids=distributed.share(ids),
-        )
+        found = evaluation.pseudo_labels(method, prepared.dataset, first.split, list(scores), **where)
     rows, done = iter(found), 0
     while chunk := list(itertools.islice(rows, 50)):
         for output, score in scores.items():
             score.add([(name, labels[output], mask) for name, labels, mask in chunk])
         done += len(chunk)
         names = ", ".join(spec.name for spec in specs)
-        yield Status(done, total, done / (time.monotonic() - clock), note=f"evaluating {names}")
+        yield Status(done, len(own), done / (time.monotonic() - clock), note=f"evaluating {names}")
         interruption.stop_if_noted()
     counts = {output: score.whole(ids) for output, score in scores.items()}
     if not distributed.first():

@@ -12,9 +12,7 @@ complete ones, which misleads samplers, and cannot restore a study from a persis
 
 from __future__ import annotations
 
-import logging
 import shutil
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -30,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness import faults, interruption
 from harness.errors import UserError
-from harness.execution import REPORT_SECONDS, Resources, start_ray
+from harness.execution import Resources, ray_session
 from harness.objective import END, Event, Job, events
 from harness.remote import reported
 from harness.schema import digest
@@ -379,130 +377,12 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
     """
     if not study.left:
         return
-    mine = start_ray(resources)
-    import ray
-    from ray import tune
-    from ray.tune.schedulers import FIFOScheduler
-    from ray.tune.search import Searcher
+    with ray_session(resources):
+        from harness.search_ray import run_search  # imports Ray
 
-    class Actor(tune.Trainable):
-        """A worker process; it takes one trial after another."""
-
-        def setup(self, config: dict) -> None:
-            self.work = events(config["job"], again=True)  # in another process
-
-        def reset_config(self, new_config: dict) -> bool:
-            self.setup(new_config)
-            return True
-
-        def step(self) -> dict[str, Any]:
-            until = time.monotonic() + REPORT_SECONDS
-            last = None
-            for event in self.work:  # up to a measurement, so that no step is taken before it is judged
-                last = event
-                if event.values or time.monotonic() > until:
-                    break
-            return {"event": last} if last is not None else {"event": Event(), "done": True}
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Trials keep their own checkpoints."""
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """Trials find their own checkpoints."""
-
-    class Suggestions(Searcher):
-        """Tune's view of the study."""
-
-        def __init__(self, study: Study, retries: int) -> None:
-            super().__init__()  # no metric: the study reads events
-            self.study, self.retries = study, retries
-            self.jobs: dict[str, Job] = {}
-
-        def __getstate__(self) -> dict[str, Any]:
-            """Tune pickles its searcher to disk; the journal is the state."""
-            return {}
-
-        def set_search_properties(self, metric: Any, mode: Any, config: dict, **spec: Any) -> bool:
-            return True
-
-        def suggest(self, trial_id: str) -> Any:
-            job = self.study.next()
-            if job is None:
-                return Searcher.FINISHED
-            self.jobs[trial_id] = job
-            return {"job": job}
-
-        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            number = self.jobs[trial_id].number
-            if error:
-                reason = f"its worker died {self.retries + 1} times"
-                self.study.absorb(number, Event(ended="failed", reason=reason))
-            elif result and "event" in result:
-                self.study.absorb(number, result["event"])
-
-        def save(self, checkpoint_path: str) -> None:
-            """The journal is the state."""
-
-        def restore(self, checkpoint_path: str) -> None:
-            """The journal is the state."""
-
-    class Judge(FIFOScheduler):
-        """Stops a trial when the study says so."""
-
-        def __init__(self, study: Study, progress: Callable[[Job, Event], None]) -> None:
-            super().__init__()
-            self.study, self.progress = study, progress
-
-        def __getstate__(self) -> dict[str, Any]:
-            """Tune pickles its scheduler to disk; a terminal cannot be pickled."""
-            return {}
-
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-            job, event = trial.config["job"], result["event"]
-            self.progress(job, event)
-            return self.STOP if self.study.absorb(job.number, event) else self.CONTINUE
-
-    fits = [
-        ray.cluster_resources().get(kind, 0) // wanted
-        for kind, wanted in (("CPU", resources.cpus_per_process), ("GPU", resources.gpus_per_process))
-        if wanted
-    ]
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="wsss-search-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(
-                Actor, {"cpu": resources.cpus_per_process, "gpu": resources.gpus_per_process}
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=Suggestions(study, resources.retries),
-                scheduler=Judge(study, progress),
-                num_samples=study.left,
-                # Never ask for a suggestion before there is room for it: it would know less.
-                max_concurrent_trials=resources.max_concurrent or max(int(min(fits, default=1)), 1),
-                reuse_actors=True,
-                trial_name_creator=_short_name,
-                trial_dirname_creator=_short_name,
-            ),
-            run_config=tune.RunConfig(
-                name="wsss-search",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-            ),
-        )
-        with interruption.handled():
-            interruption.install()  # Ray has taken SIGTERM
-            try:
-                tuner.fit()
-            finally:
-                if mine:
-                    ray.shutdown()
-            if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
-                raise interruption.error()
-
-
-def _short_name(trial: Any) -> str:
-    return f"trial-{trial.config['job'].number}"
+        run_search(study, resources, progress)
+        if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
+            raise interruption.error()
 
 
 def best_trial(study: Study) -> FrozenTrial | None:

@@ -73,7 +73,7 @@ class Plan:
     @property
     def store(self) -> Store:
         """The record store of the search's trials."""
-        return Store(self.options.results, self.options.cache)
+        return self.options.store
 
 
 def plan_search(
@@ -164,7 +164,7 @@ def plan_search(
         prepared.facts["data"]["splits"][objective.spec.split]["fingerprint"],
     ]
     name = digest(parts)
-    store = Store(options.results, options.cache)
+    store = options.store
     place = beside(options.results) if store.mirror is None else store.root
     return Plan(
         recipe=recipe,

@@ -31,12 +31,13 @@ from harness.data.images import image_size
 from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
-from harness.execution import Resources, start_ray, waves
+from harness.execution import Resources, ray_session, waves
 from harness.forecast import labels_ready, state_of
 from harness.networks import build_method, load_weights
-from harness.recipes import EvaluationSpec, Resolved, SelectionSpec, resolve
+from harness.recipes import Resolved, resolve
 from harness.schema import digest
 from harness.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
+from harness.specs import EvaluationSpec, SelectionSpec
 from harness.stand_in import stand_in_labels
 from harness.training import Trainer
 from harness.trial import Options, Trial, check_processes, chosen_output, inspect, is_recipe, prepare
@@ -145,9 +146,9 @@ def try_recipe(job: Job) -> Row:
         for stage in _stages(job, found):
             write_stage(job.place, stage)
     except Exception as error:
-        clear = faults.explained(error, resolve(job.trial.name, job.trial.overrides).recipe)
-        failure = {"status": "failed", "reason": str(clear or faults.first_line(error))}
-        if clear is not error:
+        reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
+        failure = {"status": "failed", "reason": reason}
+        if not whole:
             failure["trace"] = traceback.format_exc()
     row = replace(
         job.row,
@@ -459,14 +460,8 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
 
 def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Row]]:
     """In processes of their own, with a trial's resources, as many at a time as trials would be."""
-    mine = start_ray(resources, max(job.processes for job in jobs))
-    import ray
+    with ray_session(resources, max(job.processes for job in jobs)):
+        from harness.smoke_ray import on_ray  # imports Ray
 
-    from harness.smoke_ray import on_ray  # imports Ray
-
-    try:
         done = on_ray(jobs, resources, try_recipe)
         yield from tqdm(done, total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)
-    finally:
-        if mine:
-            ray.shutdown()

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import distributed
 from harness.execution import Resources
-from harness.ranks import free_address
+from harness.ranks import free_address, placed
 from harness.smoke_report import Row
 from harness.trial import choose_device
 
@@ -104,17 +103,10 @@ def _look(one: _Running, work: Callable[[Job], Row]) -> Row | None:
 
 def _start(one: _Running, work: Callable[[Job], Row]) -> None:
     """One task for each process, in the bundles of the group."""
-    bundle = one.group.bundle_specs[0]
     world = one.job.processes
 
     def task(function: Callable[..., Any], number: int) -> Any:
-        return ray.remote(
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            max_calls=1,
-            max_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(one.group, number),
-        )(function)
+        return ray.remote(max_calls=1, max_retries=0, **placed(one.group, number))(function)
 
     if world == 1:
         one.tasks.append(task(work, 0).remote(one.job))

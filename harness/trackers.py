@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.faults import first_line
 
 #: Project or experiment under which runs are filed, unless the package's own variable names another.
 PROJECT = "wsss-bench"
@@ -337,7 +338,3 @@ def _batched(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def _safe(name: str) -> str:
     """A metric's name as MLflow takes it."""
     return re.sub(r"[^\w\-. /]", "_", name)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

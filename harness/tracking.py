@@ -6,8 +6,6 @@ few seconds late. One that fails is left out until the run is started again, and
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import distributed, provenance
-from harness.files import read_json
-from harness.trackers import TRACKERS, Point, Subject, Tracker, first_line
-from harness.training import Status
+from harness.errors import UserError
+from harness.faults import first_line
+from harness.files import read_json, write_json
+from harness.trackers import TRACKERS, Point, Subject, Tracker
+from harness.training import Status, read_rows
 
 if TYPE_CHECKING:
     from harness.objective import Job
@@ -145,21 +145,17 @@ class Following:
             work()
         except Exception as error:
             self._failed.add(name)
-            self._messages.append(
-                f"{name} failed with {type(error).__name__}, trials go on without it: {first_line(error)}"
-            )
+            self._messages.append(f"{name} failed, trials go on without it: {first_line(error)}")
 
     def _write_states(self) -> None:
         states = _read_states(self.file) | {n: t.state for n, t in self.trackers.items()}
-        with suppress(OSError):  # a full disk is the trial's to report
-            part = self.file.with_name(f".{self.file.name}.part")
-            part.write_text(json.dumps(states), encoding="utf-8")
-            part.replace(self.file)
+        with suppress(OSError, UserError):  # a full disk is the trial's to report
+            write_json(self.file, states)
 
 
 def _read_states(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError):
         return {}
 
@@ -177,13 +173,9 @@ def _values(status: Status) -> dict[str, float]:
 
 def read_history(file: Path) -> list[Point]:
     """The training curve of a run as points; none where there is no file."""
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if None not in row.values()]
     return [
         (int(row["step"]), {f"train/{k}": float(v) for k, v in row.items() if k != "step" and v})
-        for row in rows
+        for row in read_rows(file)
     ]
 
 

@@ -27,8 +27,8 @@ from harness.batch import Batch, Progress
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import append, sync, whole_file, write_with
-from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
 from harness.schema import digest
+from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -82,6 +82,14 @@ def step_seed(seed: int, step: int, group: int) -> int:
     return int(digest([seed, step, group], 15), 16)
 
 
+def read_rows(history: Path) -> list[dict[str, str]]:
+    """Rows of a training curve on disk; a last line that a kill cut is left out."""
+    if not history.exists():
+        return []
+    with history.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if None not in row.values()]
+
+
 class History:
     """The training curve on disk, one row every :data:`LOG_EVERY` steps.
 
@@ -93,9 +101,7 @@ class History:
     def __init__(self, path: Path, upto: int) -> None:
         self.path = path
         self.columns: list[str] | None = None
-        rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-        whole = [row for row in rows if None not in row.values()]  # a kill may cut the last line
-        kept = [row for row in whole if int(row["step"]) <= upto]
+        kept = [row for row in read_rows(path) if int(row["step"]) <= upto]
         if kept:
             self.columns = list(kept[0])
             with whole_file(path) as stream:
@@ -115,7 +121,7 @@ class History:
         append(self.path, line.getvalue())
 
     def _widen(self, names: list[str]) -> None:
-        old = list(csv.DictReader(self.path.open(encoding="utf-8"))) if self.columns else []
+        old = read_rows(self.path) if self.columns else []
         self.columns = [*(self.columns or []), *(n for n in names if n not in (self.columns or []))]
         with whole_file(self.path) as stream:
             writer = csv.DictWriter(stream, self.columns, lineterminator="\n")

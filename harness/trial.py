@@ -27,12 +27,13 @@ from harness.files import cache_folder, write_json
 from harness.locks import locked
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
-from harness.object_store import is_uri
-from harness.recipes import EvaluationSpec, Resolved, recipe_names, resolve
+from harness.object_store import beside, is_uri
+from harness.recipes import Resolved, recipe_names, resolve
 from harness.records import Record, Store
 from harness.registry import DATASETS
 from harness.remote import for_work, reported
 from harness.schema import digest, dump
+from harness.specs import EvaluationSpec
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -93,7 +94,12 @@ class Options:
         """Folder for trackers that keep files."""
         if self.tracking_root is not None:
             return self.tracking_root
-        return self.cache if "://" in str(self.results) else Path(self.results).absolute().parent
+        return self.cache if is_uri(self.results) else beside(self.results)
+
+    @property
+    def store(self) -> Store:
+        """The record store."""
+        return Store(self.results, self.cache)
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Prepared:
     @property
     def store(self) -> Store:
         """The record store."""
-        return Store(self.options.results, self.options.cache)
+        return self.options.store
 
     def evaluation_digest(self, spec: EvaluationSpec) -> str:
         """Over everything that defines a number of a given network."""
@@ -356,7 +362,7 @@ def prepare(
     }
     train = checked.fingerprints[recipe.train_split]
     own = checked.resolved.digest(train, fingerprint, checked.weights or "")
-    folder = Store(options.results, options.cache).folder(trial.name, own, trial.seed)
+    folder = options.store.folder(trial.name, own, trial.seed)
     return Prepared(
         trial, options, checked.resolved, dataset, labels, facts, own, folder, checked.device, checked.steps
     )

@@ -30,8 +30,8 @@ from harness.nn.ema import ema_copy, ema_update
 from harness.nn.projector import Projector
 from harness.nn.resize import resize
 from harness.nn.token_contrast import class_token_contrast, patch_token_contrast
-from harness.recipes import AugmentSpec
 from harness.schema import schema
+from harness.specs import AugmentSpec
 from methods.base import Build, Paper
 from methods.vit_segmenter import (
     Output,

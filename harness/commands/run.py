@@ -102,7 +102,6 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     """Print what a run would do."""
     from harness.forecast import concurrent, forecast, free_mebibytes, wall_seconds
     from harness.recipes import resolve
-    from harness.records import Store
     from harness.smoke_report import duration
 
     rows = forecast(trials, options)
@@ -142,7 +141,7 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     if known:
         running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
         disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
-        free = free_mebibytes(Store(options.results, options.cache).root)
+        free = free_mebibytes(options.store.root)
         click.echo(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")

@@ -60,7 +60,8 @@ def evaluate(
     workers: int,
 ) -> int:
     """Score a folder of predictions, a checkpoint, or finished records by another protocol."""
-    from harness.recipes import EvaluationSpec, parse_overrides, resolve
+    from harness.recipes import parse_overrides, resolve
+    from harness.specs import EvaluationSpec
     from harness.trial import Options, open_dataset
 
     options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
@@ -147,11 +148,10 @@ def folder_pairs(dataset: Dataset, folder: Path, split: str) -> Iterator[tuple[s
 def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]) -> int:
     """Add an evaluation to every finished record of a recipe."""
     from harness.networks import build_method
-    from harness.records import Store
     from harness.running import evaluate_into_record
     from harness.trial import Trial, prepare
 
-    store = Store(options.results, options.cache)
+    store = options.store
     found = [r for r in store.records(name) if r.finished and r.data["overrides"] == overrides]
     if not found:
         raise UserError(

@@ -17,7 +17,7 @@ import torchvision.transforms.functional as vision
 from PIL import Image, ImageFilter, ImageOps
 
 from harness.batch import IGNORE
-from harness.recipes import AugmentSpec
+from harness.specs import AugmentSpec
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from harness.data.base import Dataset
 from harness.data.images import read_index
 from harness.errors import UserError
 from harness.evaluation import normalise
-from harness.recipes import Recipe
+from harness.specs import Recipe
 
 if TYPE_CHECKING:
     from harness.build import ViewSpec

@@ -33,7 +33,7 @@ from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.resize import resize
 from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens
-from harness.recipes import AugmentSpec
+from harness.specs import AugmentSpec
 from methods.base import Build, Paper, ViewSpec
 from methods.fsr.config import FSRConfig
 from methods.fsr.distillation import (

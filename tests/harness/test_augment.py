@@ -16,7 +16,8 @@ from torchvision.transforms import RandomResizedCrop
 from harness.build import ViewSpec
 from harness.data.augment import area_box, area_crop, augment, crop, resize
 from harness.data.loader import StepSampler, TrainingSet, training_loader, view
-from harness.recipes import AugmentSpec, resolve
+from harness.recipes import resolve
+from harness.specs import AugmentSpec
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -21,8 +21,9 @@ from harness import distributed, evaluation
 from harness.batch import Progress
 from harness.data.mini import Mini
 from harness.errors import NonFiniteLossError, UserError
-from harness.recipes import BatchSpec, Recipe, resolve
+from harness.recipes import resolve
 from harness.schema import load
+from harness.specs import BatchSpec, Recipe
 from harness.training import Trainer
 from harness.trial import Options, check_processes
 

@@ -6,8 +6,9 @@ import pytest
 
 from harness import recipes
 from harness.errors import UserError
-from harness.recipes import Recipe, expand, explain, parse_overrides, recipe_names, resolve, suites
+from harness.recipes import expand, explain, parse_overrides, recipe_names, resolve, suites
 from harness.schema import digest, documentation, load
+from harness.specs import Recipe
 
 
 def make(**values):

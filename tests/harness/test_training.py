@@ -14,8 +14,8 @@ from torch import nn
 from harness.batch import Batch
 from harness.data.loader import Collate, StepSampler, TrainingSet
 from harness.errors import NonFiniteLossError, UserError
-from harness.recipes import OptimiserSpec, Recipe, ScheduleSpec
 from harness.schema import load
+from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
 from harness.training import Trainer, create_optimiser, lr_factor
 
 

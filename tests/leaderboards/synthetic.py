@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from harness import evaluation
-from harness.recipes import Recipe, Resolved
+from harness.recipes import Resolved
 from harness.records import PerImage, Record, Store
 from harness.schema import digest, dump
+from harness.specs import Recipe
 
 CLASSES = ("background", "disc", "ring", "cross")
 

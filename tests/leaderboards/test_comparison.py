@@ -13,8 +13,8 @@ from synthetic import CLASSES, Factory
 from harness.cli import invoke
 from harness.errors import UserError
 from harness.files import cache_folder
-from harness.recipes import EvaluationSpec
 from harness.records import PerImage, Store
+from harness.specs import EvaluationSpec
 from harness.trial import open_dataset
 from leaderboards.claims import judge, read
 from leaderboards.commands import compare as compare_command

@@ -12,7 +12,7 @@ from synthetic import CLASSES, Factory, counts
 from harness.boundary import Boundary
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
-from harness.recipes import EvaluationSpec
+from harness.specs import EvaluationSpec
 from leaderboards.figures import (
     ANNOTATION,
     annotation_figure,

@@ -12,7 +12,7 @@ import pytest
 from synthetic import CLASSES, Factory
 
 from harness.cli import invoke
-from harness.recipes import EvaluationSpec
+from harness.specs import EvaluationSpec
 from leaderboards.claims import Judged, claims
 from leaderboards.columns import places, sections
 from leaderboards.commands import report

@@ -12,7 +12,7 @@ from PIL import Image
 from synthetic import CLASSES, Factory
 
 from harness.errors import UserError
-from harness.recipes import EvaluationSpec
+from harness.specs import EvaluationSpec
 from leaderboards.gathering import gather
 from leaderboards.plots import (
     COLOURS,

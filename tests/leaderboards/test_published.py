@@ -9,7 +9,7 @@ import pytest
 from synthetic import Factory
 
 from harness.errors import UserError
-from harness.recipes import EvaluationSpec
+from harness.specs import EvaluationSpec
 from leaderboards.published import FOLDER, published, read, row_means, validate
 
 GOOD = """

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from synthetic import CLASSES, Factory, counts
 
-from harness.recipes import EvaluationSpec
 from harness.schema import dump
+from harness.specs import EvaluationSpec
 from leaderboards.gathering import changed_keys, gather, weak_label
 from leaderboards.published import Cell, Published, Source
 from leaderboards.tables import Row, as_frame, judge, leaderboard, per_class

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
 from harness.nn.ema import cosine_momentum
-from harness.recipes import OptimiserSpec
+from harness.specs import OptimiserSpec
 from harness.training import create_optimiser
 from methods.base import Build
 from methods.dskd_gc import DSKDGC, DSKDGCConfig, unmirrored

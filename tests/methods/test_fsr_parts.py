@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
-from harness.recipes import OptimiserSpec, ScheduleSpec
+from harness.specs import OptimiserSpec, ScheduleSpec
 from harness.training import create_optimiser, lr_factor
 from methods.fsr.aggregation import AggregationBlock
 from methods.fsr.distillation import (
