@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from harness.trial import Prepared
+    from harness.runs.trial import Prepared
 
 #: A recipe that most of the suite resembles.
 RECIPE = "agmm/mini-scribble"
@@ -199,7 +199,7 @@ def bare(steps: int) -> float:
     """Seconds of the bare loop, in this process."""
     import torch
 
-    from harness.trial import Options, Trial, prepare
+    from harness.runs.trial import Options, Trial, prepare
 
     torch.set_num_threads(1)
     prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
@@ -212,9 +212,10 @@ def bare(steps: int) -> float:
 def in_turns(steps: int, trials: int, place: Path) -> None:
     """Run trials as ``wsss run`` does, each in turn with a bare loop of its steps, in this process and
     Ray's; leaves ``<seed>.json`` for each: when it ended, and the seconds of the bare loop's turns."""
-    from harness import ray_trials
-    from harness.execution import Resources, execute
-    from harness.trial import Options, Trial
+    from harness.cluster import trials as ray_trials
+    from harness.cluster.session import Resources
+    from harness.runs.execution import execute
+    from harness.runs.trial import Options, Trial
 
     class Both(ray_trials.Actor):
         """After every turn of the trial (about a second) the loop makes the steps that it is behind."""

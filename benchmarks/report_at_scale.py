@@ -24,9 +24,9 @@ import torch  # noqa: E402
 from harness import evaluation, provenance  # noqa: E402
 from harness.data.base import SUPERVISIONS  # noqa: E402
 from harness.recipes import Resolved  # noqa: E402
-from harness.records import SCHEMA, PerImage, Store  # noqa: E402
 from harness.schema import digest, dump  # noqa: E402
 from harness.specs import Recipe  # noqa: E402
+from harness.store.records import SCHEMA, PerImage, Store  # noqa: E402
 from leaderboards.report import write_report  # noqa: E402
 from leaderboards.statistics import bootstrap_miou  # noqa: E402
 

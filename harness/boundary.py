@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from harness.files import write_with
-from harness.records import read_arrays
+from harness.store.records import read_arrays
 
 #: Half widths of the bands in pixels [our choice].
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

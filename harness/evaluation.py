@@ -23,8 +23,8 @@ from harness.batch import IGNORE
 from harness.data.base import Dataset
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
-from harness.records import PerImage
 from harness.schema import load_tables, schema
+from harness.store.records import PerImage
 
 if TYPE_CHECKING:
     from harness.specs import EvaluationSpec

@@ -17,7 +17,7 @@ from harness.files import whole_file
 from harness.networks import load_network
 from harness.recipes import resolve
 from harness.registry import DATASETS
-from harness.trial import choose_device
+from harness.runs.trial import choose_device
 
 
 def segment(

@@ -74,7 +74,7 @@ def leaderboard(
     Writes leaderboard.md, published.md, leaderboard.csv and per_class.csv, on demand leaderboard.tex and
     leaderboard.json; `wsss report` writes everything.
     """
-    from harness.records import Store
+    from harness.store.records import Store
     from leaderboards.report import write_leaderboard
 
     if check:
@@ -143,7 +143,7 @@ def plot(
     Error bars and bands are over seeds; colours stay with a method over all plots of a data set and
     can be told apart under every common colour vision. Stale records are left out.
     """
-    from harness.records import Store
+    from harness.store.records import Store
     from leaderboards.gathering import gather
     from leaderboards.plotting import check_kinds, write_plots
     from leaderboards.report import require_records
@@ -197,7 +197,7 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
     difference, over images and seeds, lies above the margin, `does not hold` where it lies at or below
     it, and is `undecided` in between or with one seed. Writes claims.md and claims.csv.
     """
-    from harness.records import Store
+    from harness.store.records import Store
     from leaderboards.report import write_claims
 
     done = write_claims(Store(results), out, recipes=_recipes(), suites=suites, formats=_split(formats))
@@ -234,7 +234,7 @@ def report(
     provenance. Beside it stand the tables as Markdown, CSV, LaTeX and JSON and the plots as files.
     Pictures with predictions are shown of data sets that can be opened.
     """
-    from harness.records import Store
+    from harness.store.records import Store
     from leaderboards.report import write_report
 
     done = write_report(
@@ -270,7 +270,7 @@ def compare(first: str, second: str, evaluation: str | None, results: Path | str
     FIRST and SECOND are recipes with records, or imported predictions (external/NAME). The interval is
     over images and seeds; with one seed on a side it is over images alone, and nothing is decided.
     """
-    from harness.records import Store
+    from harness.store.records import Store
     from leaderboards.comparison import compare as compared
     from leaderboards.comparison import markdown
     from leaderboards.gathering import gather
@@ -311,9 +311,9 @@ def import_(
     """
     from harness.errors import UserError
     from harness.files import cache_folder
-    from harness.object_store import shown
-    from harness.records import Store
-    from harness.trial import open_dataset
+    from harness.runs.trial import open_dataset
+    from harness.store.object_store import shown
+    from harness.store.records import Store
     from leaderboards.external import import_predictions, import_records, read_metadata
 
     store = Store(results)

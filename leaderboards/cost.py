@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import EvaluationRecord, Record
+from harness.store.records import EvaluationRecord, Record
 
 
 @dataclass(frozen=True)

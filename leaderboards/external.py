@@ -18,8 +18,8 @@ from harness import evaluation
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
 from harness.files import cache_folder, read_toml
-from harness.records import Record, Store
 from harness.schema import digest, dump, load, schema
+from harness.store.records import Record, Store
 
 
 @schema
@@ -77,7 +77,7 @@ def import_predictions(
     Raises:
         UserError: predictions are missing, of another size, or not index maps; the split has no masks.
     """
-    from harness.commands.score import folder_pairs
+    from harness.data.predictions import folder_pairs
     from harness.data.verify import preflight
 
     split, info = metadata.split, dataset.info

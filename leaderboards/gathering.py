@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError
-from harness.records import EvaluationRecord, Record, Store
 from harness.registry import DATASETS, METHODS
 from harness.schema import dump
+from harness.store.records import EvaluationRecord, Record, Store
 
 
 def dataset_title(name: str) -> str:

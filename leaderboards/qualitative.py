@@ -25,8 +25,8 @@ from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpe
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
 from harness.files import cache_folder
-from harness.remote import present
 from harness.schema import load
+from harness.store.remote import present
 from leaderboards.drawing import STYLE, WIDTH, Entries, caption, entries_of, entry_of, standing
 from leaderboards.tables import Row
 
@@ -81,7 +81,7 @@ def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu
     from harness import evaluation
     from harness.networks import load_network
     from harness.recipes import resolve
-    from harness.trial import choose_device
+    from harness.runs.trial import choose_device
 
     on, spec = choose_device(device), run.data["spec"]
     method = load_network(resolve(row.recipe, row.records[0].data["overrides"]), on, checkpoint, None)
@@ -92,7 +92,7 @@ def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu
 
 def weak_label_of(row: Row, image_id: str, mask: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """``(H, W)`` uint8 weak label as the row's recipe draws or reads it; None for tags and pseudo labels."""
-    from harness.data.weak_labels import simulate
+    from harness.data.weak_labels import simulate_as
 
     recipe = row.records[0].recipe
     if row.supervision == "image" or recipe.get("labels_from") or "labels" not in recipe:
@@ -100,22 +100,13 @@ def weak_label_of(row: Row, image_id: str, mask: np.ndarray, dataset: Dataset) -
     spec = load(LabelSpec, recipe["labels"], row.recipe)
     if row.supervision == "full":
         return mask
+    supervision = recipe["supervision"]
     if spec.source == "official":
         try:
-            return dataset.read_official_label(image_id, row.records[0].recipe["supervision"], spec)
+            return dataset.read_official_label(image_id, supervision, spec)
         except UserError:  # annotators did not label this split
             return None
-    return simulate(
-        mask,
-        row.records[0].recipe["supervision"],
-        image_id=image_id,
-        seed=spec.seed,
-        num_classes=dataset.info.num_classes,
-        background=dataset.info.background,
-        stroke=spec.stroke,
-        block_share=spec.block_share,
-        box_inside=spec.box_inside,
-    )
+    return simulate_as(spec, dataset.info, mask, supervision, image_id)
 
 
 # --- colours ---------------------------------------------------------------------------------------------
@@ -302,7 +293,7 @@ def draw(
         device: where networks run.
         say: called with a sentence for what is left out.
     """
-    from harness.trial import open_dataset
+    from harness.runs.trial import open_dataset
 
     shown = [row for row in standing(rows) if row.output == "segmentation"]
 

@@ -19,7 +19,7 @@ import harness
 from harness.errors import UserError, nearest
 from harness.files import whole_file
 from harness.provenance import code
-from harness.records import Store
+from harness.store.records import Store
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
 from leaderboards.columns import NOTES, Section, explained, sections

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from harness.data.base import SUPERVISIONS
-from harness.records import EvaluationRecord, PerImage, Record
 from harness.schema import dump
+from harness.store.records import EvaluationRecord, PerImage, Record
 from leaderboards.cost import Cost, cost_of
 from leaderboards.gathering import Current, identity, lines_of, method_title, stale_reason, weak_label
 from leaderboards.published import Published, published

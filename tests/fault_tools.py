@@ -17,17 +17,23 @@ from typing import Any
 
 import harness.commands.run
 import harness.evaluation
-import harness.execution
 import harness.files
 import harness.nn.encoders
+import harness.runs.execution
 import harness.training
 from harness.cli import cli, invoke
 from harness.files import read_json
-from harness.locks import HOLDER
+from harness.store.locks import HOLDER
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["harness.commands.run", "harness.execution", "harness.nn.encoders", "methods.agmm", "methods.baselines"]
+    [
+        "harness.commands.run",
+        "harness.runs.execution",
+        "harness.nn.encoders",
+        "methods.agmm",
+        "methods.baselines",
+    ]
 )
 
 

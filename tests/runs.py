@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from harness.cli import cli, invoke
-from harness.records import Record, Store
+from harness.store.records import Record, Store
 
 RECIPE = "agmm/mini-scribble"
 #: Fewer steps of smaller batches; everything else is the recipe's.

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from harness.commands.labels import labels, show
-from harness.commands.options import DATA_ROOT, together
-
-if TYPE_CHECKING:
-    from harness.data.base import Dataset
+from harness.commands.options import DATA_ROOT, opened, together
 
 PROCESSES = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes (checks: threads)."
@@ -28,14 +24,6 @@ def data() -> None:
 
 data.add_command(labels)
 data.add_command(show)
-
-
-def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
-    """The data set under the roots given, or the generated one in the cache."""
-    from harness.files import cache_folder
-    from harness.trial import open_dataset
-
-    return open_dataset(name, data_roots, cache_folder())
 
 
 @data.command(

@@ -166,7 +166,7 @@ def doctor(data_roots: tuple[str, ...]) -> None:
     from harness.errors import UserError
     from harness.files import cache_folder
     from harness.registry import DATASETS, METHODS
-    from harness.trial import open_dataset
+    from harness.runs.trial import open_dataset
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = provenance.hardware(device) | provenance.code()

@@ -74,7 +74,7 @@ def export(
     from harness.files import cache_folder, sha256_of, write_json
     from harness.networks import load_network
     from harness.recipes import parse_overrides, resolve
-    from harness.trial import choose_device, open_dataset
+    from harness.runs.trial import choose_device, open_dataset
 
     overrides = parse_overrides(assignments)
     resolved = resolve(recipe, overrides)

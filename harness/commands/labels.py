@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import DATA_ROOT, together
+from harness.commands.options import DATA_ROOT, opened, together
 
 _KINDS = ("scribble", "point", "block", "box", "image")
 _FORMATS = ("png", "xml", "polyline", "clicks", "voc-boxes", "coco-boxes", "onehot")
@@ -77,7 +77,6 @@ def labels(
     Writes <id>.png (class, 255 not annotated), labels.json and statistics.png, how much of each class is
     labelled and how far from boundaries. Recipes read the folder as official PNGs.
     """
-    from harness.commands.data import opened
     from harness.data.base import LabelSpec
     from harness.data.label_making import FILE_UNLABELLED, Making, make_labels
     from harness.schema import load
@@ -176,7 +175,6 @@ def show(
     data_roots: tuple[str, ...],
 ) -> None:
     """Draw a contact sheet: picture, mask, each weak label."""
-    from harness.commands.data import opened
     from harness.data.contact_sheet import contact_sheet, save
     from harness.errors import UserError, nearest
 

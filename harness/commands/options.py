@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from harness.errors import UserError
-from harness.object_store import is_uri
+from harness.store.object_store import is_uri
+
+if TYPE_CHECKING:
+    from harness.data.base import Dataset
 
 
 class Number(click.ParamType):
@@ -208,8 +211,8 @@ def shares(
 def execution(function: Callable[..., Any]) -> Callable[..., Any]:
     """All options of where and how trials run.
 
-    The decorated function receives them as ``options`` (:class:`harness.trial.Options`) and
-    ``resources`` (:class:`harness.execution.Resources`; None with ``--local``).
+    The decorated function receives them as ``options`` (:class:`harness.runs.trial.Options`) and
+    ``resources`` (:class:`harness.runs.execution.Resources`; None with ``--local``).
     """
 
     @together(*_EXECUTION)
@@ -231,8 +234,8 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         track: tuple[str, ...],
         **own: Any,
     ) -> Any:
-        from harness.execution import Resources
-        from harness.trial import Options, choose_device
+        from harness.cluster.session import Resources
+        from harness.runs.trial import Options, choose_device
 
         cuda = choose_device(device).type == "cuda"
         processes, gpus = shares(gpus_per_trial, processes_per_trial, cuda, local)
@@ -270,3 +273,11 @@ def _absolute(root: str) -> str:
     if equals and not Path(root).exists():
         return f"{name}={Path(path).expanduser().absolute()}"
     return str(Path(root).expanduser().absolute())
+
+
+def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
+    """The data set under the roots given, or the generated one in the cache."""
+    from harness.files import cache_folder
+    from harness.runs.trial import open_dataset
+
+    return open_dataset(name, data_roots, cache_folder())

@@ -13,8 +13,8 @@ from harness.commands.options import SET, execution
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.execution import Resources
-    from harness.trial import Options, Trial
+    from harness.cluster.session import Resources
+    from harness.runs.trial import Options, Trial
 
 
 @click.command(
@@ -62,8 +62,8 @@ def run(
     TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*') or suites (mini). Everything that
     can go wrong before training is checked first: data, labels, weights, configuration.
     """
-    from harness.execution import execute, plan
     from harness.recipes import parse_overrides
+    from harness.runs.execution import execute, plan
 
     trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
     if dry_run and smoke:
@@ -85,8 +85,8 @@ def run(
 
 def _try(trials: Sequence[Trial], options: Options, resources: Resources | None) -> int:
     """Try every recipe and print what was found."""
-    from harness.smoke import smoke
-    from harness.smoke_report import folder, table
+    from harness.cost.smoke import smoke
+    from harness.cost.smoke_report import folder, table
 
     rows = smoke(trials, options, resources)
     click.echo(table(rows))
@@ -100,9 +100,9 @@ def _try(trials: Sequence[Trial], options: Options, resources: Resources | None)
 
 def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
     """Print what a run would do."""
-    from harness.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.cost.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.cost.smoke_report import duration
     from harness.recipes import resolve
-    from harness.smoke_report import duration
 
     rows = forecast(trials, options)
     table = [

@@ -61,8 +61,8 @@ def evaluate(
 ) -> int:
     """Score a folder of predictions, a checkpoint, or finished records by another protocol."""
     from harness.recipes import parse_overrides, resolve
+    from harness.runs.trial import Options, open_dataset
     from harness.specs import EvaluationSpec
-    from harness.trial import Options, open_dataset
 
     options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
     if predictions is not None:
@@ -106,6 +106,7 @@ def _print(figures: dict[str, Any], title: str) -> None:
 
 def _score_folder(dataset: Dataset, folder: Path, split: str) -> None:
     """Score label maps of any origin."""
+    from harness.data.predictions import folder_pairs
     from harness.evaluation import gather, protocol, summarise
 
     counts = gather(folder_pairs(dataset, folder, split), dataset.info.num_classes)
@@ -115,41 +116,11 @@ def _score_folder(dataset: Dataset, folder: Path, split: str) -> None:
     )
 
 
-def folder_pairs(dataset: Dataset, folder: Path, split: str) -> Iterator[tuple[str, Any, Any]]:
-    """(id, prediction, mask) of every picture of a split, from ``<folder>/<id>.png``.
-
-    Raises:
-        UserError: the folder or a prediction is missing, of another size, or not an index map.
-    """
-    from harness.data.images import read_index
-
-    if not folder.is_dir():
-        raise UserError("no folder of predictions", where=folder, remedy="check --predictions")
-    ids = dataset.ids(split)
-    missing = [i for i in ids if not (folder / f"{i}.png").exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(ids)} predictions are missing, the first is {missing[0]}.png",
-            where=folder,
-            remedy=f"write one <id>.png for every picture of {split}",
-        )
-    for image_id in ids:
-        prediction, mask = read_index(folder / f"{image_id}.png"), dataset.read_mask(image_id, split)
-        if prediction.shape != mask.shape:
-            (h, w), (rows, columns) = prediction.shape, mask.shape
-            raise UserError(
-                f"the prediction is {w}x{h} pixels, its mask {columns}x{rows}",
-                where=folder / f"{image_id}.png",
-                remedy="write predictions at the size of the picture",
-            )
-        yield image_id, prediction, mask
-
-
 def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]) -> int:
     """Add an evaluation to every finished record of a recipe."""
     from harness.networks import build_method
-    from harness.running import evaluate_into_record
-    from harness.trial import Trial, prepare
+    from harness.runs.running import evaluate_into_record
+    from harness.runs.trial import Trial, prepare
 
     store = options.store
     found = [r for r in store.records(name) if r.finished and r.data["overrides"] == overrides]
@@ -183,8 +154,8 @@ def _score_checkpoint(
     from harness.data.verify import preflight
     from harness.files import sha256_of, write_json
     from harness.networks import load_network
+    from harness.runs.trial import choose_device, open_dataset
     from harness.schema import dump
-    from harness.trial import choose_device, open_dataset
 
     dataset = open_dataset(resolved.recipe.dataset, options.data_roots, options.cache)
     fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]
@@ -275,7 +246,7 @@ def predict(
 def recorded_checkpoint(recipe: str, seed: int, results: Path | str, overrides: dict[str, Any]) -> Path:
     """The checkpoint of a recipe's finished record. Raises UserError when there is none."""
     from harness.recipes import resolve
-    from harness.records import Store
+    from harness.store.records import Store
 
     resolve(recipe, overrides)  # an unknown recipe is a clearer error than a missing record
     store = Store(results)

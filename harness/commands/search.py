@@ -13,10 +13,10 @@ from harness.commands.options import SET, execution
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from harness.execution import Resources
-    from harness.objective import Event, Job
-    from harness.search import Study
-    from harness.trial import Options
+    from harness.cluster.session import Resources
+    from harness.runs.trial import Options
+    from harness.search.objective import Event, Job
+    from harness.search.study import Study
 
 
 @click.command(
@@ -85,10 +85,10 @@ def search(
     is mIoU on a part of the training split that no trial trains on.
     """
     from harness.recipes import parse_overrides
-    from harness.search import open_study, search_local, search_ray
-    from harness.search_plan import plan_search
-    from harness.search_report import run_line, verdict, write_plots, write_tables
-    from harness.trackers import require
+    from harness.search.plan import plan_search
+    from harness.search.report import run_line, verdict, write_plots, write_tables
+    from harness.search.study import open_study, search_local, search_ray
+    from harness.watching.trackers import require
 
     plan = plan_search(
         recipe,
@@ -136,7 +136,7 @@ class _Display:
     """The board of a search: its trials, and how they ended; keeps the tables up to date."""
 
     def __init__(self, study: Study) -> None:
-        from harness.live import Board
+        from harness.watching.board import Board
 
         self.study = study
         states = ("finished", "pruned", "diverged", "failed")
@@ -148,8 +148,8 @@ class _Display:
 
     def update(self, job: Job, event: Event) -> None:
         """A trial has come to a step, or was measured."""
-        from harness.live import Work
         from harness.training import Status
+        from harness.watching.board import Work
 
         status = event.status or Status(event.step, event.total, 0.0)
         if event.values:
@@ -159,7 +159,7 @@ class _Display:
 
     def end(self, trial: FrozenTrial) -> None:
         """A trial has ended."""
-        from harness.search_report import trial_state, write_tables
+        from harness.search.report import trial_state, write_tables
 
         state = trial_state(trial)
         values = " ".join(

@@ -198,17 +198,7 @@ def _label(
         return label_tools.n_clicks(
             mask, making.clicks, image_id=image_id, seed=spec.seed, num_classes=info.num_classes
         )
-    return weak_labels.simulate(
-        mask,
-        making.kind,
-        image_id=image_id,
-        seed=spec.seed,
-        num_classes=info.num_classes,
-        background=info.background,
-        stroke=spec.stroke,
-        block_share=spec.block_share,
-        box_inside=spec.box_inside,
-    )
+    return weak_labels.simulate_as(spec, info, mask, making.kind, image_id)
 
 
 def _place(dataset: Dataset, making: Making, usual: str) -> Path:

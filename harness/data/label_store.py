@@ -223,17 +223,8 @@ def _one_file(folder: Path, image_id: str) -> tuple[Path, ...]:
 def _simulated(
     dataset: Dataset, split: str, supervision: Supervision, spec: LabelSpec, image_id: str
 ) -> np.ndarray:
-    return weak_labels.simulate(
-        dataset.read_mask(image_id, split),
-        supervision,
-        image_id=image_id,
-        seed=spec.seed,
-        num_classes=dataset.info.num_classes,
-        background=dataset.info.background,
-        stroke=spec.stroke,
-        block_share=spec.block_share,
-        box_inside=spec.box_inside,
-    )
+    mask = dataset.read_mask(image_id, split)
+    return weak_labels.simulate_as(spec, dataset.info, mask, supervision, image_id)
 
 
 def _official(dataset: Dataset, supervision: Supervision, spec: LabelSpec, image_id: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from harness.data.annotations import Stroke, draw_clicks, draw_strokes
-from harness.data.base import IGNORE, UNLABELLED, BoxInside, Supervision
+from harness.data.base import IGNORE, UNLABELLED, BoxInside, DatasetInfo, LabelSpec, Supervision
 from harness.errors import UserError
 
 #: Part of the digest of prepared labels; raised whenever equal masks may give other labels.
@@ -115,6 +115,23 @@ def simulated_tags(
         objects[background] = 0
         tags |= objects
     return tags
+
+
+def simulate_as(
+    spec: LabelSpec, info: DatasetInfo, mask: np.ndarray, supervision: Supervision, image_id: str
+) -> np.ndarray:
+    """:func:`simulate` with the values of a recipe and of a data set."""
+    return simulate(
+        mask,
+        supervision,
+        image_id=image_id,
+        seed=spec.seed,
+        num_classes=info.num_classes,
+        background=info.background,
+        stroke=spec.stroke,
+        block_share=spec.block_share,
+        box_inside=spec.box_inside,
+    )
 
 
 def simulate(

@@ -9,8 +9,8 @@ import pytest
 
 from harness.cli import cli, invoke
 from harness.data.miniatures import write_miniature
-from harness.records import Store
 from harness.registry import DATASETS
+from harness.store.records import Store
 
 #: What makes a run of a paper's recipe small; everything else is the recipe's.
 SMALL = {

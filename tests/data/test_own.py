@@ -14,8 +14,8 @@ from harness.data import mini_scenes
 from harness.data.images import write_index
 from harness.data.own import describe, register
 from harness.errors import UserError
-from harness.records import Store
 from harness.registry import DATASETS
+from harness.store.records import Store
 
 TOML = """
 title = "Things on a table"

@@ -15,15 +15,15 @@ from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
 import harness.data.loader
 import harness.evaluation
-import harness.execution
+import harness.runs.execution
 import harness.training
 from harness import faults, files
 from harness.errors import NonFiniteLossError, UserError
-from harness.execution import run_local
-from harness.locks import Elsewhere, is_free, trial_lock
 from harness.recipes import parse_overrides, resolve
-from harness.records import Store
-from harness.trial import Options, Trial, prepare
+from harness.runs.execution import run_local
+from harness.runs.trial import Options, Trial, prepare
+from harness.store.locks import Elsewhere, is_free, trial_lock
+from harness.store.records import Store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fault_tools import die_at, drafts, driver, exit_code, wait_for
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
 from harness.files import read_json
-from harness.records import Store
+from harness.store.records import Store
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def _slow(results, log, number, ends) -> None:
     from fault_tools import At, die
 
     import harness.training
-    from harness.records import Store as Records
+    from harness.store.records import Store as Records
 
     write = Records.write_record
 

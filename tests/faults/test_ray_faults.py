@@ -11,11 +11,12 @@ import pytest
 from fault_tools import drafts, driver, exit_code, holders, wait_for
 from runs import RECIPE, TINY, assert_same_numbers, wsss
 
-from harness.execution import Resources, execute
-from harness.locks import is_free
+from harness.cluster.session import Resources
 from harness.recipes import parse_overrides
-from harness.records import Store
-from harness.trial import Options, Trial
+from harness.runs.execution import execute
+from harness.runs.trial import Options, Trial
+from harness.store.locks import is_free
+from harness.store.records import Store
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 import harness.evaluation
 import harness.training
 from harness import interruption
-from harness.records import Store
+from harness.store.records import Store
 
 pytestmark = pytest.mark.slow
 

@@ -22,10 +22,10 @@ from harness.batch import Progress
 from harness.data.mini import Mini
 from harness.errors import NonFiniteLossError, UserError
 from harness.recipes import resolve
+from harness.runs.trial import Options, check_processes
 from harness.schema import load
 from harness.specs import BatchSpec, Recipe
 from harness.training import Trainer
-from harness.trial import Options, check_processes
 
 WORLD = 2
 GROUPS = 4

@@ -22,7 +22,7 @@ from harness.evaluation import (
     protocols,
     summarise,
 )
-from harness.records import PerImage
+from harness.store.records import PerImage
 
 
 @pytest.fixture(scope="module")

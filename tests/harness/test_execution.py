@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import execution
+from harness.cluster import session
+from harness.cluster.session import Resources
 from harness.errors import UserError
-from harness.execution import Outcome, Resources, execute, plan, waves
-from harness.trial import Options, Trial, source_of
+from harness.runs import execution
+from harness.runs.execution import execute, plan, waves
+from harness.runs.trial import Options, Outcome, Trial, source_of
 
 
 def test_a_plan_is_every_recipe_with_every_seed():
@@ -84,14 +86,14 @@ def test_trials_are_equal_by_value():
 def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch, tmp_path):
     options = Options(results=tmp_path, device="cpu")
     trial = Trial("pce/mini-point", 0)
-    monkeypatch.setattr("harness.ray_trials.run_trials", lambda *arguments: None)
+    monkeypatch.setattr("harness.cluster.trials.run_trials", lambda *arguments: None)
     with ExitStack() as session, pytest.raises(KeyboardInterrupt):
         rounds = execution.Rounds([trial], options, Resources(), session)
         execution.run_ray([execution.prepare(trial, options)], Resources(), rounds)
 
 
 def test_the_queue_shows_every_recipe_early_and_keeps_no_long_trial_for_the_end():
-    from harness.ray_trials import Queue
+    from harness.cluster.trials import Queue
 
     def trial(name, seed, cost):
         options = Options(device="cpu")
@@ -124,5 +126,5 @@ def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):
 
     monkeypatch.setattr(ray, "init", slow)
     with pytest.raises(UserError, match="Ray did not start: The current node timed out") as caught:
-        execution.start_ray(Resources())
+        session.start_ray(Resources())
     assert "--local" in str(caught.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.evaluation import iou_from_counts
-from harness.records import SCHEMA, Store
+from harness.store.records import SCHEMA, Store
 from leaderboards.gathering import gather
 from leaderboards.html_report import html_report
 from leaderboards.published import published

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.cli import cli, invoke
-from harness.records import Record, Store
+from harness.store.records import Record, Store
 
 RECIPE = "agmm/mini-scribble"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from harness.cli import cli, invoke
-from harness.records import Store
+from harness.store.records import Store
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

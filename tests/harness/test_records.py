@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.files import whole_file, write_json
-from harness.records import PerImage, Store, read_arrays
+from harness.store.records import PerImage, Store, read_arrays
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

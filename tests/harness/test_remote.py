@@ -14,13 +14,13 @@ import pyarrow.fs
 import pytest
 from watched_store import Killed, Watched, names_below
 
-from harness import driver_claim, object_store, remote
-from harness.driver_claim import only_driver
 from harness.errors import UserError
 from harness.files import write_json
-from harness.object_store import Files, is_uri, shown
-from harness.records import PerImage, Store
-from harness.remote import Mirror, for_work
+from harness.store import driver_claim, object_store, remote
+from harness.store.driver_claim import only_driver
+from harness.store.object_store import Files, is_uri, shown
+from harness.store.records import PerImage, Store
+from harness.store.remote import Mirror, for_work
 
 
 @pytest.fixture(params=["s3", "hdfs"])

@@ -16,7 +16,7 @@ import pytest
 from watched_store import names_below
 
 from harness.cli import cli, invoke
-from harness.records import Store
+from harness.store.records import Store
 
 RECIPE = "agmm/mini-scribble"
 TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "crop=48"]

@@ -18,7 +18,7 @@ from PIL import Image
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, weights, wsss
 
 from harness.data.mini import Mini
-from harness.records import Store
+from harness.store.records import Store
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,18 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-import harness.search
-import harness.search_plan
+import harness.search.plan
+import harness.search.study
 from harness.cli import cli, invoke
 from harness.data.mini import Mini
 from harness.errors import UserError
-from harness.objective import END, HELD_OUT, Event, held_out, measure
 from harness.recipes import parse_overrides, resolve
 from harness.registry import METHODS
-from harness.search import best_trial, open_study, search_local
-from harness.search_plan import grid_values, plan_search
-from harness.search_report import best_overrides, run_line, verdict, write_plots, write_tables
-from harness.trial import Options
+from harness.runs.trial import Options
+from harness.search.objective import END, HELD_OUT, Event, held_out, measure
+from harness.search.plan import grid_values, plan_search
+from harness.search.report import best_overrides, run_line, verdict, write_plots, write_tables
+from harness.search.study import best_trial, open_study, search_local
 
 RECIPE = "pce/mini-scribble"
 TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}
@@ -65,7 +65,7 @@ def pretend(job, again=False):
 @pytest.fixture
 def quick(monkeypatch):
     """Trials cost nothing."""
-    monkeypatch.setattr(harness.search, "events", pretend)
+    monkeypatch.setattr(harness.search.study, "events", pretend)
 
 
 def plan(options, trials=12, **changes):
@@ -172,7 +172,7 @@ def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(opti
         else:
             yield from pretend(job)
 
-    monkeypatch.setattr(harness.search, "events", events)
+    monkeypatch.setattr(harness.search.study, "events", events)
     search = plan(options, 8, sampler="random")
     states = [t[1] for t in finish(search)]
     assert states.count("FAIL") == 1
@@ -240,7 +240,7 @@ def test_nothing_is_tried_twice_and_a_space_can_be_exhausted(options, monkeypatc
     def events(job, again=False):
         yield Event(values=((END, 50 + job.trial.overrides["config.dropout"]),))
 
-    monkeypatch.setattr(harness.search, "events", events)
+    monkeypatch.setattr(harness.search.study, "events", events)
     monkeypatch.setitem(METHODS._registered, "pce", type("Changed", (Coins, METHODS.get("pce")), {}))
     search = plan(options, 9, sampler="tpe", scheduler="none")
     rows = finish(search)
@@ -290,10 +290,10 @@ def jobs(plan):
 
 
 def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, monkeypatch):
-    import harness.objective
+    import harness.search.objective
 
     seen, scored = set(), []
-    real = harness.objective.evaluation.predictions
+    real = harness.search.objective.evaluation.predictions
 
     def spy(*arguments, ids, **keywords):
         scored.append(tuple(ids))
@@ -309,10 +309,10 @@ def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, 
     search = plan(options, 1, share=0.25)
     dataset = Mini(options.data_roots[0])
     ids = dataset.ids("train")
-    prepared = harness.objective.prepare(jobs(search)[0].trial, options)
+    prepared = harness.search.objective.prepare(jobs(search)[0].trial, options)
     expected = {i: t.tolist() for i, t in zip(ids, prepared.labels.tags.astype(float), strict=True)}
     monkeypatch.setitem(METHODS._registered, "pce", Watched)
-    monkeypatch.setattr(harness.objective.evaluation, "predictions", spy)
+    monkeypatch.setattr(harness.search.objective.evaluation, "predictions", spy)
     (job,) = jobs(search)
     events = list(measure(job))
     kept = {i for i, m in zip(ids, held_out(ids, 0.25), strict=True) if not m}
@@ -454,7 +454,7 @@ def test_a_method_needs_a_space_over_its_own_keys(options, monkeypatch):
 
 
 def test_a_missing_sampler_package_is_named(options, monkeypatch):
-    monkeypatch.setattr(harness.search_plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness.search.plan.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install cmaes"):
         plan(options, sampler="cmaes")
 

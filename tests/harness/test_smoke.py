@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from harness import provenance, smoke
+from harness import provenance
 from harness.cli import cli, invoke
+from harness.cluster.session import Resources
+from harness.cost import smoke
+from harness.cost.smoke import ROW, STAND_IN, STEPS, segments
+from harness.cost.smoke_report import Pass, Phase, Row, read, table, write
+from harness.cost.stand_in import bands, stand_in_labels
 from harness.data.base import UNLABELLED
 from harness.data.images import read_index
 from harness.data.mini import Mini
-from harness.execution import Resources, plan
-from harness.records import Store
-from harness.smoke import ROW, STAND_IN, STEPS, segments
-from harness.smoke_report import Pass, Phase, Row, read, table, write
-from harness.stand_in import bands, stand_in_labels
+from harness.runs.execution import plan
+from harness.runs.trial import Options, Trial, exported, prepare
+from harness.store.records import Store
 from harness.training import Trainer
-from harness.trial import Options, Trial, exported, prepare
 from methods.agmm import AGMM
 
 RECIPE = "agmm/mini-scribble"

@@ -12,17 +12,19 @@ import pytest
 import torch
 from fake_trackers import FakeMLflow, FakeWandB, events_of, tensorboard_points
 
-from harness import distributed, tracking
+from harness import distributed
 from harness.cli import cli, invoke
 from harness.errors import UserError
-from harness.objective import END, choose_objective, events
 from harness.recipes import resolve
-from harness.running import run
+from harness.runs.running import run
+from harness.runs.tracked import allocated_mib
+from harness.runs.trial import Options, Trial, prepare
 from harness.schema import digest
-from harness.trackers import TRACKERS, Subject, flat, require
-from harness.tracking import Following, read_history
+from harness.search.objective import END, choose_objective, events
 from harness.training import History, Status
-from harness.trial import Options, Trial, prepare
+from harness.watching import following
+from harness.watching.following import Following, read_history
+from harness.watching.trackers import TRACKERS, Subject, flat, require
 
 ROWS = range(10, 101, 10)
 
@@ -144,7 +146,7 @@ def test_every_point_is_given_once(place):
     ],
 )
 def test_a_resumed_run_has_every_point_once(place, starts, killed, delivering, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0 if delivering == "at once" else 1e9)
+    monkeypatch.setattr(following, "FLUSH_SECONDS", 0.0 if delivering == "at once" else 1e9)
     for resumed, upto in starts:
         follow(place, resumed, upto, killed=killed and upto < 100)
     assert_every_point_once(place)
@@ -152,7 +154,7 @@ def test_a_resumed_run_has_every_point_once(place, starts, killed, delivering, m
 
 @pytest.mark.parametrize("delivering", ["at once", "late"])
 def test_a_run_killed_after_its_training_has_every_point_once(place, delivering, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0 if delivering == "at once" else 1e9)
+    monkeypatch.setattr(following, "FLUSH_SECONDS", 0.0 if delivering == "at once" else 1e9)
     follow(place, killed=True)
     follow(place, resumed=100)
     follow(place, resumed=100)
@@ -180,7 +182,7 @@ def test_a_damaged_state_only_begins_anew(place):
 
 
 def test_a_tracker_that_fails_is_told_once_and_given_everything_at_the_next_start(place, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(following, "FLUSH_SECONDS", 0.0)
     if place.service is None:
         from tensorboardX.event_file_writer import EventsWriter
 
@@ -211,7 +213,7 @@ def test_one_that_fails_does_not_hold_up_the_others(place, wandb, tmp_path):
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_rows_that_died_with_the_process_of_wandb_are_given_again(tmp_path, wandb, offline, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(following, "FLUSH_SECONDS", 0.0)
     one = SimpleNamespace(name="wandb", root=tmp_path)
     follow(one, 0, 30, killed=True)
     wandb.losing, wandb.offline = True, offline
@@ -395,14 +397,14 @@ def test_a_trial_says_what_the_table_shows(plain):
 def test_memory_is_read_from_the_allocator_and_on_gpus_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 3 * 2**20)
-    assert tracking.allocated_mib(torch.device("cpu")) is None
+    assert allocated_mib(torch.device("cpu")) is None
     assert not asked
-    assert tracking.allocated_mib(torch.device("cuda", 1)) == 3.0
+    assert allocated_mib(torch.device("cuda", 1)) == 3.0
     assert asked == [torch.device("cuda", 1)]
 
 
 def test_the_trials_of_a_search_are_followed_too(tmp_path, small):
-    from harness.objective import HELD_OUT, Job
+    from harness.search.objective import HELD_OUT, Job
 
     options = Options(tmp_path / "results", (str(small),), device="cpu", trackers=("tensorboard",))
     trial = Trial("pce/mini-scribble", 0, TINY)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic import Factory
 
-from harness.records import Store
+from harness.store.records import Store
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import numpy as np
 
 from harness import evaluation
 from harness.recipes import Resolved
-from harness.records import PerImage, Record, Store
 from harness.schema import digest, dump
 from harness.specs import Recipe
+from harness.store.records import PerImage, Record, Store
 
 CLASSES = ("background", "disc", "ring", "cross")
 

@@ -13,9 +13,9 @@ from synthetic import CLASSES, Factory
 from harness.cli import invoke
 from harness.errors import UserError
 from harness.files import cache_folder
-from harness.records import PerImage, Store
+from harness.runs.trial import open_dataset
 from harness.specs import EvaluationSpec
-from harness.trial import open_dataset
+from harness.store.records import PerImage, Store
 from leaderboards.claims import judge, read
 from leaderboards.commands import compare as compare_command
 from leaderboards.commands import import_ as import_command

@@ -12,8 +12,8 @@ from synthetic import Factory, counts
 from harness.data.base import UNLABELLED
 from harness.data.images import save_index
 from harness.files import cache_folder
-from harness.records import PerImage
-from harness.trial import open_dataset
+from harness.runs.trial import open_dataset
+from harness.store.records import PerImage
 from leaderboards.gathering import gather
 from leaderboards.qualitative import (
     ERRORS,

@@ -11,8 +11,8 @@ import pytest
 from synthetic import Factory
 
 from harness.errors import UserError
-from harness.records import Store
 from harness.specs import EvaluationSpec
+from harness.store.records import Store
 from leaderboards.report import markdown, write_leaderboard
 from leaderboards.tables import Row
 from leaderboards.text import mean_text, number

@@ -12,7 +12,7 @@ from synthetic import counts
 
 from harness.errors import UserError
 from harness.evaluation import iou_from_counts
-from harness.records import PerImage
+from harness.store.records import PerImage
 from leaderboards import statistics
 from leaderboards.statistics import (
     aligned,

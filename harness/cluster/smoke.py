@@ -12,13 +12,13 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from harness import distributed
-from harness.execution import Resources
-from harness.ranks import free_address, placed
-from harness.smoke_report import Row
-from harness.trial import choose_device
+from harness.cluster.ranks import free_address, placed
+from harness.cluster.session import Resources
+from harness.cost.smoke_report import Row
+from harness.runs.trial import choose_device
 
 if TYPE_CHECKING:
-    from harness.smoke import Job
+    from harness.cost.smoke import Job
 
 #: Seconds between looks at what has room to start.
 POLL = 0.5

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.errors import UserError
-from harness.object_store import Files
+from harness.store.object_store import Files
 
 NAME = "driver.json"
 #: Seconds between two signs of life.

@@ -21,8 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import distributed
 from harness.faults import TransientFault
-from harness.running import run, write_trace
-from harness.trial import Options, Prepared, Trial, prepare
+from harness.runs.running import run, write_trace
+from harness.runs.trial import Options, Prepared, Trial, prepare
 
 #: Seconds that rank 0 may take to notice by itself that another rank has died, before it ends too.
 GRACE = 20.0

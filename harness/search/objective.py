@@ -8,7 +8,7 @@ protocol as the recipe's own number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from harness import evaluation, faults, interruption
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import read_json, write_json
-from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method
 from harness.recipes import resolve
-from harness.running import write_trace
+from harness.runs.running import write_trace
+from harness.runs.tracked import allocated_mib, subject_of
+from harness.runs.trial import Options, Prepared, Trial, prepare
 from harness.schema import digest, dump
 from harness.specs import EvaluationSpec, Recipe
-from harness.trackers import Point
-from harness.tracking import allocated_mib, following_search
+from harness.store.locks import Elsewhere, trial_lock
 from harness.training import Status, Trainer
-from harness.trial import Options, Trial, prepare
+from harness.watching.following import Following
+from harness.watching.trackers import Point
 
 #: Name of the objective split that is cut from the training split.
 HELD_OUT = "held-out"
@@ -232,7 +233,7 @@ def _measure(job: Job) -> Iterator[Event]:
 
     trainer.resume()
     at_row = trainer.step % trainer.log_every == 0  # nothing is measured between two rows
-    with following_search(job, prepared, measured) as following:
+    with _following(job, prepared, measured) as following:
         with interruption.at_boundaries():
             if trainer.step and at_row and due():  # stopped between a checkpoint and its measurement
                 yield score(due())
@@ -244,6 +245,21 @@ def _measure(job: Job) -> Iterator[Event]:
                     following.flush()
                     yield event
         yield score([END])
+
+
+def _following(job: Job, prepared: Prepared, values: Callable[[], Sequence[Point]]) -> Following:
+    """The trackers of one trial of a search; its points are the measured objective."""
+    plain = subject_of(prepared)
+    study = job.folder.parent.parent.name
+    subject = replace(
+        plain,
+        path=f"search/{job.trial.name}/{study}/trial-{job.number:04d}",
+        group=f"search {job.trial.name} {study}",
+        folder=job.folder,
+        values={**plain.values, "objective": job.objective.stamp},
+        metrics=("objective/miou",),
+    )
+    return Following(job.options.trackers, subject, values)
 
 
 def events(job: Job, *, again: bool = False) -> Iterator[Event]:

@@ -7,13 +7,11 @@ trial whose worker dies is started again and goes on from its last checkpoint.
 from __future__ import annotations
 
 import gc
-import logging
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -22,50 +20,18 @@ import torch
 from tqdm import tqdm
 
 from harness import faults, interruption
-from harness.apart import run_apart
+from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
-from harness.live import Display
-from harness.locks import Elsewhere, is_free
 from harness.recipes import expand
-from harness.running import record_failure, run
-from harness.trackers import require
-from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.runs.apart import run_apart
+from harness.runs.display import Display
+from harness.runs.running import record_failure, run
+from harness.runs.trial import Options, Outcome, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.store.locks import Elsewhere, is_free
+from harness.watching.trackers import require
 
-#: Seconds between two reports of a running trial.
-REPORT_SECONDS = 1.0
 #: Seconds between two looks at trials that another driver runs.
 POLL_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What trials may use.
-
-    Attributes:
-        cpus_per_process: cores of each process of a trial, its loader workers included.
-        gpus_per_process: GPUs of each process of a trial; a fraction lets trials share one (bookkeeping,
-            not a limit of memory).
-        max_concurrent: most trials at a time; as many as fit by default.
-        address: a running Ray cluster to join; a local Ray starts without it.
-        retries: how often a trial whose worker died, or met a transient fault, is started again.
-    """
-
-    cpus_per_process: float = 1.0
-    gpus_per_process: float = 0.0
-    max_concurrent: int | None = None
-    address: str | None = None
-    retries: int = faults.RETRIES
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
-    ``busy`` while another process runs it."""
-
-    trial: Trial
-    status: str
-    reason: str = ""
-    seconds: float = 0.0
 
 
 def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any]) -> list[Trial]:
@@ -290,7 +256,7 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) 
 
     Ray must run (:func:`ray_session`).
     """
-    from harness.ray_trials import run_trials  # imports Ray
+    from harness.cluster.trials import run_trials  # imports Ray
 
     display = Display(prepared, len(rounds.open))
     before, rounds.say = rounds.say, display.say
@@ -301,82 +267,3 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) 
         display.close()
     if any(t not in rounds.busy for t in rounds.open):
         raise interruption.error()  # Tune swallows Ctrl-C and returns when running trials have stopped
-
-
-@contextmanager
-def ray_session(resources: Resources, processes: int = 1) -> Iterator[None]:
-    """A local Ray, or a cluster joined, for the length of the block; nothing new where Ray runs already.
-
-    Arguments and errors as :func:`start_ray`.
-    """
-    mine = start_ray(resources, processes)
-    try:
-        with interruption.handled():
-            interruption.install()  # Ray has taken SIGTERM
-            yield
-    finally:
-        if mine:
-            import ray
-
-            ray.shutdown()
-
-
-def start_ray(resources: Resources, processes: int = 1) -> bool:
-    """Start a local Ray, or join a cluster; True if it was started here.
-
-    Args:
-        resources: what trials may use.
-        processes: of the largest trial.
-
-    Raises:
-        UserError: Ray is not usable here, or has too little for one trial.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody reads them; they grow with the trials
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    if resources.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            f"Ray cannot be imported: {error}", remedy="install ray[tune], or use --local"
-        ) from error
-    mine = not ray.is_initialized()
-    if mine:
-        local: dict[str, Any] = (
-            {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
-        )
-        # "local": without an address Ray would join a cluster of this machine that somebody else started.
-        start = partial(
-            ray.init,
-            address=resources.address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        try:
-            try:
-                start(**local)
-            except Exception as error:
-                if "timed out during startup" not in str(error):
-                    raise
-                start(**local)  # a busy machine; Ray waits half a minute and no longer
-        except Exception as error:  # Ray raises bare exceptions too
-            raise UserError(
-                f"Ray did not start: {(str(error).splitlines() or [type(error).__name__])[0]}",
-                where=resources.address or "a local Ray",
-                remedy="check --address, or use --local",
-            ) from error
-    there = ray.cluster_resources()
-    for kind, each in (("CPU", resources.cpus_per_process), ("GPU", resources.gpus_per_process)):
-        wanted = each * processes
-        if wanted > there.get(kind, 0):
-            if mine:
-                ray.shutdown()
-            raise UserError(
-                f"one trial asks for {wanted:g} {kind}, the cluster has {there.get(kind, 0):g}",
-                where=f"--{kind.lower()}s-per-trial",
-                remedy="ask for less",
-            )
-    return mine

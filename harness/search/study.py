@@ -27,13 +27,13 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import faults, interruption
+from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
-from harness.execution import Resources, ray_session
-from harness.objective import END, Event, Job, events
-from harness.remote import reported
+from harness.runs.trial import Trial
 from harness.schema import digest
-from harness.search_plan import SCHEDULERS, Plan, contains, grid_values
-from harness.trial import Trial
+from harness.search.objective import END, Event, Job, events
+from harness.search.plan import SCHEDULERS, Plan, contains, grid_values
+from harness.store.remote import reported
 
 #: ASHA: about one in this many goes on at each comparison. [our choice, matches the points above]
 REDUCTION = 2
@@ -378,7 +378,7 @@ def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Even
     if not study.left:
         return
     with ray_session(resources):
-        from harness.search_ray import run_search  # imports Ray
+        from harness.cluster.search import run_search  # imports Ray
 
         run_search(study, resources, progress)
         if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C

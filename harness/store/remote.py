@@ -2,9 +2,9 @@
 
 The store is the truth. A trial's folder is brought up to date before work begins in it and stored while
 and after; readers bring what tables and plots need. The order of an upload keeps the promise of
-:mod:`harness.records`: the training curve comes before the checkpoint it belongs to, JSON files after what
-they describe, ``record.json`` last of all. So a trial that was stopped in the middle of an upload is one that
-was stopped a little earlier.
+:mod:`harness.store.records`: the training curve comes before the checkpoint it belongs to, JSON files
+after what they describe, ``record.json`` last of all. So a trial that was stopped in the middle of an
+upload is one that was stopped a little earlier.
 
 Layout of a mirror, ``<cache>/stores/<digest of the URI>/``::
 
@@ -33,12 +33,12 @@ from pathlib import Path
 from filelock import Timeout
 from tqdm import tqdm
 
-from harness.driver_claim import NAME as DRIVER
 from harness.errors import UserError
 from harness.files import whole_file
-from harness.locks import HOLDER, LOCK, locked
-from harness.object_store import Files, Stamp, in_parallel
 from harness.schema import digest
+from harness.store.driver_claim import NAME as DRIVER
+from harness.store.locks import HOLDER, LOCK, locked
+from harness.store.object_store import Files, Stamp, in_parallel
 
 #: What readers need beside JSON files.
 _READ = frozenset({"history.csv", "per_image.npz", "boundary.npz", "error.txt"})

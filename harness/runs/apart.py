@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from harness import faults, interruption
-from harness.running import run
+from harness.runs.running import run
+from harness.runs.trial import Options, Prepared, Trial, prepare
 from harness.training import Status
-from harness.trial import Options, Prepared, Trial, prepare
 
 
 def run_apart(prepared: Prepared) -> Iterator[Status]:
-    """As :func:`harness.running.run`; errors of the other process are raised here.
+    """As :func:`harness.runs.running.run`; errors of the other process are raised here.
 
     Raises:
         TransientFault: the process died.

@@ -20,15 +20,15 @@ from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.files import sha256_of, whole_file
-from harness.locks import Elsewhere, trial_lock
 from harness.networks import build_method, load_weights
-from harness.records import EvaluationRecord, PerImage, Store
 from harness.registry import METHODS
+from harness.runs.tracked import tracked
+from harness.runs.trial import Prepared
 from harness.schema import dump
 from harness.specs import EvaluationSpec
-from harness.tracking import tracked
+from harness.store.locks import Elsewhere, trial_lock
+from harness.store.records import EvaluationRecord, PerImage, Store
 from harness.training import Status, Trainer
-from harness.trial import Prepared
 
 if TYPE_CHECKING:
     from methods.base import Method

@@ -1,6 +1,6 @@
 """Whole files under a URI: s3, gs, abfs, hdfs, file and ``fsspec+...``, through the filesystems of pyarrow.
 
-:class:`Files` lists, uploads and downloads; :mod:`harness.remote` decides what. On object stores a file
+:class:`Files` lists, uploads and downloads; :mod:`harness.store.remote` decides what. On object stores a file
 appears when its upload is complete; elsewhere it is written beside its place and renamed. What may pass by
 itself is tried again, everything else is a :class:`harness.errors.UserError`.
 """

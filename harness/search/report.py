@@ -19,7 +19,7 @@ from harness import provenance
 from harness.files import whole_file, write_json, write_with
 from harness.recipes import resolve
 from harness.schema import dump
-from harness.search import STATES, Study, best_trial, own_trial
+from harness.search.study import STATES, Study, best_trial, own_trial
 
 #: Version of ``search.json``.
 SCHEMA = 1

@@ -26,21 +26,22 @@ from tqdm import tqdm
 
 from harness import distributed, evaluation, faults, provenance
 from harness.boundary import BoundaryCounter
+from harness.cluster.session import Resources, ray_session
+from harness.cost.forecast import labels_ready, state_of
+from harness.cost.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
+from harness.cost.stand_in import stand_in_labels
 from harness.data.base import Dataset
 from harness.data.images import image_size
 from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
-from harness.execution import Resources, ray_session, waves
-from harness.forecast import labels_ready, state_of
 from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
+from harness.runs.execution import waves
+from harness.runs.trial import Options, Trial, check_processes, chosen_output, inspect, is_recipe, prepare
 from harness.schema import digest
-from harness.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
 from harness.specs import EvaluationSpec, SelectionSpec
-from harness.stand_in import stand_in_labels
 from harness.training import Trainer
-from harness.trial import Options, Trial, check_processes, chosen_output, inspect, is_recipe, prepare
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -360,7 +361,7 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
     machine and options is not tried again.
 
     Args:
-        trials: from :func:`harness.execution.plan`.
+        trials: from :func:`harness.runs.execution.plan`.
         options: as the run would have them.
         resources: for Ray, as the run would have them; None tries one after another in this process.
 
@@ -461,7 +462,7 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
 def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Row]]:
     """In processes of their own, with a trial's resources, as many at a time as trials would be."""
     with ray_session(resources, max(job.processes for job in jobs)):
-        from harness.smoke_ray import on_ray  # imports Ray
+        from harness.cluster.smoke import on_ray  # imports Ray
 
         done = on_ray(jobs, resources, try_recipe)
         yield from tqdm(done, total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)

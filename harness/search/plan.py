@@ -20,13 +20,13 @@ from optuna.distributions import (
 from harness import distributed
 from harness.data.loader import StepSampler
 from harness.errors import UserError, nearest
-from harness.object_store import beside
-from harness.objective import HELD_OUT, Objective, choose_objective, held_out
 from harness.recipes import explain, resolve
-from harness.records import Store
 from harness.registry import METHODS
+from harness.runs.trial import Options, Trial, prepare
 from harness.schema import digest
-from harness.trial import Options, Trial, prepare
+from harness.search.objective import HELD_OUT, Objective, choose_objective, held_out
+from harness.store.object_store import beside
+from harness.store.records import Store
 
 SAMPLERS = ("tpe", "cmaes", "random", "grid", "gp")
 #: Scheduler -> percent of training at which trials are compared. [our choice; weakly supervised methods

@@ -1,6 +1,6 @@
 """Runs as TensorBoard, Weights & Biases or MLflow show them. Nothing here changes a number.
 
-They are given copies of what a run keeps on disk (:mod:`harness.tracking`).
+They are given copies of what a run keeps on disk (:mod:`harness.watching.following`).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.files import read_json, whole_file, write_json
-from harness.object_store import beside
 from harness.recipes import Resolved
 from harness.schema import digest, dump
+from harness.store.object_store import beside
 from harness.training import LOG_EVERY
 
 #: Layout of the JSON files; rows of another one are not read.

@@ -1,7 +1,7 @@
 """One trial: a recipe with overrides and a seed, and every check that can be made before it trains.
 
 ``prepare`` finds what can be found before training: data, labels, weights, configuration, device.
-:func:`harness.running.run` does the work.
+:func:`harness.runs.running.run` does the work.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
 from harness.files import cache_folder, write_json
-from harness.locks import locked
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
-from harness.object_store import beside, is_uri
 from harness.recipes import Resolved, recipe_names, resolve
-from harness.records import Record, Store
 from harness.registry import DATASETS
-from harness.remote import for_work, reported
 from harness.schema import digest, dump
 from harness.specs import EvaluationSpec
+from harness.store.locks import locked
+from harness.store.object_store import beside, is_uri
+from harness.store.records import Record, Store
+from harness.store.remote import for_work, reported
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -58,6 +58,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
+    ``busy`` while another process runs it."""
+
+    trial: Trial
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Options:
     """Where and how trials run; nothing here changes a number.
 
@@ -72,7 +83,7 @@ class Options:
         save_predictions: keep palette PNGs of evaluated pictures in the record.
         processes: that share the groups of one trial; 0 for one process for each group of its recipe
             (another number may change the last bits).
-        trackers: names of ``harness.trackers.TRACKERS`` that follow each trial.
+        trackers: names of ``harness.watching.trackers.TRACKERS`` that follow each trial.
         tracking_root: folder for trackers that keep files; beside the record store by default, in the cache
             where the store is a URI.
     """

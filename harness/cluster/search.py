@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray.tune.schedulers import FIFOScheduler
 
-from harness.execution import REPORT_SECONDS, Resources
-from harness.objective import Event, Job, events
-from harness.ray_tune import Supplier, Worker, fit
-from harness.search import Study
+from harness.cluster.session import Resources
+from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
+from harness.search.objective import Event, Job, events
+from harness.search.study import Study
 
 
 class Actor(Worker):

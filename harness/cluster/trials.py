@@ -12,16 +12,17 @@ from typing import Any
 from ray import tune
 
 from harness import interruption
+from harness.cluster.ranks import Ranks, bundles
+from harness.cluster.session import Resources
+from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
 from harness.errors import UserError
-from harness.execution import REPORT_SECONDS, Outcome, Resources, Rounds, guarded, record_error
 from harness.faults import TransientFault
-from harness.live import Display
-from harness.ranks import Ranks, bundles
-from harness.ray_tune import Supplier, Worker, fit
-from harness.remote import reported
-from harness.running import record_failure, run
+from harness.runs.display import Display
+from harness.runs.execution import Rounds, guarded, record_error
+from harness.runs.running import record_failure, run
+from harness.runs.trial import Options, Outcome, Prepared, Trial, prepare
+from harness.store.remote import reported
 from harness.training import Status
-from harness.trial import Options, Prepared, Trial, prepare
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from harness import distributed, provenance
+from harness import distributed
 from harness.errors import UserError
 from harness.faults import first_line
 from harness.files import read_json, write_json
-from harness.trackers import TRACKERS, Point, Subject, Tracker
 from harness.training import Status, read_rows
-
-if TYPE_CHECKING:
-    from harness.objective import Job
-    from harness.trial import Prepared
+from harness.watching.trackers import TRACKERS, Point, Subject, Tracker
 
 #: Seconds between two deliveries.
 FLUSH_SECONDS = 5.0
@@ -177,87 +171,3 @@ def read_history(file: Path) -> list[Point]:
         (int(row["step"]), {f"train/{k}": float(v) for k, v in row.items() if k != "step" and v})
         for row in read_rows(file)
     ]
-
-
-# --- trials and searches -----------------------------------------------------------------------------
-
-
-def tracked(work: Callable[[Prepared], Iterator[Status]]) -> Callable[[Prepared], Iterator[Status]]:
-    """Let a trial's states say what is known beside training, and its trackers follow it."""
-
-    @wraps(work)
-    def run(prepared: Prepared) -> Iterator[Status]:
-        names = prepared.options.trackers
-        note, miou, last = "", None, Status(0, prepared.steps, 0.0)
-        with Following(names, _subject(prepared), partial(scores, prepared)) as following:
-            for last in following.rows(work(prepared)):
-                if last.note != note:  # an evaluation may be finished
-                    note = last.note
-                    miou = next((next(iter(p.values())) for _, p in reversed(scores(prepared)) if p), miou)
-                yield replace(
-                    last,
-                    miou=miou if last.miou is None else last.miou,
-                    memory_mib=allocated_mib(prepared.device),
-                )
-        if told := following.take_messages():
-            yield replace(last, warnings=told)
-
-    return run
-
-
-def allocated_mib(device: torch.device) -> float | None:
-    """Largest memory allocated on a GPU so far; None on the CPU. Read from the allocator, without waiting."""
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-
-
-def scores(prepared: Prepared) -> list[Point]:
-    """The evaluations of a trial that are on disk, at its last step: mIoU first, then IoU by class."""
-    found = []
-    for spec in prepared.resolved.recipe.evaluation:
-        file = prepared.evaluation_folder(spec) / "evaluation.json"
-        if file.exists():
-            data = read_json(file)
-            named = dict(zip((f"iou/{c}" for c in data["classes"]), data["iou"], strict=True))
-            values = {"miou": data["miou"], **named}
-            found.append(
-                (prepared.steps, {f"{spec.name}/{k}": v for k, v in values.items() if v is not None})
-            )
-    return found
-
-
-def _subject(prepared: Prepared) -> Subject:
-    trial, recipe = prepared.trial, prepared.resolved.recipe
-    return Subject(
-        path=f"{trial.name}/{prepared.digest}/seed-{trial.seed}",
-        group=trial.name,
-        folder=prepared.folder,
-        root=prepared.options.tracking,
-        values={
-            "recipe": trial.name,
-            "seed": trial.seed,
-            "digest": prepared.digest,
-            **prepared.resolved.training_values(),
-            "provenance": {
-                "code": provenance.code(),
-                **provenance.environment(),
-                "hardware": provenance.hardware(prepared.device),
-                **prepared.facts,
-            },
-        },
-        metrics=tuple(f"{spec.name}/miou" for spec in recipe.evaluation),
-    )
-
-
-def following_search(job: Job, prepared: Prepared, values: Callable[[], Sequence[Point]]) -> Following:
-    """The trackers of one trial of a search; its points are the measured objective."""
-    plain = _subject(prepared)
-    study = job.folder.parent.parent.name
-    subject = replace(
-        plain,
-        path=f"search/{job.trial.name}/{study}/trial-{job.number:04d}",
-        group=f"search {job.trial.name} {study}",
-        folder=job.folder,
-        values={**plain.values, "objective": job.objective.stamp},
-        metrics=("objective/miou",),
-    )
-    return Following(job.options.trackers, subject, values)

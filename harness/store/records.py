@@ -10,7 +10,7 @@ Layout of a trial's folder, ``<root>/<method>/<recipe>/<digest>/seed-<n>/``::
     record.json                                 written last: the record exists when this file does
 
 Every JSON is written last and by rename: what exists is whole. A store under a URI is worked on through a
-local mirror of it (:mod:`harness.remote`).
+local mirror of it (:mod:`harness.store.remote`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.driver_claim import only_driver
 from harness.errors import UserError
 from harness.files import cache_folder, read_json, write_json, write_with
-from harness.object_store import is_uri
-from harness.remote import Mirror, for_readers, mirror_of
+from harness.store.driver_claim import only_driver
+from harness.store.object_store import is_uri
+from harness.store.remote import Mirror, for_readers, mirror_of
 
 #: Version of both JSON files. Readers accept every version ever written.
 SCHEMA = 1

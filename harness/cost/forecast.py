@@ -12,10 +12,11 @@ from statistics import median
 
 import torch
 
-from harness.execution import Resources, waves
-from harness.records import Record
-from harness.smoke_report import Row, read, values_digest
-from harness.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.cluster.session import Resources
+from harness.cost.smoke_report import Row, read, values_digest
+from harness.runs.execution import waves
+from harness.runs.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.store.records import Record
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
     """State of a trial as in :class:`Forecast`, and the prepared trial where it need not wait.
 
     Raises:
-        UserError: as :func:`harness.trial.prepare`.
+        UserError: as :func:`harness.runs.trial.prepare`.
     """
     if not labels_ready(trial, options):
         return "waits", None

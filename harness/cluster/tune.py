@@ -13,6 +13,9 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+#: Seconds between two reports of a running trial.
+REPORT_SECONDS = 1.0
+
 
 class Worker(tune.Trainable):
     """A worker process that takes one trial after another, each of which keeps its own checkpoints."""

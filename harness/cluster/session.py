@@ -1,0 +1,113 @@
+"""Ray for the length of a run, and what trials may use of it. Ray is imported when it is started."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from harness import faults, interruption
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What trials may use.
+
+    Attributes:
+        cpus_per_process: cores of each process of a trial, its loader workers included.
+        gpus_per_process: GPUs of each process of a trial; a fraction lets trials share one (bookkeeping,
+            not a limit of memory).
+        max_concurrent: most trials at a time; as many as fit by default.
+        address: a running Ray cluster to join; a local Ray starts without it.
+        retries: how often a trial whose worker died, or met a transient fault, is started again.
+    """
+
+    cpus_per_process: float = 1.0
+    gpus_per_process: float = 0.0
+    max_concurrent: int | None = None
+    address: str | None = None
+    retries: int = faults.RETRIES
+
+
+@contextmanager
+def ray_session(resources: Resources, processes: int = 1) -> Iterator[None]:
+    """A local Ray, or a cluster joined, for the length of the block; nothing new where Ray runs already.
+
+    Arguments and errors as :func:`start_ray`.
+    """
+    mine = start_ray(resources, processes)
+    try:
+        with interruption.handled():
+            interruption.install()  # Ray has taken SIGTERM
+            yield
+    finally:
+        if mine:
+            import ray
+
+            ray.shutdown()
+
+
+def start_ray(resources: Resources, processes: int = 1) -> bool:
+    """Start a local Ray, or join a cluster; True if it was started here.
+
+    Args:
+        resources: what trials may use.
+        processes: of the largest trial.
+
+    Raises:
+        UserError: Ray is not usable here, or has too little for one trial.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody reads them; they grow with the trials
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if resources.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            f"Ray cannot be imported: {error}", remedy="install ray[tune], or use --local"
+        ) from error
+    mine = not ray.is_initialized()
+    if mine:
+        local: dict[str, Any] = (
+            {} if resources.address else {"object_store_memory": 128 * 2**20, "include_dashboard": False}
+        )
+        # "local": without an address Ray would join a cluster of this machine that somebody else started.
+        start = partial(
+            ray.init,
+            address=resources.address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            try:
+                start(**local)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                start(**local)  # a busy machine; Ray waits half a minute and no longer
+        except Exception as error:  # Ray raises bare exceptions too
+            raise UserError(
+                f"Ray did not start: {(str(error).splitlines() or [type(error).__name__])[0]}",
+                where=resources.address or "a local Ray",
+                remedy="check --address, or use --local",
+            ) from error
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", resources.cpus_per_process), ("GPU", resources.gpus_per_process)):
+        wanted = each * processes
+        if wanted > there.get(kind, 0):
+            if mine:
+                ray.shutdown()
+            raise UserError(
+                f"one trial asks for {wanted:g} {kind}, the cluster has {there.get(kind, 0):g}",
+                where=f"--{kind.lower()}s-per-trial",
+                remedy="ask for less",
+            )
+    return mine

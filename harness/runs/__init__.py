@@ -1,0 +1,1 @@
+"""Trials: checked, run and recorded, one after another in this process or handed to Ray."""

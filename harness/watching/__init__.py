@@ -1,0 +1,1 @@
+"""What runs, as a terminal, TensorBoard, Weights & Biases or MLflow show it."""
