@@ -1,1 +1,1 @@
-"""Ray: sessions, workers, processes of a trial. Nothing else imports it, and the command line runs without it."""
+"""Ray: sessions, workers, processes of a trial. Nothing else imports Ray, and everything runs without it."""

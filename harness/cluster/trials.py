@@ -17,7 +17,6 @@ from harness.cluster.session import Resources
 from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
 from harness.errors import UserError
 from harness.faults import TransientFault
-from harness.runs.display import Display
 from harness.runs.execution import Rounds, guarded, record_error
 from harness.runs.running import record_failure, run
 from harness.runs.trial import Options, Outcome, Prepared, Trial, prepare
@@ -198,13 +197,13 @@ class Watch(tune.Callback):
 
     Args:
         queue: trials by number.
-        display: progress in the terminal.
-        rounds: what takes outcomes.
+        rounds: what takes outcomes, and shows them.
         retries: how often a dead worker's trial is started again.
     """
 
-    def __init__(self, queue: Queue, display: Display, rounds: Rounds, retries: int) -> None:
-        self.queue, self.display, self.rounds, self.retries = queue, display, rounds, retries
+    def __init__(self, queue: Queue, rounds: Rounds, retries: int) -> None:
+        self.queue, self.rounds, self.retries = queue, rounds, retries
+        self.display = rounds.display
         self._ended: set[int] = set()
 
     def admit(self, prepared: Sequence[Prepared]) -> None:
@@ -293,17 +292,16 @@ def _last_words(trial: Any) -> str:
     return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
 
 
-def run_trials(prepared: Sequence[Prepared], resources: Resources, display: Display, rounds: Rounds) -> None:
+def run_trials(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) -> None:
     """Run trials on the Ray that is up, and those that become ready because of them.
 
     Args:
         prepared: what can run now.
         resources: of each process of a trial.
-        display: progress in the terminal.
-        rounds: takes outcomes, and tells what has become ready.
+        rounds: takes outcomes, tells what has become ready, and shows both.
     """
     queue = Queue(rounds)
-    watch = Watch(queue, display, rounds, resources.retries)
+    watch = Watch(queue, rounds, resources.retries)
     watch.admit(prepared)
     if not queue.waiting:
         return

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
-from rich.console import Console
-
 from harness.runs.trial import Outcome, Prepared, Trial
 from harness.training import Status
 from harness.watching.board import Board, Work
 
 
 class Display:
-    """The board of a run: prepared trials, and how they ended.
+    """The board of a run: its trials, and how they ended.
 
     Args:
-        prepared: what can run now.
         total: number of trials, those included that wait for others.
-        console: standard error by default.
     """
 
-    def __init__(
-        self, prepared: Sequence[Prepared], total: int | None = None, console: Console | None = None
-    ) -> None:
-        works: dict[Hashable, Work] = {p.trial: _work(p) for p in prepared}
-        self.board = Board(len(prepared) if total is None else total, works, console=console)
+    def __init__(self, total: int) -> None:
+        self.board = Board(total, again=("busy",))
 
     def add(self, prepared: Prepared) -> None:
         """A trial can run now."""
-        self.board.add(prepared.trial, _work(prepared))
+        work = Work(str(prepared.trial), prepared.trial.name, prepared.cost)
+        self.board.add(prepared.trial, work)
 
     def update(self, trial: Trial, status: Status) -> None:
         """A running trial has come to a state."""
@@ -50,10 +42,10 @@ class Display:
             line += "\n" + "\n".join("  " + part for part in outcome.reason.splitlines())
         self.board.end(trial, outcome.status, line)
 
+    def fail(self, trial: Trial, reason: str) -> None:
+        """A trial that could not be prepared, or failed elsewhere."""
+        self.board.end(trial, "failed", f"failed   {trial}\n{reason}")
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.board.close()
-
-
-def _work(prepared: Prepared) -> Work:
-    return Work(str(prepared.trial), prepared.trial.name, prepared.cost)

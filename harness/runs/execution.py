@@ -7,12 +7,11 @@ trial whose worker dies is started again and goes on from its last checkpoint.
 from __future__ import annotations
 
 import gc
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -99,11 +98,16 @@ class Rounds:
         self.busy: dict[Trial, str | None] = {}
         #: Trials by the one whose labels they train on.
         self.dependents: dict[Trial, list[Trial]] = {}
-        #: Puts a line on the terminal.
-        self.say: Callable[[str], None] = partial(print, file=sys.stderr, flush=True)
         for trial in trials:
             if (source := source_of(trial)) is not None:
                 self.dependents.setdefault(source, []).append(trial)
+
+    @cached_property
+    def display(self) -> Display:
+        """All trials on the terminal, from the first that runs to the end of the session."""
+        display = Display(len(self.open))
+        self.session.callback(display.close)
+        return display
 
     def run(self) -> list[Outcome]:
         """Outcomes in the order of ending."""
@@ -115,7 +119,7 @@ class Rounds:
             ready = [*left, *self._ready(list(self.busy))]
             if not ready and self.open:
                 if not said:
-                    self.say(f"waiting for {len(self.busy)} trial(s) that run elsewhere")
+                    self.display.say(f"waiting for {len(self.busy)} trial(s) that run elsewhere")
                 said = True
                 time.sleep(POLL_SECONDS)
         return list(self.ended.values())
@@ -140,7 +144,7 @@ class Rounds:
             except UserError as error:
                 if strict:
                     raise
-                self.say(f"failed   {trial}\n{error}")
+                self.display.fail(trial, str(error))
                 found += self.take(Outcome(trial, "failed", str(error)))
                 continue
             one = self.prepared[trial]
@@ -149,7 +153,7 @@ class Rounds:
                     continue
                 before, record = self.busy.pop(trial), one.record
                 if _ended(one) != before and record is not None and not record.finished:
-                    self.say(f"failed   {trial} elsewhere")
+                    self.display.fail(trial, f"elsewhere: {record.data['reason']}")
                     found += self.take(Outcome(trial, "failed", record.data["reason"]))
                     continue
             found.append(one)
@@ -157,8 +161,10 @@ class Rounds:
 
     def _run(self, ready: list[Prepared]) -> list[Prepared]:
         """Run trials; returns those that have become ready and were not run."""
+        for one in ready:
+            self.display.add(one)
         if self.resources is None or all(p.done for p in ready):
-            return [later for outcome in run_local(ready) for later in self.take(outcome)]
+            return [later for outcome in run_local(ready, self.display) for later in self.take(outcome)]
         processes = max(p.processes for p in ready)
         self.session.enter_context(ray_session(self.resources, processes))  # for all rounds
         run_ray(ready, self.resources, self)
@@ -209,33 +215,29 @@ def record_error(prepared: Prepared, error: Exception, trace: str | None = None)
     return record_failure(prepared, reason, trace or ("" if whole else error))
 
 
-def run_local(prepared: Sequence[Prepared], retries: int = faults.RETRIES) -> list[Outcome]:
-    """All trials, one after another, in this process.
+def run_local(
+    prepared: Sequence[Prepared], display: Display, retries: int = faults.RETRIES
+) -> Iterator[Outcome]:
+    """All trials, one after another, in this process; yields how each has ended.
 
     Should this process lose its GPU, the others run in processes of their own.
     """
-    display = Display(prepared)
-    outcomes = []
     here = True
-    try:
-        for one in prepared:
-            clock, outcome = time.monotonic(), Outcome(one.trial, "kept") if one.done else None
-            for left in range(retries, -1, -1):
-                if outcome is not None:
-                    break
-                try:
-                    outcome = _attempt(one, display, here=here, again=left > 0)
-                except Exception as fault:
-                    here = here and not faults.poisons(fault)
-                    display.say(f"again    {one.trial}: {faults.first_line(fault)}")
-            assert outcome is not None
-            if outcome.status == "finished":
-                outcome = replace(outcome, seconds=time.monotonic() - clock)
-            display.end(one, outcome)
-            outcomes.append(outcome)
-    finally:
-        display.close()
-    return outcomes
+    for one in prepared:
+        clock, outcome = time.monotonic(), Outcome(one.trial, "kept") if one.done else None
+        for left in range(retries, -1, -1):
+            if outcome is not None:
+                break
+            try:
+                outcome = _attempt(one, display, here=here, again=left > 0)
+            except Exception as fault:
+                here = here and not faults.poisons(fault)
+                display.say(f"again    {one.trial}: {faults.first_line(fault)}")
+        assert outcome is not None
+        if outcome.status == "finished":
+            outcome = replace(outcome, seconds=time.monotonic() - clock)
+        display.end(one, outcome)
+        yield outcome
 
 
 def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Outcome:
@@ -258,12 +260,6 @@ def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) 
     """
     from harness.cluster.trials import run_trials  # imports Ray
 
-    display = Display(prepared, len(rounds.open))
-    before, rounds.say = rounds.say, display.say
-    try:
-        run_trials(prepared, resources, display, rounds)
-    finally:
-        rounds.say = before
-        display.close()
+    run_trials(prepared, resources, rounds)
     if any(t not in rounds.busy for t in rounds.open):
         raise interruption.error()  # Tune swallows Ctrl-C and returns when running trials have stopped

@@ -38,7 +38,7 @@ def test_trials_that_need_anothers_labels_come_after_it_and_bring_it_along():
 
 def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(execution, "run_local", lambda prepared: ran.append(prepared) or [])
+    monkeypatch.setattr(execution, "run_local", lambda prepared, display: ran.append(prepared) or [])
     trials = [Trial("pce/mini-point", 0), Trial("agmm/mini-image", 0, {"batch.per_group": 100_000})]
     with pytest.raises(UserError, match="per_group"):
         execute(trials, Options(results=tmp_path, device="cpu"), None)
@@ -46,7 +46,7 @@ def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch,
 
 
 def test_what_depends_on_a_failed_trial_fails_with_the_reason_and_others_go_on(monkeypatch, tmp_path, capsys):
-    def failed(prepared):
+    def failed(prepared, display):
         return [Outcome(p.trial, "failed", "why") for p in prepared]
 
     monkeypatch.setattr(execution, "run_local", failed)
