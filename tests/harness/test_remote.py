@@ -393,7 +393,8 @@ def s3() -> Iterator[str]:
         base, _, query = place.partition("?")
         yield f"{base.rstrip('/')}/{own}?{query}".rstrip("?")
         return
-    server = pytest.importorskip("moto.server", reason="set WSSS_S3 to a URI, or install moto[server]")
+    why = "set WSSS_S3 to a URI, or install moto[s3], flask and flask-cors"
+    server = pytest.importorskip("moto.server", reason=why)
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     running.start()
     host, port = running.get_host_and_port()
