@@ -86,7 +86,8 @@ def search(
     """
     from harness.recipes import parse_overrides
     from harness.search.plan import plan_search
-    from harness.search.report import run_line, verdict, write_plots, write_tables
+    from harness.search.plots import write_plots
+    from harness.search.report import importance_table, run_line, verdict, write_report, write_tables
     from harness.search.study import open_study, search_local, search_ray
     from harness.watching.trackers import require
 
@@ -119,8 +120,11 @@ def search(
         finally:
             display.close()
             write_tables(study)
+        write_report(study)
         write_plots(study)
         failed = study.counts()["failed"] - failed_before
+        if table := importance_table(study):
+            click.echo(f"\n{table}\n")
         click.echo(verdict(study))
         if (plan.folder / "best.toml").exists():
             click.echo(f"  {run_line(study)}")
@@ -165,7 +169,8 @@ class _Display:
         values = " ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items()
         )
-        miou = "" if trial.value is None else f"{trial.value:.2f} mIoU  "
+        at = "" if state == "finished" else f" at {max(trial.intermediate_values, default=0)} %"
+        miou = "" if trial.value is None else f"{trial.value:.2f} mIoU{at}  "
         own = "own values  " if trial.user_attrs.get("own") else ""
         lines = [f"{state:8s} trial {trial.number}  {miou}{own}{values}"]
         if reason := trial.user_attrs.get("reason"):

@@ -1,30 +1,27 @@
-"""What a search leaves for people: ``search.json``, ``best.toml`` and plots, all made from the study."""
+"""What a search leaves beside its plots: ``search.json``, ``best.toml`` and ``report.md``, from the study."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
-import warnings
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import tomli_w
 from optuna.trial import FrozenTrial, TrialState
+from tabulate import tabulate
 
 from harness import provenance
-from harness.files import whole_file, write_json, write_with
+from harness.files import whole_file, write_json
 from harness.recipes import resolve
 from harness.schema import dump
+from harness.search.analysis import at_point, comparison_point, importances, when
 from harness.search.study import STATES, Study, best_trial, own_trial
 
 #: Version of ``search.json``.
 SCHEMA = 1
-#: Plots with a column for each hyper-parameter.
-_WIDE = ("slices", "parallel")
 
 
 def trial_state(trial: FrozenTrial) -> str:
@@ -65,20 +62,6 @@ def verdict(study: Study) -> str:
     return f"{found}, {value - yardstick:+.2f} against the recipe's own values ({yardstick:.2f})"
 
 
-def importances(study: Study) -> dict[str, float]:
-    """Share of each hyper-parameter in what separates good finished trials (PED-ANOVA, Watanabe et al.,
-    IJCAI 2023), summing to 1; empty where too few trials have finished to tell."""
-    finished = [t for t in study.trials if t.state == TrialState.COMPLETE]
-    if len(finished) < 4 or len({t.value for t in finished}) < 2:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(
-            study.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    return {k: float(v) for k, v in found.items() if math.isfinite(v)}
-
-
 def write_tables(study: Study) -> None:
     """Write ``search.json`` and, once a trial has finished, ``best.toml``."""
     plan, best, own = study.plan, best_trial(study), own_trial(study)
@@ -104,6 +87,7 @@ def write_tables(study: Study) -> None:
             "best": None if best is None else _row(study, best),
             "verdict": verdict(study),
             "importances": importances(study),
+            "importances_at": comparison_point(study),
             "trials": [_row(study, t) for t in study.trials],
             "code": provenance.code(),
             "environment": provenance.environment(),
@@ -141,45 +125,47 @@ def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-# --- plots -------------------------------------------------------------------------------------------
+def write_report(study: Study) -> Path:
+    """Write ``report.md``: the verdict, the best values beside the recipe's own, importances, all trials."""
+    plan, best, own = study.plan, best_trial(study), own_trial(study)
+    parts = [f"# Search of `{plan.recipe}`", f"{verdict(study)[:1].upper()}{verdict(study)[1:]}."]
+    if best is not None:
+        rows = [(k, _shown((plan.own or {}).get(k, "-")), _shown(v)) for k, v in best.params.items()]
+        parts += ["## Best values", _table(rows, ("", "recipe", f"trial {best.number}"))]
+        parts.append(f"```\n{run_line(study)}\n```")
+    if table := importance_table(study, "github"):
+        parts += ["## Importances", table]
+    names = list(plan.space)
+    lines = []
+    for trial in study.trials:
+        at = max(trial.intermediate_values, default=None)
+        mark = " (own values)" if own is not None and trial.number == own.number else ""
+        miou = "-" if at is None else f"{trial.intermediate_values[at]:.2f}"
+        values = [_shown(trial.params.get(name, "-")) for name in names]
+        lines.append(
+            [f"{trial.number}{mark}", trial_state(trial), miou, "-" if at is None else f"{at} %", *values]
+        )
+    parts += ["## Trials", _table(lines, ["trial", "state", "mIoU", "measured at", *names])]
+    file = plan.folder / "report.md"
+    with whole_file(file) as stream:
+        stream.write("\n\n".join(parts) + "\n")
+    return file
 
 
-def write_plots(study: Study) -> list[Path]:
-    """History, importances, slices and parallel coordinates as PNG; as many as the trials allow."""
-    if sum(t.state == TrialState.COMPLETE for t in study.trials) < 2:
-        return []
-    import matplotlib
+def importance_table(study: Study, form: str = "simple") -> str:
+    """Importances as text with what they rest on; nothing where there are none."""
+    found = importances(study)
+    if not found:
+        return ""
+    percent = comparison_point(study)
+    rests = f"{len(at_point(study, percent))} trials, mIoU {when(percent)}"
+    remark = f"PED-ANOVA over {rests}; rough below some dozens of trials"
+    return _table([(k, f"{v:.2f}") for k, v in found.items()], ("", "importance"), form) + f"\n\n({remark})"
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from optuna.visualization import matplotlib as figures
 
-    label = f"mIoU ({study.plan.objective.split})"
-    draw = {
-        "history": lambda: figures.plot_optimization_history(study.study, target_name=label),
-        "slices": lambda: figures.plot_slice(study.study, target_name=label),
-        "parallel": lambda: figures.plot_parallel_coordinate(study.study, target_name=label),
-        "intermediate": lambda: figures.plot_intermediate_values(study.study),
-    }
-    if importances(study):
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        draw["importances"] = lambda: figures.plot_param_importances(study.study, evaluator=evaluator)
-    written = []
-    for name, function in draw.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            function()
-            figure = plt.gcf()
-            figure.set_size_inches(max(3.2 * len(study.plan.space), 8) if name in _WIDE else 8, 5)
-            if name == "intermediate":
-                axes = figure.axes[0]
-                axes.set(xlabel="training done (%)", ylabel=label, title="Measured during training")
-                legend = axes.get_legend()
-                if legend is not None and len(axes.lines) > 12:
-                    legend.remove()
-            figure.suptitle(f"{study.plan.recipe}: {study.plan.objective.stamp}", fontsize=9, y=1.02)
-            file = study.plan.folder / "plots" / f"{name}.png"
-            write_with(file, partial(figure.savefig, dpi=100, bbox_inches="tight"))
-        plt.close("all")
-        written.append(file)
-    return written
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str = "github") -> str:
+    return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

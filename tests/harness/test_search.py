@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-import tomllib
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from searches import RECIPE, SET, TINY, finish, nothing, plan, pretend, table, value_of
 
 import harness.search.plan
 import harness.search.study
@@ -24,63 +23,14 @@ from harness.data.mini import Mini
 from harness.errors import UserError
 from harness.recipes import parse_overrides, resolve
 from harness.registry import METHODS
-from harness.runs.trial import Options
 from harness.search.objective import END, HELD_OUT, Event, held_out, measure
 from harness.search.plan import grid_values, plan_search
-from harness.search.report import best_overrides, run_line, verdict, write_plots, write_tables
-from harness.search.study import best_trial, open_study, search_local
-
-RECIPE = "pce/mini-scribble"
-TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}
-SET = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture
-def options(small, tmp_path) -> Options:
-    return Options(results=tmp_path / "results", data_roots=(str(small),), device="cpu", checkpoint_seconds=0)
+from harness.search.report import best_overrides
+from harness.search.study import open_study, search_local
 
 
 def wsss(*arguments: object) -> int:
     return invoke(cli, [str(a) for a in arguments])
-
-
-def nothing(job, event) -> None:
-    """No display."""
-
-
-def value_of(values) -> float:
-    """A smooth function of the hyper-parameters with its maximum, 80, inside the space."""
-    distance = (math.log10(values["optimiser.lr"]) + 2.2) ** 2
-    return 80 - 20 * distance - 5 * (values["config.backbone_lr_scale"] - 0.5) ** 2
-
-
-def pretend(job, again=False):
-    """A trial without training: half its value at the middle, its value at the end."""
-    value = value_of(job.trial.overrides)
-    for point in job.points:
-        yield Event(values=((point, value * point / 100),))
-    yield Event(values=((END, value),))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Trials cost nothing."""
-    monkeypatch.setattr(harness.search.study, "events", pretend)
-
-
-def plan(options, trials=12, **changes):
-    return plan_search(RECIPE, trials, overrides=TINY, options=options, **changes)
-
-
-def finish(plan):
-    with open_study(plan) as study:
-        search_local(study, nothing)
-        write_tables(study)
-        return [(t.number, t.state.name, t.params, t.value) for t in study.trials]
-
-
-def table(plan):
-    return json.loads((plan.folder / "search.json").read_text())
 
 
 # --- the study ---------------------------------------------------------------------------------------
@@ -381,32 +331,6 @@ def test_a_search_leaves_tables_a_configuration_to_run_and_a_journal(small, tmp_
     assert study.best_value == data["best"]["miou"]
     for name in ("history", "slices", "parallel", "intermediate"):
         assert (out / "plots" / f"{name}.png").stat().st_size > 5000
-
-
-def test_selection_on_the_reported_split_is_stamped(options, quick):
-    search = plan(options, 3, objective_split="val")
-    finish(search)
-    assert search.pictures == 6
-    assert table(search)["selected_on_reported_split"]
-    assert table(search)["stamp"] == "selected on the reported split 'val'"
-    best = tomllib.loads((search.folder / "best.toml").read_text())
-    assert "selected on the reported split 'val'" in best["remarks"][-1]
-    assert best["remarks"][:-1] == list(resolve(RECIPE).recipe.remarks)
-    with open_study(search) as study:
-        assert "selected on the reported split" in verdict(study)
-        assert run_line(study).startswith(f"wsss run {RECIPE} --set schedule.steps=40 ")
-        assert study.study.user_attrs["stamp"] == table(search)["stamp"]
-        assert best_trial(study).value == table(search)["best"]["miou"]
-
-
-def test_importances_find_what_matters(options, quick):
-    search = plan(options, 30, sampler="random", scheduler="none")
-    finish(search)
-    found = table(search)["importances"]
-    assert sum(found.values()) == pytest.approx(1)
-    assert found["optimiser.lr"] > 0.6
-    with open_study(search) as study:
-        assert {f.stem for f in write_plots(study)} >= {"history", "importances"}
 
 
 class NoSpace:

@@ -1,0 +1,48 @@
+"""Searches whose trials cost nothing, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from harness.search.objective import END, Event
+from harness.search.plan import plan_search
+from harness.search.report import write_tables
+from harness.search.study import open_study, search_local
+
+RECIPE = "pce/mini-scribble"
+TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}
+SET = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+
+
+def nothing(job, event) -> None:
+    """No display."""
+
+
+def value_of(values) -> float:
+    """A smooth function of the hyper-parameters with its maximum, 80, inside the space."""
+    distance = (math.log10(values["optimiser.lr"]) + 2.2) ** 2
+    return 80 - 20 * distance - 5 * (values["config.backbone_lr_scale"] - 0.5) ** 2
+
+
+def pretend(job, again=False):
+    """A trial without training: half its value at the middle, its value at the end."""
+    value = value_of(job.trial.overrides)
+    for point in job.points:
+        yield Event(values=((point, value * point / 100),))
+    yield Event(values=((END, value),))
+
+
+def plan(options, trials=12, **changes):
+    return plan_search(RECIPE, trials, overrides=TINY, options=options, **changes)
+
+
+def finish(plan):
+    with open_study(plan) as study:
+        search_local(study, nothing)
+        write_tables(study)
+        return [(t.number, t.state.name, t.params, t.value) for t in study.trials]
+
+
+def table(plan):
+    return json.loads((plan.folder / "search.json").read_text())
