@@ -164,14 +164,18 @@ def standing(rows: Sequence[Row]) -> list[Row]:
 
 
 def caption(row: Row, supervision: bool = True) -> str:
-    """Data set, split, supervision and protocol of a figure, in words."""
+    """Data set, split, supervision, protocol and, where unusual, network and output of a figure."""
     words = [dataset_title(row.dataset), row.runs[0].data["spec"]["split"]]
     if row.images != row.official_images:
         words[1] += f" ({row.images} of {row.official_images} images)"
     if supervision:
         words.append(f"{row.supervision} supervision")
-    output = row.runs[0].data["spec"]["output"]
-    words += [f"protocol {row.protocol}", *([output] if output != "segmentation" else [])]
+    spec = row.runs[0].data["spec"]
+    words.append(f"protocol {row.protocol}")
+    if spec["network"] != "default":
+        words.append(f"network {spec['network']}")
+    if spec["output"] != "segmentation":
+        words.append(spec["output"])
     return ", ".join(words)
 
 

@@ -13,6 +13,7 @@ from synthetic import CLASSES, Factory
 
 from harness.errors import UserError
 from harness.specs import EvaluationSpec
+from leaderboards.drawing import caption
 from leaderboards.gathering import gather
 from leaderboards.plots import (
     COLOURS,
@@ -54,6 +55,13 @@ def test_bars_have_the_recorded_heights(factory: Factory) -> None:
     assert axes.get_ylabel() == "IoU (%)"
     assert "point supervision" in axes.get_title(loc="left")
     assert "protocol single" in axes.get_title(loc="left")
+
+
+def test_a_figure_names_the_network_and_the_output_where_they_are_unusual(factory: Factory) -> None:
+    specs = (EvaluationSpec(), EvaluationSpec(network="teacher"), EvaluationSpec(output="cam"))
+    factory.record(factory.resolved("fsr/mini-image", supervision="image", evaluation=specs))
+    shown = {row.evaluation: caption(row).partition("protocol single")[2] for row in rows_of(factory)}
+    assert shown == {"val-single": "", "val-single-teacher": ", network teacher", "val-single-cam": ", cam"}
 
 
 def test_many_classes_go_on_several_lines(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
