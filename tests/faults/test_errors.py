@@ -215,7 +215,7 @@ def test_loader_workers_that_die_every_time_fail_the_trial_with_a_remedy(small, 
     (outcome,) = run_local([prepare(trial, options)], Display(1), retries=1)
     assert outcome.status == "failed"
     assert "fewer --workers" in outcome.reason
-    assert "killed by signal" in only(tmp_path).data["reason"]
+    assert "a loader worker died" in only(tmp_path).data["reason"]  # torch has several words for how
 
 
 @pytest.mark.slow
