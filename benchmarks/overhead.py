@@ -79,7 +79,7 @@ class Run:
 
     Attributes:
         seconds: of the wall.
-        memory: (seconds since the start, resident MiB of its process), once a second.
+        memory: (time of the clock, resident MiB of its process), once a second.
         processor: (time of the clock, seconds of the processor by process), its children's too.
         output: what it printed.
     """
@@ -143,7 +143,7 @@ def command(*arguments: str) -> Run:
                 line = next(x for x in status.read_text().splitlines() if x.startswith("VmRSS"))
             except (OSError, StopIteration):
                 return
-            memory.append((time.monotonic() - start, int(line.split()[1]) / 1024))
+            memory.append((time.time(), int(line.split()[1]) / 1024))
             processor.append((time.time(), family(process.pid)))
             time.sleep(1)
 
@@ -324,15 +324,16 @@ def thousand(trials: int = 1000) -> dict[str, float]:
         data = tiny_data(Path(place) / "data")
         results = Path(place) / "results"
         run = no_work(trials, data, results)
-        records = len(list(results.rglob("record.json")))
+        ends = times_of_records(results)
         gather = wsss("leaderboard", "--results", str(results), "--out", str(Path(place) / "reports"))
         written = len(list((Path(place) / "reports").iterdir()))
     times, sizes = (np.array(column) for column in zip(*run.memory, strict=True))
-    late = times > times[-1] / 4  # by then everything is imported and every worker has come
-    growth = np.polyfit(times[late] / times[-1] * trials, sizes[late], 1)[0] if late.sum() > 2 else 0.0
+    late = times > ends[len(ends) // 4]  # by then everything is imported and every worker has come
+    done = np.searchsorted(ends, times[late])
+    growth = np.polyfit(done, sizes[late], 1)[0] if len(set(done.tolist())) > 2 else 0.0
     return {
         "trials": trials,
-        "records": records,
+        "records": len(ends),
         "run_seconds": run.seconds,
         "seconds_per_trial": run.seconds / trials,
         "leaderboard_seconds": gather.seconds,
