@@ -212,7 +212,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
     """All options of where and how trials run.
 
     The decorated function receives them as ``options`` (:class:`harness.runs.trial.Options`) and
-    ``resources`` (:class:`harness.runs.execution.Resources`; None with ``--local``).
+    ``resources`` (:class:`harness.cluster.session.Resources`; None with ``--local``).
     """
 
     @together(*_EXECUTION)

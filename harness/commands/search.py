@@ -85,6 +85,7 @@ def search(
     is mIoU on a part of the training split that no trial trains on.
     """
     from harness.recipes import parse_overrides
+    from harness.search.analysis import compare
     from harness.search.plan import plan_search
     from harness.search.plots import write_plots
     from harness.search.report import importance_table, run_line, verdict, write_report, write_tables
@@ -120,10 +121,11 @@ def search(
         finally:
             display.close()
             write_tables(study)
-        write_report(study)
-        write_plots(study)
+        comparison = compare(study)
+        write_report(study, comparison)
+        write_plots(study, comparison)
         failed = study.counts()["failed"] - failed_before
-        if table := importance_table(study):
+        if table := importance_table(comparison):
             click.echo(f"\n{table}\n")
         click.echo(verdict(study))
         if (plan.folder / "best.toml").exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -16,49 +18,53 @@ from harness.search.study import Study
 FEWEST = 4
 
 
-def measured(study: Study) -> list[FrozenTrial]:
-    """Trials with at least one measurement."""
-    return [trial for trial in study.trials if trial.intermediate_values]
+@dataclass(frozen=True)
+class Comparison:
+    """Trials at the point of training where they can be compared.
 
-
-def comparison_point(study: Study) -> int:
-    """Percent of training at which most trials were measured, the latest of equals; 100 before any was.
-
-    There all trials can be compared; at the end only those can that were not stopped.
+    Attributes:
+        study: whose trials.
+        percent: of training, where most trials were measured, the latest of equals (at the end only those
+            count that were not stopped); 100 before any was.
+        rows: trials measured there, with their mIoU in percent.
     """
-    counts = Counter(percent for trial in study.trials for percent in trial.intermediate_values)
-    return max(counts, key=lambda percent: (counts[percent], percent), default=END)
+
+    study: Study
+    percent: int
+    rows: tuple[tuple[FrozenTrial, float], ...]
+
+    @property
+    def when(self) -> str:
+        """The point of training in words."""
+        return "at the end of training" if self.percent == END else f"after {self.percent} % of training"
+
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """Share of each hyper-parameter in what separates good trials.
+
+        PED-ANOVA (Watanabe et al., IJCAI 2023), the largest first, summing to 1; empty where there are fewer
+        than :data:`FEWEST` trials, or none that differ.
+        """
+        if len(self.rows) < FEWEST or len({value for _, value in self.rows}) < 2:
+            return {}
+        space = dict(self.study.plan.space)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = optuna.create_study(direction="maximize")
+            copy.add_trials(
+                optuna.trial.create_trial(value=value, params=trial.params, distributions=space)
+                for trial, value in self.rows
+            )
+            found = optuna.importance.get_param_importances(
+                copy, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            )
+        return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 
-def at_point(study: Study, percent: int) -> list[tuple[FrozenTrial, float]]:
-    """Trials measured at a percentage of training, with their mIoU in percent."""
-    found = ((trial, trial.intermediate_values.get(percent)) for trial in study.trials)
-    return [(trial, value) for trial, value in found if value is not None]
-
-
-def importances(study: Study) -> dict[str, float]:
-    """Share of each hyper-parameter in what separates good trials at the :func:`comparison_point`.
-
-    PED-ANOVA (Watanabe et al., IJCAI 2023), the largest first, summing to 1; empty where fewer than
-    :data:`FEWEST` trials, or none that differ, were measured there.
-    """
-    rows = at_point(study, comparison_point(study))
-    if len(rows) < FEWEST or len({value for _, value in rows}) < 2:
-        return {}
-    space = dict(study.plan.space)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        copy = optuna.create_study(direction="maximize")
-        copy.add_trials(
-            optuna.trial.create_trial(value=value, params=trial.params, distributions=space)
-            for trial, value in rows
-        )
-        found = optuna.importance.get_param_importances(
-            copy, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    return {name: float(share) for name, share in found.items() if math.isfinite(share)}
-
-
-def when(percent: int) -> str:
-    """A point of training in words."""
-    return "at the end of training" if percent == END else f"after {percent} % of training"
+def compare(study: Study) -> Comparison:
+    """The trials of a study as they stand now, those that were stopped early included."""
+    trials = study.trials
+    counts = Counter(percent for trial in trials for percent in trial.intermediate_values)
+    percent = max(counts, key=lambda percent: (counts[percent], percent), default=END)
+    found = ((trial, trial.intermediate_values.get(percent)) for trial in trials)
+    return Comparison(study, percent, tuple((t, value) for t, value in found if value is not None))

@@ -1,13 +1,13 @@
 """Plots of a search. Drawn here, as Optuna's leave out what was stopped early: with a scheduler, most trials.
 
 Where hyper-parameters are compared, the value is that at the point of training which most trials have
-reached (:func:`harness.search.analysis.comparison_point`).
+reached (:class:`harness.search.analysis.Comparison`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.files import write_with
-from harness.search.analysis import at_point, comparison_point, importances, measured, when
+from harness.search.analysis import Comparison
 from harness.search.study import Study, own_trial
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#808080"
 COLUMNS = 4
 
 
-def write_plots(study: Study) -> list[Path]:
+def write_plots(study: Study, comparison: Comparison) -> list[Path]:
     """Every plot that the trials allow, as PNG in ``plots/``; none before two trials were measured."""
-    if len(measured(study)) < 2:
+    if len(_measured(study)) < 2:
         return []
-    draw: dict[str, Callable[[Study], Figure | None]] = {
+    draw: dict[str, Callable[[Comparison], Figure | None]] = {
         "history": history,
         "intermediate": intermediate,
         "slices": slices,
@@ -43,7 +43,7 @@ def write_plots(study: Study) -> list[Path]:
     }
     written = []
     for name, function in draw.items():
-        figure = function(study)
+        figure = function(comparison)
         if figure is None:
             continue
         figure.suptitle(f"{study.plan.recipe}: {study.plan.objective.stamp}", fontsize=10)
@@ -51,6 +51,10 @@ def write_plots(study: Study) -> list[Path]:
         write_with(file, partial(figure.savefig, dpi=120))
         written.append(file)
     return written
+
+
+def _measured(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.trials if trial.intermediate_values]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -72,7 +76,7 @@ def _label(study: Study) -> str:
 
 
 def _split(
-    rows: list[tuple[FrozenTrial, float]],
+    rows: Sequence[tuple[FrozenTrial, float]],
 ) -> Iterator[tuple[str, str, list[tuple[FrozenTrial, float]]]]:
     """Legend, fill and rows of trials that were stopped, and of those that finished."""
     done = [row for row in rows if row[0].state == TrialState.COMPLETE]
@@ -86,13 +90,14 @@ def _split(
 # --- over trials -------------------------------------------------------------------------------------
 
 
-def history(study: Study) -> Figure:
+def history(comparison: Comparison) -> Figure:
     """The last value of every trial, and the best of those finished so far."""
     from matplotlib.ticker import MaxNLocator
 
+    study = comparison.study
     figure = _figure(8, 4.5)
     axes = _axes(figure, 1, 1, 1)
-    rows = [(t, t.intermediate_values[max(t.intermediate_values)]) for t in measured(study)]
+    rows = [(t, t.intermediate_values[max(t.intermediate_values)]) for t in _measured(study)]
     for label, face, some in _split(rows):
         edge = BLUE if face == BLUE else GREY
         x, y = [t.number for t, _ in some], [v for _, v in some]
@@ -118,12 +123,14 @@ def history(study: Study) -> Figure:
     return figure
 
 
-def intermediate(study: Study) -> Figure:
+def intermediate(comparison: Comparison) -> Figure:
     """Values during training, a line for each trial."""
+    study = comparison.study
+    trials = _measured(study)
     figure = _figure(8, 4.5)
     axes = _axes(figure, 1, 1, 1)
     own, told = own_trial(study), set[str]()
-    for trial in measured(study):
+    for trial in trials:
         points = sorted(trial.intermediate_values.items())
         kind = "finished" if trial.state == TrialState.COMPLETE else "stopped early"
         colour = BLUE if kind == "finished" else GREY
@@ -138,7 +145,7 @@ def intermediate(study: Study) -> Figure:
             label=None if kind in told else kind,
         )
         told.add(kind)
-    ticks = sorted({p for t in measured(study) for p in t.intermediate_values})
+    ticks = sorted({p for t in trials for p in t.intermediate_values})
     axes.set_xticks(ticks)
     axes.set(xlabel="training done (%)", ylabel=_label(study))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -148,10 +155,10 @@ def intermediate(study: Study) -> Figure:
 # --- over hyper-parameters ---------------------------------------------------------------------------
 
 
-def slices(study: Study) -> Figure:
+def slices(comparison: Comparison) -> Figure:
     """The value over each hyper-parameter."""
-    percent, space = comparison_point(study), study.plan.space
-    rows = at_point(study, percent)
+    study, rows = comparison.study, comparison.rows
+    space = study.plan.space
     columns = min(len(space), COLUMNS)
     lines = math.ceil(len(space) / columns)
     figure = _figure(3.1 * columns + 0.6, 2.7 * lines + 0.9)
@@ -173,19 +180,19 @@ def slices(study: Study) -> Figure:
         if number % columns == 0:
             axes.set_ylabel(_label(study), fontsize=9)
         axes.tick_params(labelsize=8)
-    legend = f"{when(percent)}, {len(rows)} trials: filled finished, hollow were stopped here or later"
+    legend = f"{comparison.when}, {len(rows)} trials: filled finished, hollow were stopped here or later"
     figure.supxlabel(legend + ("; orange: the recipe's own values" if own is not None else ""), fontsize=9)
     return figure
 
 
-def parallel(study: Study) -> Figure:
+def parallel(comparison: Comparison) -> Figure:
     """One line for each trial over all hyper-parameters, coloured by its value."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    percent, space = comparison_point(study), study.plan.space
-    rows = sorted(at_point(study, percent), key=lambda row: row[1])
+    space = comparison.study.plan.space
+    rows = sorted(comparison.rows, key=lambda row: row[1])
     values = [v for _, v in rows]
     norm = Normalize(min(values), max(max(values), min(values) + 1e-9))
     colours = colormaps["viridis_r"]
@@ -211,17 +218,16 @@ def parallel(study: Study) -> Figure:
     axes.set_xlim(-0.1, len(space) - 0.6)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.01)
-    bar.set_label(f"{_label(study)}, {when(percent)}", fontsize=9)
+    bar.set_label(f"{_label(comparison.study)}, {comparison.when}", fontsize=9)
     axes.set_title(f"{len(rows)} trials, those that finished are thick", fontsize=9)
     return figure
 
 
-def importance_bars(study: Study) -> Figure | None:
+def importance_bars(comparison: Comparison) -> Figure | None:
     """Importances, the largest on top; None where there are none."""
-    found = importances(study)
+    found = comparison.importances
     if not found:
         return None
-    percent = comparison_point(study)
     figure = _figure(8, 0.32 * len(found) + 1.6)
     axes = _axes(figure, 1, 1, 1)
     names = list(found)[::-1]
@@ -229,8 +235,8 @@ def importance_bars(study: Study) -> Figure | None:
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.margins(x=0.1)
     axes.tick_params(labelsize=9)
-    number = len(at_point(study, percent))
-    axes.set_xlabel(f"importance (PED-ANOVA) for mIoU {when(percent)}, {number} trials", fontsize=9)
+    rests = f"mIoU {comparison.when}, {len(comparison.rows)} trials"
+    axes.set_xlabel(f"importance (PED-ANOVA) for {rests}", fontsize=9)
     return figure
 
 

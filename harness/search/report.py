@@ -17,7 +17,7 @@ from harness import provenance
 from harness.files import whole_file, write_json
 from harness.recipes import resolve
 from harness.schema import dump
-from harness.search.analysis import at_point, comparison_point, importances, when
+from harness.search.analysis import Comparison, compare
 from harness.search.study import STATES, Study, best_trial, own_trial
 
 #: Version of ``search.json``.
@@ -64,7 +64,7 @@ def verdict(study: Study) -> str:
 
 def write_tables(study: Study) -> None:
     """Write ``search.json`` and, once a trial has finished, ``best.toml``."""
-    plan, best, own = study.plan, best_trial(study), own_trial(study)
+    plan, best, own, comparison = study.plan, best_trial(study), own_trial(study), compare(study)
     write_json(
         plan.folder / "search.json",
         {
@@ -86,8 +86,8 @@ def write_tables(study: Study) -> None:
             "own": None if own is None else _row(study, own),
             "best": None if best is None else _row(study, best),
             "verdict": verdict(study),
-            "importances": importances(study),
-            "importances_at": comparison_point(study),
+            "importances": comparison.importances,
+            "importances_at": comparison.percent,
             "trials": [_row(study, t) for t in study.trials],
             "code": provenance.code(),
             "environment": provenance.environment(),
@@ -125,15 +125,15 @@ def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def write_report(study: Study) -> Path:
+def write_report(study: Study, comparison: Comparison) -> Path:
     """Write ``report.md``: the verdict, the best values beside the recipe's own, importances, all trials."""
-    plan, best, own = study.plan, best_trial(study), own_trial(study)
-    parts = [f"# Search of `{plan.recipe}`", f"{verdict(study)[:1].upper()}{verdict(study)[1:]}."]
+    plan, best, own, said = study.plan, best_trial(study), own_trial(study), verdict(study)
+    parts = [f"# Search of `{plan.recipe}`", f"{said[:1].upper()}{said[1:]}."]
     if best is not None:
         rows = [(k, _shown((plan.own or {}).get(k, "-")), _shown(v)) for k, v in best.params.items()]
         parts += ["## Best values", _table(rows, ("", "recipe", f"trial {best.number}"))]
         parts.append(f"```\n{run_line(study)}\n```")
-    if table := importance_table(study, "github"):
+    if table := importance_table(comparison, "github"):
         parts += ["## Importances", table]
     names = list(plan.space)
     lines = []
@@ -152,13 +152,12 @@ def write_report(study: Study) -> Path:
     return file
 
 
-def importance_table(study: Study, form: str = "simple") -> str:
+def importance_table(comparison: Comparison, form: str = "simple") -> str:
     """Importances as text with what they rest on; nothing where there are none."""
-    found = importances(study)
+    found = comparison.importances
     if not found:
         return ""
-    percent = comparison_point(study)
-    rests = f"{len(at_point(study, percent))} trials, mIoU {when(percent)}"
+    rests = f"{len(comparison.rows)} trials, mIoU {comparison.when}"
     remark = f"PED-ANOVA over {rests}; rough below some dozens of trials"
     return _table([(k, f"{v:.2f}") for k, v in found.items()], ("", "importance"), form) + f"\n\n({remark})"
 
