@@ -95,6 +95,16 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation with its API reference, into ``build/docs``; a warning is an error."""
+    install(session, "docs")
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs
+    )
+    session.log("open build/docs/index.html")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory as ratios against a named baseline of the same run; arguments go to pytest."""
     install(session, "test")

@@ -415,7 +415,7 @@ COLUMNS = (*_NAMES, *_COSTS)
 
 
 def as_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain values, cost included; seeds joined by spaces, notes by ``; ``."""
+    """The rows as plain values, cost included; seeds joined by spaces, notes by semicolons."""
     lines = []
     for row in rows:
         line = {name: getattr(row, name) for name in _NAMES}
