@@ -158,7 +158,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             )
         try:
             overrides[key.strip()] = tomllib.loads(f"v = {value.strip()}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, or beyond what Python reads
             overrides[key.strip()] = value.strip()
     return overrides
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -17,6 +19,10 @@ from harness.files import read_toml
 
 T = TypeVar("T")
 
+#: How a wrong value is shown: whole, unless it is far too long.
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 100
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def schema(cls: type[T]) -> type[T]:
@@ -26,7 +32,12 @@ def schema(cls: type[T]) -> type[T]:
     of the default in square brackets (paper, equation, table, file of the authors' code, or
     ``[our choice]``).
     """
-    config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    config = pydantic.ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,  # no record can hold them, and no training survives them
+    )
     made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=config)(cls)
     for base in cls.__mro__[1:]:  # pydantic reads the docstrings of a class's own source only
         for name, info in vars(base).get("__pydantic_fields__", {}).items():
@@ -39,8 +50,15 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
     """Build ``cls`` from plain values.
 
     Raises:
-        UserError: on an unknown key (with the nearest valid one) or a value of the wrong type or range.
+        UserError: on an unknown key (with the nearest valid one), or a value of the wrong type or range;
+            on a number that is not finite, or an integer of more than 64 bits, at any depth.
     """
+    for path, number in _unusable(values):  # also where a field takes any value
+        raise UserError(
+            f"key {'.'.join(path)!r}: {_UNUSABLE}, got {_brief.repr(number)}",
+            where=where,
+            remedy=_document(cls, path),
+        )
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
@@ -51,8 +69,26 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
             remedy = nearest(path[-1], _keys_at(cls, path[:-1]))
             raise UserError(f"unknown key {key!r}", where=where, remedy=remedy) from None
         message = first["msg"].removeprefix("Value error, ")
-        shown = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        shown = "" if first["type"] == "missing" else f", got {_brief.repr(first['input'])}"
         raise UserError(f"key {key!r}: {message}{shown}", where=where, remedy=_document(cls, path)) from None
+
+
+_UNUSABLE = "a number must be finite and fit into 64 bits"
+
+
+def _unusable(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[list[str], float]]:
+    """Numbers among plain values that nothing can compute with or record, with their keys."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _unusable(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, inner in enumerate(value):
+            yield from _unusable(inner, (*path, str(index)))
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield list(path), value
+    elif isinstance(value, int) and value.bit_length() > 63:
+        yield list(path), value
 
 
 def load_tables(cls: type[T], file: Path) -> dict[str, T]:

@@ -128,3 +128,43 @@ def test_inheritance_merges_tables_and_refuses_cycles(monkeypatch):
 def test_digest_is_stable_and_order_free():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optimiser.momentum=nan",
+        "optimiser.momentum=NaN",  # no TOML, but what Python reads as a number
+        'optimiser.weight_decay="-inf"',
+        "optimiser.lr=1e309",
+        f"optimiser.lr={'9' * 400}",
+        f"schedule.steps={'9' * 30}",
+        f"schedule.steps={'9' * 5000}",
+        "schedule.steps=inf",
+        "optimiser.betas=[nan, 0.999]",
+        "augment.scale=[0.5, inf]",
+        "crop=nan",
+        "config.gamma=nan",
+        "config={gamma = inf}",
+        "config.nothing=nan",
+        "labels.ratio=nan",
+        "remarks=[nan]",
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(assignment):
+    with pytest.raises(UserError) as refused:
+        resolve("agmm/mini-scribble", parse_overrides([assignment]))
+    key = assignment.partition("=")[0].split(".")[0]
+    assert key in refused.value.problem
+    assert len(str(refused.value)) < 600
+
+
+def test_a_file_of_values_may_not_hold_such_numbers_either(tmp_path):
+    file = tmp_path / "best.toml"
+    file.write_text("[optimiser]\nlr = nan\n")
+    with pytest.raises(UserError, match=r"optimiser\.lr"):
+        resolve("agmm/mini-scribble", parse_overrides([f"@{file}"]))
+    for text in ("a = " + "[" * 5000, f"a = {'9' * 5000}"):
+        file.write_text(text)
+        with pytest.raises(UserError, match="not valid TOML"):
+            parse_overrides([f"@{file}"])
