@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, together
+from harness.commands.usage import Verb
 
 _OUT = click.option(
     "--out",
@@ -44,6 +45,7 @@ def _recipes() -> dict[str, Any]:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss leaderboard                               all records below ./results
@@ -51,7 +53,7 @@ Examples:
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
   wsss leaderboard --validate                    published cells and claims against recipes
 
-Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show."""
+Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
@@ -102,6 +104,7 @@ def _validate() -> int:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss plot                                  every plot of ./results, as PNG and SVG
@@ -109,7 +112,7 @@ Examples:
   wsss plot --kind curves --format pdf --out paper/figures
   wsss plot --kind qualitative --data-root ~/data    pictures, predictions and errors
 
-Exit codes: 0 done, 2 nothing to draw."""
+Exit codes: 0 done, 2 nothing to draw.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
@@ -171,13 +174,14 @@ def _aside(text: str) -> None:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss claims                        every claim, with the records of ./results
   wsss claims --suite mini-claims    those of one suite
   wsss run mini mini-claims          what the claims on miniature scenes need
 
-Exit codes: 0 done, whatever the verdicts; 2 nothing to judge."""
+Exit codes: 0 done, whatever the verdicts; 2 nothing to judge.""",
 )
 @together(RESULTS, _OUT)
 @click.option(
@@ -207,6 +211,7 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss report                       everything on ./results: reports/report.html and the files beside it
@@ -214,7 +219,7 @@ Examples:
   wsss report --no-plots            tables, claims and the page without plots
   wsss report --label "one seed"    what a reader must know, behind every title and below every plot
 
-Exit codes: 0 done, 2 nothing to show."""
+Exit codes: 0 done, 2 nothing to show.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @together(DATA_ROOT, DEVICE)
@@ -253,12 +258,13 @@ def report(
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss compare agmm/mini-scribble pce/mini-scribble
   wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
 
-Exit codes: 0 done, whatever the verdict; 2 nothing to compare."""
+Exit codes: 0 done, whatever the verdict; 2 nothing to compare.""",
 )
 @click.argument("first")
 @click.argument("second")
@@ -283,6 +289,7 @@ def compare(first: str, second: str, evaluation: str | None, results: Path | str
 
 
 @click.command(
+    cls=Verb,
     name="import",
     epilog="""\b
 Examples:

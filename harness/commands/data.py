@@ -8,6 +8,7 @@ import click
 
 from harness.commands.labels import labels, show
 from harness.commands.options import DATA_ROOT, opened, together
+from harness.commands.usage import Verb
 
 PROCESSES = click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes (checks: threads)."
@@ -27,11 +28,12 @@ data.add_command(show)
 
 
 @data.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss data prepare coco2014 --data-root ~/data --workers 2
   wsss data prepare voc2012 --data-root ~/data --from ~/benchmark_RELEASE
-What is written already is kept: the same command goes on where it stopped."""
+What is written already is kept: the same command goes on where it stopped.""",
 )
 @click.argument("name")
 @together(DATA_ROOT, PROCESSES)
@@ -64,11 +66,12 @@ def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path |
 
 
 @data.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss data verify voc2012 --data-root ~/data --workers 2
   wsss data verify coco2014 --data-root ~/data --split val --json coco.json
-Files that were sound and have not changed are not read again. Exit code 2 when something is wrong."""
+Files that were sound and have not changed are not read again. Exit code 2 when something is wrong.""",
 )
 @click.argument("name")
 @together(DATA_ROOT, SPLIT, PROCESSES)
@@ -89,7 +92,7 @@ def verify(
     return 0 if report.sound else 2
 
 
-@data.command(epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
+@data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--train", type=click.IntRange(1), default=8, show_default=True, help="Training pictures.")
@@ -103,7 +106,7 @@ def miniature(name: str, folder: Path, train: int, val: int, seed: int) -> None:
     click.echo(f"written; use it with --data-root {root}")
 
 
-@data.command(epilog="\b\nExample:\n  wsss data mini")
+@data.command(cls=Verb, epilog="\b\nExample:\n  wsss data mini")
 def mini() -> None:
     """Generate the miniature data set (once) and say where it is."""
     from harness.data.mini import Mini
@@ -115,6 +118,7 @@ def mini() -> None:
 
 
 @data.command(
+    cls=Verb,
     name="pretrain-mini",
     epilog="""\b
 Example:

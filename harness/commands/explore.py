@@ -9,11 +9,13 @@ import click
 from tabulate import tabulate
 
 from harness.commands.options import DATA_ROOT
+from harness.commands.usage import Verb
 
 _KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
 
 
 @click.command(
+    cls=Verb,
     name="list",
     epilog="""\b
 Examples:
@@ -116,11 +118,12 @@ def _protocols() -> list[dict[str, str]]:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss show agmm/voc-point-r101
   wsss show agmm/voc-point-r101 --docs
-  wsss show agmm/mini-scribble --set optimiser.lr=0.02"""
+  wsss show agmm/mini-scribble --set optimiser.lr=0.02""",
 )
 @click.argument("recipe")
 @click.option(
@@ -154,7 +157,7 @@ def show(recipe: str, assignments: tuple[str, ...], docs: bool, as_json: bool) -
         click.echo(textwrap.fill(f"- {remark}", 100, subsequent_indent="  "))
 
 
-@click.command(epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
+@click.command(cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
 @DATA_ROOT
 def doctor(data_roots: tuple[str, ...]) -> None:
     """What this machine can run, what is missing, and how to get it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, together
+from harness.commands.usage import Verb, given, refuse
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss export dskd_gc/mini-image --output corrected --out labels/
@@ -23,7 +25,7 @@ Examples:
   wsss export cam/mini-image --format npy --out cams/
         <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
   wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/
-        the archive that the VOC evaluation server takes; nobody else can score it"""
+        the archive that the VOC evaluation server takes; nobody else can score it""",
 )
 @click.argument("recipe")
 @click.option(
@@ -113,7 +115,9 @@ def export(
         maps = forms.activation_maps(method, dataset, split, device=on, workers=workers)
         written = forms.write_maps(maps, out)
     else:
-        output = output or _usual_output(method, form, dataset.info.num_classes)
+        if output is None:
+            output = _usual_output(method, form, dataset.info.num_classes)
+            _refuse_segmentation_options(output)
         found = evaluation.predictions(
             method, dataset, split, protocol, network=network, output=output, device=on, workers=workers
         )
@@ -128,6 +132,14 @@ def export(
     click.echo(f"{number} pictures of {name} {split} in {out / forms.ARCHIVE if form == 'server' else out}")
     if name == "voc2012" and split == "test":
         click.echo("The masks of VOC 2012 test are not public: only its evaluation server can score this.")
+
+
+def _refuse_segmentation_options(output: str) -> None:
+    """Options of a segmentation count for nothing where the default output is a pseudo label."""
+    written = given(click.get_current_context())
+    ignored = [written[name] for name in ("protocol_name", "network") if name in written]
+    if output != "segmentation" and ignored:
+        refuse(ignored, f"for pseudo labels, here {output!r}", "with --output segmentation", "export")
 
 
 def _usual_output(method: Any, form: str, classes: int) -> str:

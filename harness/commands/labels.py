@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from harness.commands.options import DATA_ROOT, opened, together
+from harness.commands.usage import Verb
 
 _KINDS = ("scribble", "point", "block", "box", "image")
 _FORMATS = ("png", "xml", "polyline", "clicks", "voc-boxes", "coco-boxes", "onehot")
@@ -14,6 +15,7 @@ SHARE = click.FloatRange(0, 1, min_open=True)
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss data labels voc2012 --kind scribble --split train_aug --data-root ~/data --out scribbles/
@@ -22,7 +24,7 @@ Examples:
   wsss data labels voc2012 --kind point --format png --folder point/segcls --unlabelled 21 --out points/
   wsss data labels coco2014 --kind box --format coco-boxes --data-root ~/data --out boxes/
   wsss data labels voc2012 --kind image --format onehot --folder cls_labels_onehot.npy --out tags/
-Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): --unlabelled says which."""
+Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): --unlabelled says which.""",
 )
 @click.argument("name")
 @click.option("--kind", type=click.Choice(_KINDS), required=True, help="Kind of weak label.")
@@ -137,10 +139,11 @@ def _absolute(folder: str, root: Path) -> str:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss data show voc2012 --data-root ~/data --out voc.png
-  wsss data show voc2012 --split train --number 4 --labels points/ --labels scribbles/ --data-root ~/data"""
+  wsss data show voc2012 --split train --number 4 --labels points/ --labels scribbles/ --data-root ~/data""",
 )
 @click.argument("name")
 @click.option("--split", default="train", show_default=True, help="Which pictures.")

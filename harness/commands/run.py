@@ -9,6 +9,7 @@ import click
 from tabulate import tabulate
 
 from harness.commands.options import SET, execution
+from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss run mini                                     the miniature suite, three seeds
@@ -30,7 +32,7 @@ Examples:
 
 Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
-Running the same command again goes on where it stopped and repeats nothing."""
+Running the same command again goes on where it stopped and repeats nothing.""",
 )
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0 .. N-1.")
@@ -66,8 +68,6 @@ def run(
     from harness.runs.execution import execute, plan
 
     trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
-    if dry_run and smoke:
-        raise click.UsageError("--dry-run runs nothing, --smoke runs a little: choose one of them")
     if smoke:
         return _try(trials, options, resources)
     if dry_run:

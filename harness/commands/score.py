@@ -10,6 +10,7 @@ import click
 from tabulate import tabulate
 
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, together
+from harness.commands.usage import Verb
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss evaluate --predictions out/ --dataset voc2012 --split val --data-root ~/data
@@ -27,7 +29,7 @@ Examples:
   wsss evaluate agmm/mini-scribble --protocol agmm-voc
         adds a protocol to finished records, without training
   wsss evaluate agmm/voc-point-r101 --checkpoint resnet101_67.80.pth --table agmm-sass --data-root ~/data
-        scores a checkpoint that the authors' code saved"""
+        scores a checkpoint that the authors' code saved""",
 )
 @click.argument("recipe", required=False)
 @click.option("--predictions", type=click.Path(path_type=Path), help="Folder of <id>.png label maps.")
@@ -66,8 +68,6 @@ def evaluate(
 
     options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
     if predictions is not None:
-        if recipe is not None or checkpoint is not None:
-            raise UserError("--predictions stands alone: it needs no recipe and no checkpoint")
         if dataset is None:
             raise UserError("which data set?", where="--dataset", remedy="add --dataset NAME")
         _score_folder(open_dataset(dataset, data_roots, options.cache), predictions, split or "val")
@@ -191,10 +191,11 @@ def _score_checkpoint(
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss predict agmm/mini-scribble pictures/ --out predictions/
-  wsss predict agmm/voc-point-r101 a.jpg b.jpg --checkpoint model.pth --table agmm-sass --out predictions/"""
+  wsss predict agmm/voc-point-r101 a.jpg b.jpg --checkpoint model.pth --table agmm-sass --out predictions/""",
 )
 @click.argument("recipe")
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.commands.options import SET, execution
+from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=Verb,
     epilog="""\b
 Examples:
   wsss search agmm/mini-scribble --trials 16
@@ -30,7 +32,7 @@ Examples:
 
 Exit codes: 0 done, 1 some trials failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
-Running the same command again goes on where it stopped; a larger --trials adds trials."""
+Running the same command again goes on where it stopped; a larger --trials adds trials.""",
 )
 @click.argument("recipe")
 @click.option(

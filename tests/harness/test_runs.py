@@ -297,7 +297,7 @@ def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsy
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that must not be there")
 def test_mistakes_get_one_clear_message_and_exit_code_2(arguments, message, tmp_path, capsys):
     where = ["--results", str(tmp_path / "results")] if arguments[0] in ("run", "predict") else []
-    local = ["--local"] if arguments[0] == "run" else []
+    local = ["--local"] if arguments[0] == "run" and "--gpus-per-trial" not in arguments else []
     assert wsss(*arguments, *where, *local) == 2
     printed = capsys.readouterr().err
     assert message in printed

@@ -1,0 +1,155 @@
+"""An option that would be ignored is refused: the table of verbs, options and modes, tested whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from harness.cli import cli
+from harness.commands.usage import TABLE, Verb
+from tests.runs import RECIPE, wsss
+
+
+def leaves(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every verb by its words."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaves(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+VERBS = dict(leaves())
+
+
+def test_the_table_names_every_verb():
+    assert set(TABLE) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_the_table_names_every_parameter_of_a_verb(verb: str):
+    command = VERBS[verb]
+    assert isinstance(command, Verb)
+    assert {p.name for p in command.params} == TABLE[verb].names()
+
+
+#: Words that put a verb into a mode, and what may not stand beside them: spelling and value.
+REFUSED: list[tuple[str, dict[str, list[str]]]] = [
+    (
+        "evaluate --predictions x --dataset mini",
+        {
+            RECIPE: [],
+            "--protocol": ["nonsense"],
+            "--save": ["y"],
+            "--output": ["cam"],
+            "--network": ["default"],
+            "--table": ["t"],
+            "--checkpoint": ["c"],
+            "--set": ["a=1"],
+            "--results": ["r"],
+            "--device": ["cpu"],
+            "--workers": ["0"],
+        },
+    ),
+    (f"evaluate {RECIPE}", {"--dataset": ["mini"], "--table": ["t"], "--save": ["y"]}),
+    (f"evaluate {RECIPE} --checkpoint c", {"--dataset": ["mini"], "--results": ["r"]}),
+    (f"predict {RECIPE} a.png", {"--table": ["t"]}),
+    (f"predict {RECIPE} a.png --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
+    (f"export {RECIPE} --out o", {"--table": ["t"]}),
+    (f"export {RECIPE} --out o --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
+    (f"export {RECIPE} --out o --format npy", {"--protocol": ["single"], "--network": ["default"]}),
+    (f"export {RECIPE} --out o --output cam", {"--protocol": ["single"], "--network": ["default"]}),
+    (
+        f"run {RECIPE} --local",
+        {
+            "--max-concurrent": ["1"],
+            "--cpus-per-trial": ["1"],
+            "--gpus-per-trial": ["0"],
+            "--processes-per-trial": ["1"],
+            "--address": ["auto"],
+        },
+    ),
+    (f"search {RECIPE} --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
+    (f"run {RECIPE} --seed 1", {"--seeds": ["3"]}),
+    (f"run {RECIPE} --dry-run", {"--smoke": []}),
+    (f"run {RECIPE} --smoke", {"--save-predictions": [], "--tensorboard": [], "--track": ["mlflow"]}),
+    (f"search {RECIPE}", {"--grid-points": ["3"]}),
+    (f"search {RECIPE} --objective-split val", {"--held-out": ["0.2"]}),
+    (f"show {RECIPE} --json", {"--docs": []}),
+    ("data prepare mini", {"--from": ["."], "--workers": ["1"]}),
+    (
+        "data labels mini --kind scribble --out o",
+        {
+            "--folder": ["f"],
+            "--background": ["b"],
+            "--unlabelled": ["255"],
+            "--block-share": ["0.1"],
+            "--box-inside": ["fill"],
+            "--clicks": ["3"],
+        },
+    ),
+    ("data labels mini --kind point --out o --clicks 3", {"--stroke": ["3"]}),
+    ("data labels mini --kind point --out o --format png", {"--clicks": ["3"], "--seed": ["1"]}),
+    ("data labels mini --kind block --out o --format png", {"--block-share": ["0.1"], "--stroke": ["1"]}),
+    ("data labels mini --kind box --out o --format png", {"--box-inside": ["fill"]}),
+    (
+        "data labels mini --kind image --out o",
+        {"--keep": ["0.5"], "--strokes": ["0.5"], "--images": ["0.5"], "--seed": ["1"], "--stroke": ["1"]},
+    ),
+    ("data show mini --id x", {"--number": ["3"]}),
+    (
+        "leaderboard --validate",
+        {"--results": ["r"], "--out": ["o"], "--dataset": ["mini"], "--label": ["l"], "--format": ["md"]},
+    ),
+    ("plot", {"--data-root": ["."], "--device": ["cpu"]}),
+    ("report --no-plots", {"--data-root": ["."], "--device": ["cpu"]}),
+    ("import folder", {"--data-root": ["."]}),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "value"),
+    [(mode, option, value) for mode, options in REFUSED for option, value in options.items()],
+)
+def test_an_ignored_option_is_named_with_its_mode_and_where_it_applies(
+    mode: str, option: str, value: list[str], tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert wsss(*mode.split(), option, *value) == 2
+    error = capsys.readouterr().err
+    assert "not used" in error
+    assert (option if option != RECIPE else "recipe") in error.lower()
+    assert "appl" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_conditional_option_is_refused_somewhere():
+    """The list above covers the table."""
+    covered: dict[str, set[str]] = {}
+    for mode, options in REFUSED:
+        verb = max((v for v in VERBS if mode.split()[: len(v.split())] == v.split()), key=len)
+        command = VERBS[verb]
+        names = {o: p.name for p in command.params for o in p.opts}
+        covered.setdefault(verb, set()).update(names.get(o, "recipe") or "" for o in options)
+    shared = {"cpus_per_trial", "gpus_per_trial", "processes_per_trial"}  # seen with run
+    for verb, usage in TABLE.items():
+        conditional = {name for rule in usage.only for name in rule.names}
+        assert conditional <= covered.get(verb, set()) | (shared if verb == "search" else set()), verb
+
+
+def test_what_applies_is_taken(tmp_path, capsys):
+    """The same options in the modes that use them fail, if at all, for another reason."""
+    place = str(tmp_path / "none")
+    for command in (
+        ["predict", RECIPE, "a.png", "--checkpoint", place, "--table", "agmm-sass"],
+        ["evaluate", RECIPE, "--checkpoint", place, "--save", place],
+        ["evaluate", "--predictions", place, "--dataset", "mini", "--split", "val"],
+        ["plot", "--kind", "qualitative", "--device", "cpu", "--results", place],
+    ):
+        wsss(*command)
+        assert "not used" not in capsys.readouterr().err
