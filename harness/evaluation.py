@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from harness.batch import IGNORE
 from harness.data.base import Dataset
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
-from harness.schema import load_tables, schema
+from harness.schema import Aside, load_tables, schema
 from harness.store.records import PerImage
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ STD = (0.229, 0.224, 0.225)
 class Protocol:
     """How a picture becomes a prediction. Equal protocols give comparable numbers."""
 
-    about: str = ""
+    about: Annotated[str, Aside()] = ""
     """One line for listings; not part of the digest."""
     scales: tuple[float, ...] = (1.0,)
     """Factors of both sides; a scaled side is `int(side * scale)`."""

@@ -18,7 +18,7 @@ from typing import Any
 from harness.errors import UserError, nearest
 from harness.files import read_toml
 from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
-from harness.schema import digest, documentation, dump, fields, load
+from harness.schema import digest, documentation, dump, essential, fields, load, neutral_values
 from harness.specs import EvaluationSpec, Recipe, SelectionSpec
 
 #: Fields that cannot change the trained network and stay out of the training digest.
@@ -48,17 +48,26 @@ class Resolved:
         values = {k: v for k, v in dump(self.recipe).items() if k not in _NOT_TRAINING}
         return values | {"config": dump(self.config)}
 
+    def neutral_values(self) -> dict[str, Any]:
+        """Dotted key to neutral value of every option that has one, those of the method included."""
+        own = {k: v for k, v in neutral_values(self.recipe).items() if k.split(".")[0] not in _NOT_TRAINING}
+        return own | {f"config.{k}": v for k, v in neutral_values(self.config).items()}
+
+    def essential_values(self) -> dict[str, Any]:
+        """The training values without options at their neutral value: what digests are made of."""
+        values = {k: v for k, v in essential(self.recipe).items() if k not in _NOT_TRAINING}
+        return values | {"config": essential(self.config)}
+
     def digest(self, *fingerprints: str) -> str:
         """Training digest over the values and the given fingerprints (data, labels, weights).
 
-        Paths of files stay out: what they hold is in the fingerprints.
+        Paths of files stay out: what they hold is in the fingerprints. So do options at their neutral
+        value, as if there were no such option: records from before it stay valid.
         """
-        values = self.training_values()
+        values = self.essential_values()
         for key in ("weights", "labels_from"):
             if values[key] and Path(values[key]).exists():
                 values[key] = "path"
-        if values["batch"]["sync_bn"] == "off":  # as before there was such a choice: records stay valid
-            del values["batch"]["sync_bn"]
         return digest([values, *fingerprints])
 
 

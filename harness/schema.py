@@ -8,8 +8,9 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 import pydantic
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -22,6 +23,23 @@ T = TypeVar("T")
 #: How a wrong value is shown: whole, unless it is far too long.
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Neutral:
+    """Mark of an option at which value a table means what it meant before it had the option.
+
+    ``sync_bn: Annotated[Literal["off", "all"], Neutral("off")] = "off"``: at that value the option stays out
+    of every digest, and whoever compares recorded values takes it for the value of records that do not
+    know the option. It need not be the default: an option whose default changes numbers gives new digests.
+    """
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Aside:
+    """Mark of a value that describes and decides nothing: it never enters a digest."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -132,9 +150,96 @@ def dump(value: Any) -> Any:
 
 
 def digest(value: Any, length: int = 12) -> str:
-    """A short, stable hash of plain values or dataclasses: equal content, equal digest."""
-    text = json.dumps(dump(value), sort_keys=True, separators=(",", ":"), default=str)
+    """A short, stable hash of plain values or dataclasses: equal :func:`essential` content, equal digest."""
+    text = json.dumps(essential(value), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+# --- what values decide --------------------------------------------------------------------------------
+
+
+def marks(cls: type, kind: type[T]) -> dict[str, T]:
+    """The fields of a dataclass that are marked so (``Annotated[..., kind(...)]``), with their marks."""
+    return {name: m for name, noted in _noted(cls).items() for m in noted if isinstance(m, kind)}
+
+
+@cache
+def _noted(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What the annotations of a dataclass's fields hold beside types, where they hold anything."""
+    known = getattr(cls, "__pydantic_fields__", None)
+    if known is not None:
+        noted = {name: tuple(info.metadata) for name, info in known.items()}
+    else:
+        hints = get_type_hints(cls, include_extras=True)
+        noted = {name: getattr(hints[name], "__metadata__", ()) for name in fields(cls)}
+    return {name: own for name, own in noted.items() if own}
+
+
+def essential(value: Any) -> Any:
+    """Plain values as :func:`dump` gives them, without what decides nothing: values marked :class:`Aside`,
+    and options at the value that they are marked :class:`Neutral` at."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        neutral, aside = marks(type(value), Neutral), marks(type(value), Aside)
+        own = {k: essential(getattr(value, k)) for k in fields(type(value)) if k not in aside}
+        return {k: v for k, v in own.items() if k not in neutral or not same(v, essential(neutral[k].value))}
+    if isinstance(value, Mapping):
+        return {str(k): essential(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [essential(v) for v in value]
+    return dump(value)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal; ``False`` is not 0, but 1 is 1.0."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def neutral_values(value: Any) -> dict[str, Any]:
+    """Dotted key to neutral value of every marked option in a dataclass and the tables within it."""
+    found: dict[str, Any] = {}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return found
+    for name in fields(type(value)):
+        found |= {f"{name}.{k}": v for k, v in neutral_values(getattr(value, name)).items()}
+    plain = {name: mark.value for name, mark in marks(type(value), Neutral).items()}
+    return found | flatten(dump(plain))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value of nested tables."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any], neutral: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of ``now`` whose value in ``then`` is another one.
+
+    An option that ``then`` does not know had its neutral value; a key that it does not know and that is no
+    such option is left alone, as nothing can be said of it.
+
+    Args:
+        then: recorded values, flat (:func:`flatten`).
+        now: present values, flat.
+        neutral: of the present values' options (:func:`neutral_values`).
+    """
+    return list(_differing(then, now, neutral))
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any], neutral: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in now.items():
+        if key in then:
+            changed = then[key] != value
+        elif key in neutral:
+            changed = not same(value, neutral[key])
+        else:  # a table that was none then, or is none now
+            parents = (key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1))
+            changed = any(p in then for p in parents)
+            changed = changed or (value is None and any(k.startswith(f"{key}.") for k in then))
+        if changed:
+            yield key
 
 
 def _descend(cls: Any, path: list[str]) -> Any:

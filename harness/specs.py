@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError
-from harness.schema import schema
+from harness.schema import Neutral, schema
 
 #: A length in pixels.
 Side = Annotated[int, Field(ge=1)]
@@ -25,7 +25,7 @@ class BatchSpec:
     """The paper's number of GPUs."""
     per_group: int = Field(default=16, ge=1)
     """Samples per GPU."""
-    sync_bn: Literal["off", "all", "head"] = "off"
+    sync_bn: Annotated[Literal["off", "all", "head"], Neutral("off")] = "off"
     """Batch normalisation over the samples of all groups: of `all` layers, or those of the `head`, outside
     encoders. Needs one process for each group; `off`: statistics of one group."""
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from harness.errors import UserError, nearest
 from harness.files import read_toml
 from harness.registry import METHODS
-from harness.schema import load, schema
+from harness.schema import Aside, differing, load, marks, neutral_values, schema
 from leaderboards.published import Published, published
 from leaderboards.statistics import (
     PERMUTATIONS,
@@ -327,8 +327,11 @@ def _obstacles(a: Row, b: Row) -> list[str]:
     one, other = a.runs[0].data, b.runs[0].data
     if one["data_fingerprint"] != other["data_fingerprint"]:
         return ["scored on different data"]
-    shared = (set(one["protocol"]) & set(other["protocol"])) - {"about"}  # fields are added, never dropped
-    if any(one["protocol"][key] != other["protocol"][key] for key in shared):
+    from harness.evaluation import Protocol  # imports torch.nn
+
+    neutral, aside = neutral_values(Protocol()), marks(Protocol, Aside)
+    first, second = ({k: v for k, v in p["protocol"].items() if k not in aside} for p in (one, other))
+    if differing(first, second, neutral) or differing(second, first, neutral):
         return ["scored by different versions of the protocol"]
     return []
 

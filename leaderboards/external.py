@@ -18,7 +18,7 @@ from harness import evaluation
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
 from harness.files import cache_folder, read_toml
-from harness.schema import digest, dump, load, schema
+from harness.schema import digest, essential, load, schema
 from harness.store.records import Record, Store
 
 
@@ -85,7 +85,7 @@ def import_predictions(
     counts = evaluation.gather(folder_pairs(dataset, folder, split), info.num_classes)
     fingerprint = preflight(dataset, [split], cache=cache or cache_folder(), workers=0)[split]
     images, official = dataset.coverage(split)
-    known = {k: v for k, v in dump(metadata).items() if k != "seed"}
+    known = {k: v for k, v in essential(metadata).items() if k != "seed"}
     own = digest(known)
     name = f"external/{metadata.name}"
     place = store.folder(name, own, metadata.seed)

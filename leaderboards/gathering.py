@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.registry import DATASETS, METHODS
-from harness.schema import dump
+from harness.schema import Aside, differing, dump, flatten, marks, neutral_values
 from harness.store.records import EvaluationRecord, Record, Store
 
 
@@ -146,14 +146,6 @@ def _evaluation_line(run: EvaluationRecord | None) -> dict[str, Any]:
 # --- stale records -------------------------------------------------------------------------------------
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
-
-
 class Current:
     """Recipes as they stand now, their values flattened once.
 
@@ -163,15 +155,15 @@ class Current:
 
     def __init__(self, recipes: Mapping[str, Any]) -> None:
         self.recipes = recipes
-        self._values: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
-    def values(self, name: str) -> dict[str, Any] | None:
-        """Dotted key to value of everything that may change the trained network; None if unknown."""
-        if name not in self.recipes:
-            return None
-        if name not in self._values:
-            self._values[name] = _flat(dump(self.recipes[name].training_values()))
-        return self._values[name]
+    def changed(self, record: Record) -> list[str]:
+        """Keys in which a record differs from its recipe, as :func:`changed_keys`; none if it is unknown."""
+        if record.name not in self.recipes:
+            return []
+        if record.name not in self._values:
+            self._values[record.name] = _values_of(self.recipes[record.name])
+        return _changed(record, *self._values[record.name])
 
 
 def changed_keys(record: Record, resolved: Any) -> list[str]:
@@ -181,42 +173,48 @@ def changed_keys(record: Record, resolved: Any) -> list[str]:
         record: a record of the recipe.
         resolved: the :class:`harness.recipes.Resolved` of the recipe as it stands now.
     """
-    return _changed(record, _flat(dump(resolved.training_values())))
+    return _changed(record, *_values_of(resolved))
 
 
-def _changed(record: Record, now: Mapping[str, Any]) -> list[str]:
+def _values_of(resolved: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Dotted key to value of everything that may change the trained network, and to neutral values."""
+    return flatten(resolved.training_values()), resolved.neutral_values()
+
+
+def _changed(record: Record, now: Mapping[str, Any], neutral: Mapping[str, Any]) -> list[str]:
     overridden = list(record.data.get("overrides", {}))
     if {"schedule.steps", "schedule.epochs"} & set(overridden):
         overridden += ["schedule.steps", "schedule.epochs"]  # either one replaces the other
-    then = _flat(record.recipe)
-    differing = [k for k in now if k in then and now[k] != then[k]]
-    return [k for k in differing if not any(k == o or k.startswith(f"{o}.") for o in overridden)]
+    changed = differing(flatten(record.recipe), now, neutral)
+    return [k for k in changed if not any(k == o or k.startswith(f"{o}.") for o in overridden)]
 
 
 @cache
-def _protocol_values(name: str) -> dict[str, Any] | None:
+def _protocol(name: str) -> Any:
     from harness.evaluation import protocol
 
     try:
-        return {k: v for k, v in dump(protocol(name)).items() if k != "about"}
+        return protocol(name)
     except UserError:
         return None
 
 
+def protocol_changes(then: Mapping[str, Any], now: Any) -> list[str]:
+    """Keys in which a recorded protocol differs from a :class:`harness.evaluation.Protocol`, so that
+    numbers may."""
+    decisive = {k: v for k, v in dump(now).items() if k not in marks(type(now), Aside)}
+    return differing(then, decisive, neutral_values(now))
+
+
 def stale_reason(record: Record, run: EvaluationRecord, current: Current) -> str:
     """Why a record no longer says what its recipe and protocol say, empty if it still does."""
-    values = current.values(record.name)
-    if values is not None:
-        changed = _changed(record, values)
-        if changed:
-            return f"the recipe has changed since: {', '.join(changed[:4])}" + (
-                ", ..." if changed[4:] else ""
-            )
-    now = _protocol_values(run.data["spec"]["protocol"])
+    changed = current.changed(record)
+    if changed:
+        return f"the recipe has changed since: {', '.join(changed[:4])}" + (", ..." if changed[4:] else "")
+    now = _protocol(run.data["spec"]["protocol"])
     if now is None:
         return f"the protocol {run.data['spec']['protocol']!r} exists no longer"
-    then = run.data["protocol"]
-    changed = [k for k in now if k in then and now[k] != then[k]]
+    changed = protocol_changes(run.data["protocol"], now)
     return f"the protocol has changed since: {', '.join(changed)}" if changed else ""
 
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from harness.files import read_json, whole_file, write_json
 from harness.recipes import Resolved
-from harness.schema import digest, dump
+from harness.schema import digest
 from harness.store.object_store import beside
 from harness.training import LOG_EVERY
 
@@ -130,7 +130,7 @@ def folder(results: Path | str) -> Path:
 
 def values_digest(resolved: Resolved) -> str:
     """Digest of what decides the cost of a recipe: all its values and its evaluations."""
-    return digest([resolved.training_values(), dump(resolved.recipe.evaluation)])
+    return digest([resolved.essential_values(), resolved.recipe.evaluation])
 
 
 def write(row: Row, results: Path | str) -> None:

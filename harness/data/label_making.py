@@ -24,7 +24,7 @@ from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.files import write_json
-from harness.schema import digest, dump
+from harness.schema import digest, essential
 
 Source = Literal["simulated", "official", "voc-boxes", "coco-boxes", "onehot"]
 #: Value of pixels without annotation in the files written.
@@ -57,7 +57,7 @@ class Making:
 
     def facts(self) -> dict[str, Any]:
         """Plain values of all that decides the labels, with the versions of what makes them."""
-        values = dump(self)
+        values = essential(self)
         for key in ("folder", "background"):  # places; the result has its own hash
             values["spec"].pop(key)
         values.pop("place")

@@ -25,7 +25,10 @@ from harness.data.images import image_size, read_index, write_index
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.files import write_with
-from harness.schema import digest, dump
+from harness.schema import digest, essential
+
+#: Values of :class:`LabelSpec` that the simulator does not read.
+_OFFICIAL = ("source", "format", "folder", "background", "unlabelled")
 
 #: Layout of prepared labels; raised when the files of an older version must not be used.
 _VERSION = 1
@@ -200,16 +203,13 @@ def _source(
     if supervision == "full":
         return _Source({"from": "masks"}, mask_files, partial(dataset.read_mask, split=split), tags)
     if spec.source == "official":
-        facts = {"from": "annotators", **dump(spec)}
+        facts = {"from": "annotators", **essential(spec)}
         files = partial(dataset.label_files, spec=spec)
         return _Source(facts, files, partial(_official, dataset, supervision, spec), tags)
-    facts = {"from": "simulator", "version": weak_labels.VERSION, "seed": spec.seed}
-    if supervision == "block":
-        facts["block_share"] = spec.block_share
-    elif supervision == "box":
-        facts["box_inside"] = spec.box_inside
-    else:
-        facts["stroke"] = spec.stroke
+    shape = {"block": "block_share", "box": "box_inside"}.get(supervision, "stroke")
+    unread = {*_OFFICIAL, "stroke", "block_share", "box_inside"} - {shape}
+    facts = {"from": "simulator", "version": weak_labels.VERSION}
+    facts |= {k: v for k, v in essential(spec).items() if k not in unread}
     label = partial(_simulated, dataset, split, supervision, spec)
     if supervision == "box":
         tags = partial(_box_tags, dataset, split)

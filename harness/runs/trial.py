@@ -28,7 +28,7 @@ from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
 from harness.recipes import Resolved, recipe_names, resolve
 from harness.registry import DATASETS
-from harness.schema import digest, dump
+from harness.schema import digest, essential
 from harness.specs import EvaluationSpec
 from harness.store.locks import locked
 from harness.store.object_store import beside, is_uri
@@ -37,6 +37,10 @@ from harness.store.remote import for_work, reported
 
 if TYPE_CHECKING:
     from methods.base import Method
+
+
+#: Values of an evaluation that its digest holds one by one, and those that decide nothing.
+_SPEC = ("split", "protocol", "network", "output", "checkpoint", "cells", "tolerance")
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,11 @@ class Prepared:
 
     def evaluation_digest(self, spec: EvaluationSpec) -> str:
         """Over everything that defines a number of a given network."""
-        values = {k: v for k, v in dump(evaluation.protocol(spec.protocol)).items() if k != "about"}
+        values = essential(evaluation.protocol(spec.protocol))
         split = self.facts["data"]["splits"][spec.split]["fingerprint"]
-        return digest([spec.split, values, spec.network, spec.output, spec.checkpoint, split])
+        parts = [spec.split, values, spec.network, spec.output, spec.checkpoint, split]
+        options = {k: v for k, v in essential(spec).items() if k not in _SPEC}
+        return digest([*parts, options] if options else parts)
 
     def missing_evaluations(self) -> list[EvaluationSpec]:
         """Evaluations of the recipe that are not on disk yet."""

@@ -25,7 +25,7 @@ from harness.recipes import resolve
 from harness.runs.running import write_trace
 from harness.runs.tracked import allocated_mib, subject_of
 from harness.runs.trial import Options, Prepared, Trial, prepare
-from harness.schema import digest, dump
+from harness.schema import digest, essential
 from harness.specs import EvaluationSpec, Recipe
 from harness.store.locks import Elsewhere, trial_lock
 from harness.training import Status, Trainer
@@ -70,9 +70,7 @@ class Objective:
             "split": self.split,
             "share": self.share if self.split == HELD_OUT else None,
             "of": self.spec.split,
-            "protocol": {
-                k: v for k, v in dump(evaluation.protocol(self.spec.protocol)).items() if k != "about"
-            },
+            "protocol": essential(evaluation.protocol(self.spec.protocol)),
             "network": self.spec.network,
             "output": self.spec.output,
         }
