@@ -36,6 +36,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "wsss-bench"
+html_show_copyright = False
 
 
 _SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Example|Examples|Note):$")
@@ -64,7 +65,7 @@ def _paragraphs(lines: list[str]) -> list[list[str]]:
     return [paragraph for paragraph in found if paragraph]
 
 
-def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _plain(lines: list[str]) -> list[str]:
     """Indented formulas and aligned tables, ahead of the first section, are set as they stand."""
     start = next((i for i, line in enumerate(lines) if _SECTION.match(line)), len(lines))
     done: list[str] = []
@@ -75,9 +76,23 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
             done += ["::", "", *("    " + line for line in paragraph), ""]
         else:
             done += [*map(_marked, paragraph), ""]
-    lines[:] = [*done, *map(_marked, lines[start:])]
+    return [*done, *map(_marked, lines[start:])]
+
+
+def before_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes "words: more words" in an attribute's first line for its type: keep these from it."""
+    lines[:] = _plain(lines)
+    if what == "attribute":
+        app.env.temp_data[f"attribute {name}"] = list(lines)
+
+
+def after_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """See :func:`before_napoleon`."""
+    if what == "attribute":
+        lines[:] = app.env.temp_data.pop(f"attribute {name}")
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)

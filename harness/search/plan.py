@@ -135,7 +135,7 @@ def plan_search(
         raise UserError(
             f"the method {resolved.recipe.method!r} has no search space",
             where=recipe,
-            remedy="give its class a search_space(), see docs/search.md",
+            remedy="give its class a search_space(), see docs/searching.md",
         )
     space = {k: d for k, d in whole.items() if k not in overrides}
     if not space:
