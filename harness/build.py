@@ -67,6 +67,14 @@ class Build:
 
         return create_encoder(self.backbone, self.weights, **options)
 
+    def last_stage(self, output_stride: int | None = None) -> Encoder:
+        """The recipe's backbone for what reads its last stage alone: any encoder, or a plain transformer."""
+        from harness.nn.vit import TokenStage, is_transformer
+
+        if is_transformer(self.backbone):
+            return TokenStage(self.vit(), output_stride)
+        return self.encoder(output_stride=output_stride)
+
     def vit(self, **options: Any) -> ViTEncoder:
         """The recipe's backbone as a vision transformer; ``options`` as in ``create_vit``."""
         from harness.nn.vit import create_vit

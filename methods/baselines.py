@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.batch import IGNORE, Batch, Progress
 from harness.data.base import Supervision
 from harness.nn.cam import log_sum_exp_pool
+from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.resize import resize
 from harness.schema import schema
 from methods.base import Build, Method
@@ -37,14 +38,38 @@ def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / labelled.sum().clamp(min=1)
 
 
+@schema
+class BaselineConfig(DeepLabConfig):
+    """AGMM's network, or for a plain vision transformer that of the image-tag methods on one."""
+
+    decoder: Literal["deeplab", "large_fov"] = "deeplab"
+    """DeepLabV3+, or the LargeFOV head on the last stage, of width `head_width`; of the other keys it
+    reads `decoder_dilation` alone. [AGMM-SASS deeplabv3plus.py; large_fov: ToCo
+    model/decoder/conv_head.py]"""
+    decoder_dilation: int = Field(default=5, ge=1)
+    """`large_fov` only: dilation of its 3x3 convolutions. [ToCo model/decoder/conv_head.py]"""
+
+
 class FullSupervision(DeepLabMethod):
     """Cross-entropy on dense masks, void pixels (255) left out: the upper bound of a recipe."""
 
     name = "full"
     title = "Full supervision"
     supervision: ClassVar[frozenset[Supervision]] = frozenset({"full"})
-    Config = DeepLabConfig
+    Config = BaselineConfig
     reference_recipe = "full/voc-full-r101"
+
+    def make_network(self) -> Any:
+        """DeepLabV3+ or, with ``decoder = "large_fov"``, :class:`LargeFOVNetwork`."""
+        build, config = self.build, self.config
+        if config.decoder == "deeplab":
+            return super().make_network()
+        return LargeFOVNetwork(
+            build.last_stage(config.output_stride),
+            build.num_classes,
+            width=config.head_width,
+            dilation=config.decoder_dilation,
+        )
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``seg``: cross-entropy over the labelled pixels."""
@@ -84,8 +109,10 @@ class CAMConfig:
 
     output_stride: int = 16
     """Stride of the encoder's last stage. [IRN net/resnet50_cam.py]"""
-    pooling: Literal["average", "max", "lse"] = "average"
-    """How a map becomes a class score: mean, maximum or log-sum-exp. [average: IRN net/resnet50_cam.py]"""
+    pooling: Literal["average", "max", "token_max", "lse"] = "average"
+    """How a class score comes about: mean, maximum or log-sum-exp of its map, or from the maximum of every
+    feature channel (`token_max`, as the image-tag methods on transformers do). [average: IRN
+    net/resnet50_cam.py; token_max: ToCo model/model_seg_neg.py]"""
     lse_sharpness: float = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
     background_score: float = Field(default=0.15, ge=0, le=1)
@@ -114,7 +141,7 @@ class ClassActivationMap(Method):
 
     def __init__(self, config: CAMConfig, build: Build) -> None:
         super().__init__(config, build)
-        self.backbone = build.encoder(output_stride=config.output_stride)
+        self.backbone = build.last_stage(config.output_stride)
         background = build.dataset.background
         self.foreground = [k for k in range(build.num_classes) if k != background]
         self.classifier = nn.Conv2d(self.backbone.channels[-1], len(self.foreground), 1, bias=False)
@@ -123,8 +150,18 @@ class ClassActivationMap(Method):
         """Signed activation maps ``(B, F, h, w)``, one for each of the F foreground classes."""
         return self.classifier(self.backbone(images)[-1])
 
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed maps ``(B, F, h, w)`` of the F foreground classes, and class logits ``(B, F)``."""
+        features = self.backbone(images)[-1]
+        maps = self.classifier(features)
+        if self.config.pooling == "token_max":
+            logits = self.classifier(features.amax((2, 3), keepdim=True)).flatten(1)
+            return maps, at_least_float32(logits)
+        with outside_autocast(maps.device):
+            return maps, self.pool(maps)
+
     def pool(self, maps: Tensor) -> Tensor:
-        """Class logits ``(B, F)`` from maps ``(B, F, h, w)``."""
+        """Class logits ``(B, F)`` from maps ``(B, F, h, w)``, unless features are pooled."""
         values = at_least_float32(maps).flatten(2)
         if self.config.pooling == "average":
             return values.mean(2)
@@ -134,10 +171,10 @@ class ClassActivationMap(Method):
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``cls``: multi-label soft margin loss, mean over images and foreground classes."""
-        maps = self.maps(batch.images)
+        maps, logits = self.outputs(batch.images)
         with outside_autocast(maps.device):
             tags = batch.tags[:, self.foreground]
-            return {"cls": F.multilabel_soft_margin_loss(self.pool(maps), tags)}
+            return {"cls": F.multilabel_soft_margin_loss(logits, tags)}
 
     def scores(self, images: Tensor, maps: Tensor, present: Tensor) -> Tensor:
         """Scores in ``[0, 1]``, ``(B, K, H, W)``: CAM of the present classes, a constant background.
@@ -162,8 +199,8 @@ class ClassActivationMap(Method):
 
         Without image tags a class counts as present when its probability is at least ``presence``.
         """
-        maps = self.maps(images)
-        return self.scores(images, maps, self.pool(maps).sigmoid() >= self.config.presence)
+        maps, logits = self.outputs(images)
+        return self.scores(images, maps, logits.sigmoid() >= self.config.presence)
 
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:

@@ -42,7 +42,12 @@ class DeepLabMethod(Method):
 
     def __init__(self, config: Any, build: Build) -> None:
         super().__init__(config, build)
-        self.network = DeepLabV3Plus(
+        self.network = self.make_network()
+
+    def make_network(self) -> Any:
+        """The network: ``.backbone``, and a forward pass to :class:`harness.nn.decoders.Segmentation`."""
+        build, config = self.build, self.config
+        return DeepLabV3Plus(
             build.encoder(output_stride=config.output_stride, multi_grid=config.multi_grid),
             build.num_classes,
             width=config.head_width,

@@ -165,4 +165,31 @@ class LargeFOV(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(B, inputs, h, w)`` to logits ``(B, K, h, w)``."""
-        return self.conv8(self.conv7(self.conv6(features).relu()).relu())
+        return self.conv8(self.features(features))
+
+    def features(self, features: Tensor) -> Tensor:
+        """``(B, inputs, h, w)`` to ``(B, width, h, w)``, what the last convolution classifies."""
+        return self.conv7(self.conv6(features).relu()).relu()
+
+
+class LargeFOVNetwork(nn.Module):
+    """An encoder whose last stage feeds a :class:`LargeFOV` head: what the image-tag methods on plain
+    transformers train, without what they add.
+
+    Args:
+        backbone: encoder; its last stage is used.
+        num_classes: K.
+        width: channels of the head.
+        dilation: of its 3x3 convolutions, in cells of the last stage.
+    """
+
+    def __init__(self, backbone: Encoder, num_classes: int, *, width: int, dilation: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = LargeFOV(backbone.channels[-1], num_classes, width=width, dilation=dilation)
+
+    def forward(self, images: Tensor) -> Segmentation:
+        """Logits, resized bilinearly, and features of ``images`` ``(B, 3, H, W)``."""
+        features = self.decoder.features(self.backbone(images)[-1])
+        logits = resize(self.decoder.conv8(features), images.shape[-2:], align_corners=False)
+        return Segmentation(logits, features)

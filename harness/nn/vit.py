@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
-from harness.nn.encoders import load_encoder
+from harness.nn.encoders import Encoder, load_encoder
 from harness.nn.weights import is_file, timm_name, weights_file
 
 #: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
@@ -158,6 +158,42 @@ class ViTEncoder(nn.Module):
             return patches.mT.unflatten(2, grid)
 
         return Tokens(on_grid(final), on_grid(aux), on_grid(x), final[:, 0] if travels else None)
+
+
+class TokenStage(Encoder):
+    """A plain transformer as an encoder of one stage: its last tokens on their grid.
+
+    For what needs no pyramid of stages, such as plain class activation maps. Unlike the stages of
+    convolutional encoders, the grid is ``H // patch`` by ``W // patch``: a remainder is not seen.
+
+    Args:
+        vit: the transformer.
+        output_stride: the stride that is asked for; None for the transformer's own.
+
+    Raises:
+        UserError: the stride is not the transformer's, which is the side of its patches.
+    """
+
+    def __init__(self, vit: ViTEncoder, output_stride: int | None = None) -> None:
+        super().__init__()
+        if output_stride not in (None, vit.patch):
+            raise UserError(
+                f"the transformer has patches of {vit.patch} pixels, so its stride is not {output_stride}",
+                where="config.output_stride",
+                remedy=f"set it to {vit.patch}",
+            )
+        self.vit = vit
+        self.channels = (vit.channels,)
+        self.strides = (vit.patch,)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One map ``(B, C, H // patch, W // patch)`` of normalised images ``(B, 3, H, W)``."""
+        return [self.vit(images).final]
+
+
+def is_transformer(name: str) -> bool:
+    """Whether a backbone's name is that of a vision transformer, which :func:`create_vit` builds."""
+    return name in OWN or name.startswith(("vit_", "deit_", "deit3_"))
 
 
 def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -8,8 +8,17 @@ import torch.nn.functional as F
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
+from harness.recipes import resolve
 from methods.base import Build
-from methods.baselines import CAMConfig, ClassActivationMap, partial_cross_entropy
+from methods.baselines import (
+    CAMConfig,
+    ClassActivationMap,
+    FullSupervision,
+    PartialCrossEntropy,
+    partial_cross_entropy,
+)
+from methods.toco import ToCo
+from methods.vit_segmenter import classification_loss
 
 START = Progress(0, 100, 10)
 
@@ -18,10 +27,10 @@ def info(background=0) -> DatasetInfo:
     return DatasetInfo("toy", "Toy", tuple("wxyz"), ((0, 0, 0),) * 4, {"train": 1}, background, "toy")
 
 
-def cam(background=0, **options) -> ClassActivationMap:
+def cam(background=0, backbone="mini_cnn", **options) -> ClassActivationMap:
     torch.manual_seed(0)
     config = CAMConfig(output_stride=8, **options)
-    return ClassActivationMap(config, Build(info(background), "image", (64, 64), "mini_cnn"))
+    return ClassActivationMap(config, Build(info(background), "image", (64, 64), backbone))
 
 
 def images(size=2) -> torch.Tensor:
@@ -64,6 +73,50 @@ def test_cam_pools_signed_maps_as_configured():
     sharp = cam(pooling="lse", lse_sharpness=4.0).pool(maps)
     torch.testing.assert_close(sharp, (4 * flat).exp().mean(2).log() / 4)
     assert ((sharp > flat.mean(2)) & (sharp < flat.amax(2))).all(), "between mean and maximum"
+
+
+@pytest.mark.parametrize("backbone", ["mini_cnn", "mini_vit"])
+def test_cam_can_classify_the_maximum_of_every_channel(backbone):
+    method = cam(backbone=backbone, pooling="token_max").eval()
+    with torch.no_grad():
+        maps, logits = method.outputs(images())
+        features = method.backbone(images())[-1]
+    torch.testing.assert_close(maps, method.maps(images()))
+    weight = method.classifier.weight[:, :, 0, 0]
+    torch.testing.assert_close(logits, features.flatten(2).max(2).values @ weight.T)
+    assert not torch.allclose(logits, cam(backbone=backbone, pooling="max").eval().outputs(images())[1])
+
+
+def test_cam_on_the_transformer_is_the_classifier_of_the_image_tag_methods():
+    """The row that they are compared with differs in what they add, not in the network or its scores."""
+    torch.manual_seed(0)
+    tags = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0]])
+    plain = cam(backbone="mini_vit", pooling="token_max").eval()
+    recipe = resolve("toco/mini-image", {"config.pooling": "max"})
+    other = ToCo(recipe.config, Build(info(), "image", (64, 64), "mini_vit")).eval()
+    with torch.no_grad():
+        other.network.encoder.load_state_dict(plain.backbone.vit.state_dict())
+        other.network.classifier.weight.copy_(plain.classifier.weight)
+        maps, logits = plain.outputs(images())
+        output = other.network(images())
+    torch.testing.assert_close(logits, output.cls)
+    torch.testing.assert_close(maps, other.network.maps(images())[0])
+    torch.testing.assert_close(
+        plain.loss(batch(tags.tolist()), START)["cls"], classification_loss(output.cls, tags[:, 1:])
+    )
+
+
+@pytest.mark.parametrize("method", [FullSupervision, PartialCrossEntropy])
+def test_the_upper_bound_on_the_transformer_is_the_head_of_the_image_tag_methods(method):
+    torch.manual_seed(0)
+    config = resolve("full/mini-full-vit").config
+    plain = method(config, Build(info(), "full", (64, 64), "mini_vit")).eval()
+    other = ToCo(resolve("toco/mini-image").config, Build(info(), "image", (64, 64), "mini_vit")).eval()
+    with torch.no_grad():
+        other.network.encoder.load_state_dict(plain.network.backbone.vit.state_dict())
+        other.network.decoder.load_state_dict(plain.network.decoder.state_dict())
+        torch.testing.assert_close(plain.predict(images()), other.predict(images()))
+    assert [g["lr_scale"] for g in plain.parameter_groups() if "lr_scale" in g] == [0.1]
 
 
 def test_cam_classifies_the_foreground_alone():

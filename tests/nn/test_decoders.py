@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
-from harness.nn.decoders import ASPP, DeepLabV3Plus
+from harness.nn.decoders import ASPP, DeepLabV3Plus, LargeFOV, LargeFOVNetwork
 from harness.nn.encoders import Encoder, create_encoder
 
 
@@ -73,3 +73,16 @@ class Coarse(Encoder):
 def test_a_backbone_without_features_of_stride_four_is_refused():
     with pytest.raises(UserError, match="stride 4"):
         DeepLabV3Plus(Coarse(), 3)
+
+
+def test_large_fov_stands_on_the_last_stage():
+    torch.manual_seed(0)
+    network = LargeFOVNetwork(create_encoder("mini_cnn"), 7, width=12, dilation=1).eval()
+    images = torch.randn(2, 3, 48, 72)
+    with torch.no_grad():
+        logits, features = network(images)
+        small = network.decoder(network.backbone(images)[-1])
+    assert features.shape == (2, 12, 6, 9)
+    assert isinstance(network.decoder, LargeFOV)
+    resized = torch.nn.functional.interpolate(small, (48, 72), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, resized)

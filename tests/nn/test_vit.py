@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from harness.build import Build
+from harness.data.base import DatasetInfo
 from harness.errors import UserError
-from harness.nn.vit import create_vit, resize_positions
+from harness.nn.vit import TokenStage, create_vit, resize_positions
 
 NAME = "vit_tiny_patch16_224"
 CROP = (64, 96)
@@ -180,3 +182,38 @@ def test_mistakes_are_named(options, message):
 def test_a_file_of_another_transformer_is_refused(file):
     with pytest.raises(UserError, match="other shapes for"):
         create_vit("vit_small_patch16_224", str(file), crop=CROP)
+
+
+def build(backbone: str, weights: str = "none") -> Build:
+    info = DatasetInfo("toy", "Toy", ("a", "b"), ((0, 0, 0),) * 2, {"train": 1}, 0, "toy")
+    return Build(info, "image", CROP, backbone, weights)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (70, 100)])
+def test_as_an_encoder_it_is_one_stage_of_last_tokens(file, size):
+    encoder = build(NAME, str(file)).last_stage(16).eval()
+    assert isinstance(encoder, TokenStage)
+    assert (encoder.channels, encoder.strides) == ((192,), (16,))
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        (stage,) = encoder(images)
+        expected = create_vit(NAME, str(file), crop=CROP).eval()(images).final
+    assert stage.shape == (2, 192, size[0] // 16, size[1] // 16)
+    assert torch.equal(stage, expected)
+
+
+def test_another_backbone_keeps_its_stages():
+    assert build("mini_cnn").last_stage(4).strides == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "message"),
+    [
+        ("mini_vit", 16, "patches of 8 pixels, so its stride is not 16"),
+        ("vit_tiny_patch16_24", 16, "unknown backbone"),
+        ("mini_cnn", 16, "no output stride 16"),
+    ],
+)
+def test_a_last_stage_that_a_backbone_has_not_is_refused(name, stride, message):
+    with pytest.raises(UserError, match=message):
+        build(name).last_stage(stride)
