@@ -43,6 +43,10 @@ class _Verbs(click.Group):
         return [*_OWN, *(n for n in COMMANDS.names() if n not in _OWN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OWN and (other := COMMANDS.entry(cmd_name)) is not None:
+            raise COMMANDS.conflict(
+                cmd_name, ["wsss itself", f"{other.dist and other.dist.name} ({other.value})"]
+            )
         if cmd_name in _OWN:
             module, attribute, _ = _OWN[cmd_name]
             return getattr(importlib.import_module(module), attribute)

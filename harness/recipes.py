@@ -10,14 +10,15 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness import recipe_files
 from harness.errors import UserError, nearest
 from harness.files import read_toml
-from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
+from harness.registry import DATASETS, METHODS
 from harness.schema import digest, documentation, dump, essential, fields, load, neutral_values
 from harness.specs import EvaluationSpec, Recipe, SelectionSpec
 
@@ -74,39 +75,9 @@ class Resolved:
 # --- reading tables ----------------------------------------------------------------------------------
 
 
-@cache
-def _files() -> dict[str, Path]:
-    """TOML files by stem, from all packages registered under ``wsss.recipes``."""
-    found: dict[str, Path] = {}
-    for entry in RECIPE_PACKAGES.names():
-        package = RECIPE_PACKAGES.get(entry)
-        for folder in map(Path, package.__path__):
-            found.update({file.stem: file for file in sorted(folder.glob("*.toml"))})
-    return found
-
-
-@cache
-def _tables(stem: str) -> dict[str, Any]:
-    return read_toml(_files()[stem])
-
-
 def recipe_names() -> list[str]:
     """All recipe names, ``<method>/<table>``; tables that start with ``_`` are for inheritance only."""
-    return [
-        f"{stem}/{table}"
-        for stem in sorted(_files())
-        if not stem.startswith("_")
-        for table in _tables(stem)
-        if not table.startswith("_")
-    ]
-
-
-def _table(name: str, child: str) -> dict[str, Any]:
-    stem, _, table = name.partition("/")
-    if stem not in _files() or table not in _tables(stem):
-        options = [f"{s}/{t}" for s in _files() for t in _tables(s)]
-        raise UserError(f"recipe table {name!r} does not exist", where=child, remedy=nearest(name, options))
-    return _tables(stem)[table]
+    return recipe_files.names()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,7 +107,7 @@ def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], d
     """Values of a table after inheritance, and the table each comes from."""
     if name in seen:
         raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, name))}")
-    own = dict(_table(name, child=seen[-1] if seen else "recipe name"))
+    own = recipe_files.table(name, child=seen[-1] if seen else "recipe name")
     parents = own.pop("extends", [])
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -184,6 +155,7 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
             supervision that the method does not accept.
     """
     if name not in recipe_names():
+        _refuse_unusable(name)
         raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=nearest(name, recipe_names()))
     values, origins = _inherited(name)
     for key, value in (overrides or {}).items():
@@ -200,7 +172,7 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     from harness.evaluation import protocol  # imports torch.nn; listing recipes does not need it
 
     method_name = name.partition("/")[0]
-    where = f"{_files()[method_name]} [{name.partition('/')[2]}]" if method_name in _files() else name
+    where = f"{recipe_files.file_of(method_name)} [{name.partition('/')[2]}]"
     if values.setdefault("method", method_name) != method_name:
         raise UserError(f"method {values['method']!r} in a file of {method_name!r}", where=where)
     recipe = load(Recipe, values, where)
@@ -224,7 +196,7 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
             where=where,
             remedy="set labels_from to a folder of <id>.png pseudo labels, or to a recipe that makes them",
         )
-    config = load(method.Config, recipe.config, f"{where} config")
+    config = _config(method, recipe, where)
     recipe.schedule.total_steps(1)
     scored: list[EvaluationSpec | SelectionSpec] = [*recipe.evaluation]
     if recipe.selection is not None:
@@ -242,18 +214,70 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where)
 
 
+def _config(method: Any, recipe: Recipe, where: str) -> Any:
+    """The method's own hyper-parameters, validated."""
+    try:
+        return load(method.Config, recipe.config, f"{where} config")
+    except UserError:
+        raise
+    except Exception as error:  # a class of another package, which may be no schema
+        raise UserError(
+            f"the Config of the method {recipe.method!r} cannot be read: {type(error).__name__}: {error}",
+            where=f"{method.__module__}.{method.__qualname__}",
+            remedy="write it as docs/methods.md says: a class under harness.schema.schema",
+        ) from error
+
+
+def _refuse_unusable(target: str) -> None:
+    """Raise what is wrong with the file that a recipe, or a glob over recipes, would stand in."""
+    error = recipe_files.problems().get(target.partition("/")[0])
+    if error is not None:
+        raise error
+
+
+def usable() -> tuple[dict[str, Resolved], dict[str, UserError]]:
+    """Every recipe that can be used, resolved; and by name what is wrong with the others, and with whole
+    files and packages of recipes."""
+    found: dict[str, Resolved] = {}
+    wrong = recipe_files.problems()
+    for name in recipe_names():
+        if name.partition("/")[0] in wrong:
+            continue  # said once for its file
+        try:
+            found[name] = resolve(name)
+        except UserError as error:
+            wrong[name] = error
+    return found, wrong
+
+
 def all_recipes() -> dict[str, Resolved]:
-    """Every recipe, resolved."""
-    return {name: resolve(name) for name in recipe_names()}
+    """Every recipe that can be used, resolved; :func:`usable` says what is wrong with others."""
+    return usable()[0]
 
 
 def suites() -> dict[str, list[str]]:
-    """Suite name to recipe names."""
+    """Suite name to recipe names, those included that cannot be used: running them says why."""
     found: dict[str, list[str]] = {}
     for name in recipe_names():
-        for suite in _inherited(name)[0].get("suites", []):
+        for suite in _suites_of(name):
             found.setdefault(suite, []).append(name)
     return dict(sorted(found.items()))
+
+
+def _suites_of(name: str) -> list[str]:
+    """The suites of a recipe; of one that cannot be read whole, those that its own file names."""
+    try:
+        return _inherited(name)[0].get("suites", [])
+    except UserError:
+        pass
+    stem, _, own = name.partition("/")
+    found: list[str] = []
+    for file in recipe_files.files()[stem]:
+        with suppress(UserError):
+            values = read_toml(file).get(own)
+            suites = values.get("suites") if isinstance(values, Mapping) else None
+            found += [s for s in suites if isinstance(s, str)] if isinstance(suites, list) else []
+    return list(dict.fromkeys(found))
 
 
 def expand(targets: Sequence[str]) -> list[str]:
@@ -269,6 +293,7 @@ def expand(targets: Sequence[str]) -> list[str]:
             continue
         matches = [n for n in recipe_names() if n == target or fnmatch.fnmatchcase(n, target)]
         if not matches:
+            _refuse_unusable(target)
             options = [*recipe_names(), *suites()]
             raise UserError(
                 f"no recipe or suite {target!r}", where="recipe name", remedy=nearest(target, options)

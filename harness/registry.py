@@ -1,9 +1,17 @@
-"""Names to classes through entry points, so that another package can add methods and data sets."""
+"""Names to classes through entry points, so that another package can add methods and data sets.
+
+A package of somebody else's may be broken, or take a name that is taken. Then that name alone cannot be
+used, with an error that says whose it is; every other name works.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import traceback
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any
 
 from harness.errors import UserError, nearest
@@ -15,18 +23,20 @@ class Registry:
     Args:
         group: entry point group, such as ``wsss.methods``.
         noun: what one entry is called in messages.
+        kind: what an entry must be: ``module:class`` of which it is a subclass or an instance, or
+            ``package``. A name and not a class, as the harness imports no method by itself.
     """
 
-    def __init__(self, group: str, noun: str) -> None:
-        self.group, self.noun = group, noun
+    def __init__(self, group: str, noun: str, kind: str) -> None:
+        self.group, self.noun, self.kind = group, noun, kind
         self._registered: dict[str, Any] = {}
 
     @property
-    def _entries(self) -> dict[str, EntryPoint]:
+    def _entries(self) -> dict[str, tuple[EntryPoint, ...]]:
         return _entry_points(self.group)
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """All registered names, sorted; those too that cannot be used (:meth:`problems`)."""
         return sorted({*self._entries, *self._registered})
 
     def register(self, name: str, value: Any) -> Any:
@@ -37,33 +47,179 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._registered or name in self._entries
 
+    def entry(self, name: str) -> EntryPoint | None:
+        """The entry point that brings a name; None for one that this process has registered."""
+        return None if name in self._registered else next(iter(self._entries.get(name, ())), None)
+
     def get(self, name: str) -> Any:
         """The class behind a name.
 
         Raises:
-            UserError: unknown name, or the package that brings it cannot be imported.
+            UserError: unknown name; two packages bring it; the module that should hold it cannot be
+                imported, whatever that raises; or it is not what it should be.
         """
         if name in self._registered:
-            return self._registered[name]
-        entry = self._entries.get(name)
-        if entry is None:
+            return self._fit(name, self._registered[name], "registered in this process")
+        entries = self._entries.get(name)
+        if not entries:
             raise UserError(f"unknown {self.noun} {name!r}", remedy=nearest(name, self.names()))
-        try:
-            return entry.load()
-        except ImportError as error:
+        if len(entries) > 1:
+            raise self.conflict(name, [who(entry) for entry in entries])
+        return self._fit(name, self._loaded(entries[0]), who(entries[0]))
+
+    def problems(self) -> dict[str, UserError]:
+        """What is wrong with every name that cannot be used."""
+        found = {}
+        for name in self.names():
+            try:
+                self.get(name)
+            except UserError as error:
+                found[name] = error
+        return found
+
+    def conflict(self, name: str, places: list[str]) -> UserError:
+        """The error for a name that several packages bring, all of them named."""
+        return UserError(
+            f"two packages bring a {self.noun} {name!r}",
+            where="; ".join(places),
+            remedy="rename one of them, or uninstall the package that you do not need",
+        )
+
+    def _loaded(self, entry: EntryPoint) -> Any:
+        error = _failure(entry)
+        if error is not None:
+            problem = f"the {self.noun} {entry.name!r} cannot be imported: {error[0]}"
+            raise UserError(problem, where=error[1], remedy=error[2])
+        return _value(entry)
+
+    def _fit(self, name: str, value: Any, where: str) -> Any:
+        """The value, if it is what an entry of this registry must be."""
+        fault = ""
+        if self.kind == "package":
+            if not isinstance(value, ModuleType) or not hasattr(value, "__path__"):
+                fault = "no package, which is a folder of files"
+        else:
+            module, _, attribute = self.kind.partition(":")
+            wanted = getattr(importlib.import_module(module), attribute)
+            if not isinstance(value, wanted) and not (isinstance(value, type) and issubclass(value, wanted)):
+                fault = f"no {module}.{attribute}"
+            elif isinstance(value, type) and (lacking := _lacking(value, wanted)):
+                fault = f"not whole: it lacks {' and '.join(lacking)}"
+            elif isinstance(value, type) and hasattr(value, "misdeclared"):
+                fault = value.misdeclared()
+        if fault:
+            shown = getattr(value, "__qualname__", None) or repr(value)[:80]
             raise UserError(
-                f"the {self.noun} {name!r} cannot be imported: {error}",
-                where=entry.value,
-                remedy="install what its package needs",
-            ) from error
+                f"the {self.noun} {name!r} cannot be used: {shown} is {fault}",
+                where=where,
+                remedy="see docs/methods.md",
+            )
+        return value
+
+
+def _lacking(cls: type, base: type) -> list[str]:
+    """What a class must define to be used: the abstract functions and the values its base only declares."""
+    declared = [
+        name for name, text in vars(base).get("__annotations__", {}).items() if "ClassVar" in str(text)
+    ]
+    return sorted({*getattr(cls, "__abstractmethods__", ()), *(n for n in declared if not hasattr(cls, n))})
+
+
+def who(entry: EntryPoint) -> str:
+    """The package and the object that an entry point names."""
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
+    return f"{package} ({entry.value})"
 
 
 @cache
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {e.name: e for e in entry_points(group=group)}
+def _failure(entry: EntryPoint) -> tuple[str, str, str] | None:
+    """Why an entry point cannot be loaded (problem, where, remedy), found out once; None if it can."""
+    try:
+        _value(entry)
+        return None
+    except (Exception, SystemExit) as error:  # a module may raise anything, or try to end the process
+        if (taken := _taken(entry)) is not None:
+            return taken
+        where, remedy = who(entry), "mend it, or uninstall the package"
+        text = f"{type(error).__name__}: {error}".strip(": ")
+        if isinstance(error, SyntaxError):
+            where += f": {error.filename}, line {error.lineno}"
+        elif (frame := _frame(error)) is not None:
+            where += f": {frame.filename}, line {frame.lineno}"
+        if isinstance(error, ModuleNotFoundError):
+            own = error.name is not None and f"{_module(entry)}.".startswith(f"{error.name}.")
+            remedy = "mend the entry point, or install the package again" if own else "install what it needs"
+        elif isinstance(error, ImportError):
+            remedy = "install what its package needs"
+        elif isinstance(error, _Missing):
+            text, remedy = str(error), error.remedy
+        return text, where, remedy
 
 
-METHODS = Registry("wsss.methods", "method")
-DATASETS = Registry("wsss.datasets", "data set")
-RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package")
-COMMANDS = Registry("wsss.commands", "command")
+def _module(entry: EntryPoint) -> str:
+    """The module that an entry point names, well written or not."""
+    return entry.value.partition(":")[0].strip()
+
+
+class _Missing(AttributeError):
+    """A module without the object that an entry point names."""
+
+    remedy = ""
+
+
+def _value(entry: EntryPoint) -> Any:
+    """The object behind an entry point; raises whatever its module raises."""
+    module = importlib.import_module(entry.module)
+    try:
+        return functools.reduce(getattr, filter(None, (entry.attr or "").split(".")), module)
+    except AttributeError:
+        error = _Missing(f"{entry.module} has no {entry.attr!r}")
+        error.remedy = nearest(entry.attr, [n for n in vars(module) if not n.startswith("_")])
+        raise error from None
+
+
+def _frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Where in the code of a package an error arose; None where importing itself failed."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    return frames[-1] if frames else None
+
+
+def _taken(entry: EntryPoint) -> tuple[str, str, str] | None:
+    """What to say where this process knows another package by the name of one of ours."""
+    import wsss_bench
+
+    name = _module(entry).partition(".")[0]
+    if name not in wsss_bench.OURS or (place := wsss_bench.taken().get(name)) is None:
+        return None
+    return (
+        f"this process has imported another module of the name {name!r}",
+        place,
+        f"import harness before it, in a new process, or give the other {name!r} a name of its own",
+    )
+
+
+@cache
+def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
+    """Entry points by name; those that name one and the same object count once."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, {}).setdefault(entry.value.replace(" ", ""), entry)
+    return {name: tuple(by_value.values()) for name, by_value in found.items()}
+
+
+METHODS = Registry("wsss.methods", "method", "methods.base:Method")
+DATASETS = Registry("wsss.datasets", "data set", "harness.data.base:Dataset")
+RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package", "package")
+COMMANDS = Registry("wsss.commands", "command", "click:Command")
+
+
+def refresh() -> None:
+    """Look again at what is installed, for a process that has just installed a package."""
+    from harness import recipe_files
+
+    for cached in (_entry_points, _failure, recipe_files.files, recipe_files.tables):
+        cached.cache_clear()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, left_out, together
 from harness.commands.usage import Verb
 
 _OUT = click.option(
@@ -31,16 +31,11 @@ def _split(text: str) -> list[str]:
 
 
 def _recipes() -> dict[str, Any]:
-    """Every recipe that resolves; one that does not is named and left out."""
-    from harness.errors import UserError
-    from harness.recipes import recipe_names, resolve
+    """Every recipe that can be used; what cannot is named and left out."""
+    from harness.recipes import usable
 
-    found = {}
-    for name in recipe_names():
-        try:
-            found[name] = resolve(name)
-        except UserError as error:
-            click.echo(f"left out: {name}: {error.problem}", err=True)
+    found, wrong = usable()
+    left_out(wrong)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.batch import Batch, Progress
 from harness.build import Build, ViewSpec
-from harness.data.base import Supervision
+from harness.data.base import SUPERVISIONS, Supervision
 from harness.schema import schema
 
 if TYPE_CHECKING:
@@ -85,6 +86,18 @@ class Method(nn.Module, ABC):
     networks: ClassVar[tuple[str, ...]] = ("default",)
     #: Fractions of training at which the contract tests probe the loss (one for each phase).
     probe_steps: ClassVar[tuple[float, ...]] = (0.0,)
+
+    @classmethod
+    def misdeclared(cls) -> str:
+        """What is wrong with the values of the class, in words that follow "is"; empty if nothing."""
+        kinds = cls.supervision
+        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(SUPERVISIONS):
+            return f"declared with supervision {kinds!r}, not a set of {', '.join(SUPERVISIONS)}"
+        if cls.paper is not None and not isinstance(cls.paper, Paper):
+            return f"declared with a paper that is no methods.base.Paper: {cls.paper!r}"
+        if not dataclasses.is_dataclass(cls.Config):
+            return "declared with a Config that is no class under harness.schema.schema"
+        return ""
 
     def __init__(self, config: Any, build: Build) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import wsss_bench
 from harness import faults, interruption
 from harness.errors import UserError
 
@@ -85,6 +86,7 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
             address=resources.address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            runtime_env=wsss_bench.worker_environment(),
         )
         try:
             try:

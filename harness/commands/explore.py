@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import textwrap
+from typing import TYPE_CHECKING, Any
 
 import click
 from tabulate import tabulate
 
-from harness.commands.options import DATA_ROOT
+from harness.commands.options import DATA_ROOT, left_out
 from harness.commands.usage import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.errors import UserError
+    from harness.registry import Registry
 
 _KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
 
@@ -50,12 +57,18 @@ def list_(kind: str | None, pattern: str, as_json: bool) -> None:
         click.echo()
 
 
+def _each(registry: Registry) -> Iterator[tuple[str, Any]]:
+    """Name and class of every entry that can be used; the others are named on stderr."""
+    wrong = registry.problems()
+    left_out({f"{registry.noun} {name}": error for name, error in wrong.items()})
+    yield from ((name, registry.get(name)) for name in registry.names() if name not in wrong)
+
+
 def _methods() -> list[dict[str, str]]:
     from harness.registry import METHODS
 
     rows = []
-    for name in METHODS.names():
-        cls = METHODS.get(name)
+    for name, cls in _each(METHODS):
         paper = "baseline"
         if cls.paper is not None:
             first = cls.paper.authors.split(",")[0].removesuffix(" et al.")
@@ -75,8 +88,8 @@ def _datasets() -> list[dict[str, str]]:
     from harness.registry import DATASETS
 
     rows = []
-    for name in DATASETS.names():
-        info = DATASETS.get(name).info
+    for name, cls in _each(DATASETS):
+        info = cls.info
         splits = ", ".join(f"{k} {v:,}" for k, v in info.splits.items())
         rows.append(
             {
@@ -91,8 +104,10 @@ def _datasets() -> list[dict[str, str]]:
 
 
 def _recipes() -> list[dict[str, str]]:
-    from harness.recipes import all_recipes
+    from harness.recipes import usable
 
+    found, wrong = usable()
+    left_out(wrong)
     return [
         {
             "name": name,
@@ -101,7 +116,7 @@ def _recipes() -> list[dict[str, str]]:
             "backbone": r.recipe.backbone,
             "suites": ", ".join(r.recipe.suites),
         }
-        for name, r in all_recipes().items()
+        for name, r in found.items()
     ]
 
 
@@ -168,7 +183,8 @@ def doctor(data_roots: tuple[str, ...]) -> None:
     from harness import compat, provenance
     from harness.errors import UserError
     from harness.files import cache_folder
-    from harness.registry import DATASETS, METHODS
+    from harness.recipes import usable
+    from harness.registry import COMMANDS, DATASETS, METHODS
     from harness.runs.trial import open_dataset
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,13 +212,16 @@ def doctor(data_roots: tuple[str, ...]) -> None:
             f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free; set WSSS_CACHE to move it",
         )
     )
-    for name in METHODS.names():
-        try:
-            METHODS.get(name)
-            rows.append((f"method {name}", "ready", ""))
-        except UserError as error:
-            rows.append((f"method {name}", "broken", str(error)))
+    broken = METHODS.problems()
+    rows += [(f"method {name}", "ready", "") for name in METHODS.names() if name not in broken]
+    rows += [(f"method {name}", "broken", _line(error)) for name, error in broken.items()]
+    rows += [(f"verb {name}", "broken", _line(error)) for name, error in COMMANDS.problems().items()]
+    rows += [(name, "broken", _line(error)) for name, error in usable()[1].items()]
+    broken = DATASETS.problems()
+    rows += [(f"data {name}", "broken", _line(error)) for name, error in broken.items()]
     for name in DATASETS.names():
+        if name in broken:
+            continue
         try:
             dataset = open_dataset(name, data_roots, cache)
             present = [f"{s} {len(dataset.ids(s)):,}/{n:,}" for s, n in dataset.info.splits.items()]
@@ -210,3 +229,8 @@ def doctor(data_roots: tuple[str, ...]) -> None:
         except UserError as error:
             rows.append((f"data {name}", "missing", f"{error.problem}; {error.remedy}"))
     click.echo(tabulate(rows, headers=("what", "state", "remark"), tablefmt="plain", disable_numparse=True))
+
+
+def _line(error: UserError) -> str:
+    """An error on one line."""
+    return "; ".join(part for part in (error.problem, error.where, error.remedy) if part)

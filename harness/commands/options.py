@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -265,6 +265,13 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(options=options, resources=None if local else resources, **own)
 
     return command
+
+
+def left_out(wrong: Mapping[str, UserError]) -> None:
+    """Say by name what cannot be used, on stderr: everything else goes on."""
+    for name, error in wrong.items():
+        place = f" ({error.where})" if error.where else ""
+        click.echo(f"left out: {name}: {error.problem}{place}", err=True)
 
 
 def _absolute(root: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from harness import recipes
+from harness import recipe_files, recipes
 from harness.errors import UserError
 from harness.recipes import expand, explain, parse_overrides, recipe_names, resolve, suites
 from harness.schema import digest, documentation, load
@@ -114,8 +116,8 @@ def test_inheritance_merges_tables_and_refuses_cycles(monkeypatch):
             "loop": {"extends": "loop"},
         }
     }
-    monkeypatch.setattr(recipes, "_files", lambda: {"m": "m.toml"})
-    monkeypatch.setattr(recipes, "_tables", lambda stem: tables[stem])
+    monkeypatch.setattr(recipe_files, "files", lambda: {"m": {Path("m.toml"): "m"}})
+    monkeypatch.setattr(recipe_files, "tables", lambda stem: tables[stem])
     values, origins = recipes._inherited("m/child")
     assert values["optimiser"] == {"lr": 2.0, "momentum": 0.5}
     assert values["schedule"] == {"steps": 9}

@@ -1,0 +1,110 @@
+"""The TOML files that recipes stand in, from every package that brings some.
+
+A file is known by its stem, so each stem has one file. Where two packages bring a stem, or a file cannot be
+read, its recipes alone cannot be used; all others can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, nearest
+from harness.files import read_toml
+from harness.registry import RECIPE_PACKAGES
+
+
+@cache
+def files() -> dict[str, dict[Path, str]]:
+    """By stem, its files (one, if all is well) and the recipe package that each belongs to.
+
+    A package that cannot be imported has none; see :func:`problems`.
+    """
+    found: dict[str, dict[Path, str]] = {}
+    for name in RECIPE_PACKAGES.names():
+        try:
+            package = RECIPE_PACKAGES.get(name)
+        except UserError:
+            continue
+        for folder in dict.fromkeys(Path(place).resolve() for place in package.__path__):
+            for file in sorted(folder.glob("*.toml")):
+                found.setdefault(file.stem, {}).setdefault(file, name)
+    return found
+
+
+@cache
+def tables(stem: str) -> dict[str, Any]:
+    """The tables of a stem.
+
+    Raises:
+        UserError: the file cannot be read; or two packages bring it, and both files are named.
+    """
+    places = list(files()[stem])
+    if len(places) > 1:
+        raise UserError(
+            f"two recipe files have the name {stem!r}",
+            where=" and ".join(map(str, places)),
+            remedy="rename one of them (after its method; one that others inherit from after its package, "
+            "such as _mypackage.toml), or uninstall the package that you do not need",
+        )
+    return read_toml(places[0])
+
+
+def names() -> list[str]:
+    """All recipe names, ``<method>/<table>``, those of a stem with two files included; tables and files
+    that start with ``_`` are for inheritance only."""
+    found: dict[str, None] = {}
+    for stem, places in sorted(files().items()):
+        if stem.startswith("_"):
+            continue
+        for file in places:
+            try:
+                inside = tables(stem) if len(places) == 1 else read_toml(file)
+            except UserError:
+                continue
+            found |= dict.fromkeys(f"{stem}/{table}" for table in inside if not table.startswith("_"))
+    return list(found)
+
+
+def table(name: str, child: str) -> dict[str, Any]:
+    """The values of a table as its file has them.
+
+    Args:
+        name: ``<stem>/<table>``.
+        child: the table that inherits from it, for the message.
+
+    Raises:
+        UserError: there is no such table, its file cannot be used, or it is not a table of recipe values.
+    """
+    stem, _, own = name.partition("/")
+    if stem not in files() or own not in tables(stem):
+        options = [f"{s}/{t}" for s in files() if s not in problems() for t in tables(s)]
+        raise UserError(f"recipe table {name!r} does not exist", where=child, remedy=nearest(name, options))
+    values, where = tables(stem)[own], f"{file_of(stem)} [{own}]"
+    if not isinstance(values, Mapping):
+        raise UserError(f"{own!r} is no table", where=where, remedy=f"write the recipe below [{own}]")
+    for key, wanted in (("extends", (str, list)), ("suites", (list,)), ("sources", (dict,))):
+        value = values.get(key, wanted[0]())
+        texts = value if isinstance(value, list) else []
+        if not isinstance(value, wanted) or not all(isinstance(text, str) for text in texts):
+            what = {"extends": "a name or a list of names", "suites": "a list of names"}.get(key, "a table")
+            raise UserError(f"key {key!r}: {what} is needed, got {value!r}", where=where)
+    return dict(values)
+
+
+def file_of(stem: str) -> Path:
+    """The file of a stem."""
+    return next(iter(files()[stem]))
+
+
+def problems() -> dict[str, UserError]:
+    """Recipe packages and files that cannot be used, by name, and why."""
+    found = {f"recipe package {name}": error for name, error in RECIPE_PACKAGES.problems().items()}
+    for stem in files():
+        try:
+            tables(stem)
+        except UserError as error:
+            found[stem] = error
+    return found
