@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -14,6 +16,8 @@ from harness.errors import UserError, nearest
 from harness.files import refusal
 from harness.interruption import Terminated
 from harness.registry import COMMANDS
+from harness.terminal import flush_streams, of_system, of_unforeseen, prepare_streams, say
+from harness.text import one_line
 
 #: Own verbs: (module, attribute, one-line help). The module is imported when the verb is used.
 _OWN: dict[str, tuple[str, str, str]] = {
@@ -89,11 +93,15 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 done, 1 some trials failed, 2 a mistake the user can mend, 130 interrupted, 143
     terminated (SIGTERM)."""
-    sys.exit(invoke(cli, arguments))
+    prepare_streams()
+    sys.exit(flush_streams(invoke(cli, arguments)))
 
 
 def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
     """Run a command; print what a user can mend on one screen, and return the exit code."""
+    if any("\0" in text for text in arguments or ()):
+        say("error: an argument holds a NUL byte, which no name or path can")
+        return 2
     return guarded(lambda: command.main(arguments, prog_name="wsss", standalone_mode=False))
 
 
@@ -102,24 +110,38 @@ def guarded(work: Callable[[], Any]) -> int:
     try:
         result = work()
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}")
         return 2
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
         text = "terminated" if terminated else "interrupted"
-        click.echo(f"{text}: the same command goes on where this one stopped", err=True)
+        say(f"{text}: the same command goes on where this one stopped")
         return 143 if terminated else 130
-    except OSError as error:
-        if (clear := refusal(error)) is None:
+    except Exception as error:  # the last resort: what is foreseen is a UserError where it happens
+        clear = refusal(error)
+        if clear is None and isinstance(error, OSError):
+            clear = of_system(error)
+        if clear is not None:
+            say(f"error: {clear}")
+            return 2
+        if os.environ.get("WSSS_DEBUG"):
             raise
-        click.echo(f"error: {clear}", err=True)
-        return 2
+        say(f"error: {of_unforeseen(error)}")
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """A mistake on the command line: usage, and what is wrong."""
+    with suppress(OSError, ValueError):
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.", err=True)
+    say(f"error: {one_line(error.format_message(), 1200)}")
 
 
 if __name__ == "__main__":

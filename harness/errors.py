@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness.text import clean
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The command line prints it on one screen and exits with 2.
@@ -16,9 +18,9 @@ class UserError(Exception):
     """
 
     def __init__(self, problem: str, *, where: object = None, remedy: str | None = None) -> None:
-        self.problem = problem
-        self.where = None if where is None else str(where)
-        self.remedy = remedy
+        self.problem = _shown(problem)
+        self.where = None if where is None else _shown(str(where))
+        self.remedy = None if remedy is None else _shown(remedy)
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -31,6 +33,16 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple:  # survives the trip through a Ray worker
         return (_rebuild, (type(self), self.problem, self.where, self.remedy))
+
+
+#: Characters of one part of a message; names and paths from outside may be of any length.
+_LONGEST = 1200
+
+
+def _shown(text: str) -> str:
+    """A part of a message as a terminal may show it."""
+    text = clean(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def _rebuild(cls: type, problem: str, where: str | None, remedy: str | None) -> UserError:

@@ -17,6 +17,7 @@ import orjson
 import platformdirs
 
 from harness.errors import UserError
+from harness.text import cleaned, needs_cleaning
 
 
 def cache_folder() -> Path:
@@ -25,9 +26,13 @@ def cache_folder() -> Path:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """The content of a TOML file. Raises UserError for one that cannot be read or is not valid."""
+    """The content of a TOML file, its text cleaned (:mod:`harness.text`).
+
+    Raises:
+        UserError: it cannot be read, or is not valid TOML in UTF-8.
+    """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return cleaned(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
     except (ValueError, RecursionError) as error:  # also no UTF-8, and numbers beyond what Python reads
@@ -97,7 +102,7 @@ def refusal(error: BaseException, path: Path | None = None) -> UserError | None:
     found: BaseException | None = error
     while found is not None and not isinstance(found, UserError):
         if isinstance(found, OSError) and found.errno in _REFUSALS:
-            if path is None and found.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if path is None and found.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return None  # it may have been read
             problem, remedy = _REFUSALS[found.errno]
             return UserError(problem, where=path or found.filename, remedy=remedy)
@@ -114,6 +119,11 @@ _REFUSALS = {
     errno.EACCES: ("this place may not be written to", _RIGHTS),
     errno.EPERM: ("this place may not be written to", _RIGHTS),
     errno.EROFS: ("this place may not be written to", _RIGHTS),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another place"),
+    errno.EEXIST: ("a file stands where a folder is needed", "choose another place"),
+    errno.EISDIR: ("a folder stands where this file belongs", "choose another place, or remove the folder"),
+    errno.ENAMETOOLONG: ("the name is longer than the 255 bytes that file systems take", "shorten it"),
+    errno.ELOOP: ("a symbolic link here leads back to itself", "replace the link"),
 }
 
 
@@ -136,8 +146,10 @@ def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file."""
-    return orjson.loads(path.read_bytes())
+    """Parse a JSON file; its text is cleaned, see :mod:`harness.text`."""
+    data = path.read_bytes()
+    value = orjson.loads(data)
+    return cleaned(value) if needs_cleaning(data) else value
 
 
 def sha256_of(path: Path) -> str:

@@ -21,6 +21,7 @@ from harness.files import read_toml
 from harness.registry import DATASETS, METHODS
 from harness.schema import digest, documentation, dump, essential, fields, load, neutral_values
 from harness.specs import EvaluationSpec, Recipe, SelectionSpec
+from harness.text import clean, cleaned
 
 #: Fields that cannot change the trained network and stay out of the training digest.
 _NOT_TRAINING = ("evaluation", "suites", "sources", "remarks")
@@ -137,10 +138,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
                 f"cannot read {text!r}", where="--set", remedy="write KEY=VALUE, as in optimiser.lr=0.005"
             )
         try:
-            overrides[key.strip()] = tomllib.loads(f"v = {value.strip()}")["v"]
+            overrides[key.strip()] = cleaned(_literal(value.strip()))
         except (ValueError, RecursionError):  # no TOML, or beyond what Python reads
-            overrides[key.strip()] = value.strip()
+            overrides[key.strip()] = clean(value.strip())
     return overrides
+
+
+def _literal(text: str) -> Any:
+    """The TOML value that a text is. Raises ValueError for one that is none, or more than one."""
+    found = tomllib.loads(f"v = {text}")
+    if set(found) != {"v"}:
+        raise ValueError(text)
+    return found["v"]
 
 
 def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from harness.drawn_text import as_written
 from harness.files import write_with
 from leaderboards.gathering import dataset_title
 from leaderboards.tables import Row
@@ -83,6 +84,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[str], mark: str = "") -> 
     with mpl.rc_context(STYLE):
         if mark:
             _marked(figure, mark)
+        as_written(figure)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape as escape_always
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -103,7 +104,7 @@ def html_report(
     )
     verdicts = sorted({row.verdict for row in rows} | {j.verdict for j in judged})
     options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
-    facts = orjson.dumps(compact(rows, known)).decode().replace("</", "<\\/")
+    facts = script_data(compact(rows, known))
     title = "wsss-bench leaderboard" + (f" ({escape(label)})" if label else "")
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
     script = (_ASSETS / "report.js").read_text(encoding="utf-8")
@@ -146,6 +147,16 @@ def html_report(
 
 
 _MARKUP = re.compile("[&<>\"']")
+
+
+#: What could end a script, open a comment in it, or end a line of JavaScript.
+_IN_SCRIPT = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_SCRIPT = re.compile(f"[{''.join(_IN_SCRIPT)}]")
+
+
+def script_data(value: Any) -> str:
+    """JSON that a ``<script>`` element may hold, whatever text is in it."""
+    return _SCRIPT.sub(lambda match: _IN_SCRIPT[match.group()], orjson.dumps(value).decode())
 
 
 def escape(text: str, quote: bool = True) -> str:

@@ -20,6 +20,7 @@ from harness.errors import UserError, nearest
 from harness.files import whole_file
 from harness.provenance import code
 from harness.store.records import Store
+from harness.text import csv_cell
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
 from leaderboards.columns import NOTES, Section, explained, sections
@@ -277,7 +278,8 @@ def _csv(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     writer.writerow(names)
     pick = itemgetter(*names)
     writer.writerows(
-        [("" if v != v else f"{v:.6f}") if isinstance(v, float) else v for v in pick(line)] for line in lines
+        [("" if v != v else f"{v:.6f}") if isinstance(v, float) else v for v in map(csv_cell, pick(line))]
+        for line in lines
     )
     return stream.getvalue()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,10 +45,16 @@ def memory_text(mib: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that keeps a Markdown table whole."""
-    if "|" in text or "\n" in text:
-        return text.replace("|", "\\|").replace("\n", " ")
-    return text
+    """Text that keeps a Markdown table whole and makes no link, picture or HTML in it."""
+    if _MARKDOWN.search(text) is None:
+        return text
+    text = text.replace("|", "\\|").replace("\n", " ").replace("](", "]\\(").replace("][", "]\\[")
+    return _TAG.sub("&lt;", text)
+
+
+_MARKDOWN = re.compile(r"[|\n<]|\]\(|\]\[")
+#: Opens an element, a comment or an automatic link; ``< 0.01`` does not.
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def pipe_table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, together
 from harness.commands.usage import Verb
 from harness.errors import UserError
+from harness.text import one_line
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
@@ -241,7 +242,7 @@ def predict(
         overrides=overrides,
         device=device,
     ):
-        click.echo(file)
+        click.echo(one_line(str(file), 4096))
 
 
 def recorded_checkpoint(recipe: str, seed: int, results: Path | str, overrides: dict[str, Any]) -> Path:

@@ -151,6 +151,7 @@ def plot(counts: Counts, info: DatasetInfo, kind: str, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    from harness.drawn_text import as_written
     from harness.files import write_with
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -175,4 +176,5 @@ def plot(counts: Counts, info: DatasetInfo, kind: str, path: Path) -> None:
     right.set_xlabel("distance to the boundary of the class, pixels")
     right.set_ylabel("share of pixels at most so far")
     right.set_title("annotation bias: where on objects labels lie")
+    as_written(figure)
     write_with(path, lambda stream: figure.savefig(stream, format="png", dpi=110))

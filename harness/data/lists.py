@@ -13,7 +13,10 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.files import write_with
+from harness.text import one_line
 
+#: Bytes of an id: names of files have 255 at most, and predictions append to it.
+_LONGEST_ID = 240
 PACKAGED = Path(__file__).parent / "lists"
 
 
@@ -61,6 +64,16 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
                 f"{word!r} is a path, an image id is wanted",
                 where=where,
                 remedy="drop folders and file endings",
+            )
+        if word != one_line(word) and not is_id(word):
+            raise UserError(
+                f"the id {word!r} holds characters that cannot be seen",
+                where=where,
+                remedy="save the list as plain text, and rename the picture",
+            )
+        if len(word.encode()) > _LONGEST_ID:
+            raise UserError(
+                f"an id of {len(word.encode())} bytes is no file name", where=where, remedy="shorten it"
             )
         if word in seen:
             raise UserError(

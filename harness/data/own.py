@@ -19,8 +19,8 @@ It is named by ``--data-root NAME=PATH``, where PATH is the file or a folder tha
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +31,10 @@ from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
 from harness.errors import UserError, nearest
+from harness.files import read_toml
 from harness.registry import DATASETS
 from harness.schema import load, schema
+from harness.text import one_line
 
 FILE = "dataset.toml"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
@@ -132,16 +134,19 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
     """
     file = (path / FILE if path.is_dir() else path).absolute()
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        found = file.stat()
     except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
+    if found is None:
         raise UserError(
             f"{name!r} is no data set that is known, and there is no {FILE} to describe it",
             where=file,
             remedy=f"write {FILE} (see docs/data.md); " + nearest(name, DATASETS.names()),
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"not a readable TOML file: {error}", where=file, remedy="mend the file") from None
-    spec = load(OwnSpec, values, file)
+        )
+    spec = load(OwnSpec, read_toml(file), file)
+    spec = replace(spec, title=one_line(spec.title), classes=tuple(map(one_line, spec.classes)))
     _check(spec, file)
     named = {split: file.parent / text for split, text in spec.splits.items()}
     lists = named or {p.stem: p for p in sorted(file.parent.glob("*.txt")) if p.stem != "classes"}

@@ -16,6 +16,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.drawn_text import as_written
 from harness.files import write_with
 from harness.search.analysis import Comparison
 from harness.search.study import Study, own_trial
@@ -48,6 +49,7 @@ def write_plots(study: Study, comparison: Comparison) -> list[Path]:
             continue
         figure.suptitle(f"{study.plan.recipe}: {study.plan.objective.stamp}", fontsize=10)
         file = study.plan.folder / "plots" / f"{name}.png"
+        as_written(figure)
         write_with(file, partial(figure.savefig, dpi=120))
         written.append(file)
     return written

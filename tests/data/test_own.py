@@ -124,7 +124,7 @@ def test_every_verb_takes_it_by_name(folder: Path, tmp_path: Path, capsys):
         ("first_value = 10", "first_value = 252", "0 to 255"),
         ('"mug", "table"', '"mug", "mug"', "different ones"),
         ("void = ", "vodi = ", "did you mean 'void'"),
-        ("classes = [", "classes = [[", "not a readable TOML file"),
+        ("classes = [", "classes = [[", "not valid TOML"),
         ("first_value = 10", "first_value = 10\npalette = [[0, 0, 0]]", "1 colours for 7 classes"),
         ("void = [0, 255]", "void = [255]", "holds [0]"),
         ("first_value = 10", "first_value = 10\n[splits]\ntest = 'nowhere.txt'\n", "no list of split 'test'"),
