@@ -7,6 +7,7 @@ small file holds the whole curve.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from harness.files import write_with
-from harness.store.records import read_arrays
+from harness.reading import damaged
+from harness.store.arrays import read_arrays
 
 #: Half widths of the bands in pixels [our choice].
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -41,8 +43,42 @@ class Boundary:
 
     @classmethod
     def load(cls, path: Path) -> Boundary | None:
-        """Read an npz file; None where there is none."""
-        return cls(**read_arrays(path)) if path.exists() else None
+        """Read an npz file; None where there is none.
+
+        Raises:
+            Damaged: unreadable, or counts that cannot be.
+        """
+        if not os.path.lexists(path):
+            return None
+        found = read_arrays(path)
+        if set(found) != set(cls.__annotations__):
+            raise damaged(path, "it does not hold the counts of bands", "evaluate again")
+        widths, *counts = (found[name] for name in cls.__annotations__)
+        hit, predicted, labelled = counts
+        sound = (
+            all(array.dtype.kind == "i" for array in found.values())
+            and widths.ndim == 1
+            and {array.ndim for array in counts} == {2}
+            and {array.shape for array in counts} == {(len(widths), hit.shape[1])}
+            and min(int(array.min(initial=0)) for array in counts) >= 0
+            and not (hit > predicted).any()
+            and not (hit > labelled).any()
+            and all(bool((np.diff(array, axis=0) >= 0).all()) for array in counts)
+        )
+        if not sound:
+            raise damaged(path, "its counts of bands contradict each other", "evaluate again")
+        return cls(**found)
+
+    def fits(self, totals: tuple[np.ndarray, np.ndarray, np.ndarray]) -> bool:
+        """Whether the bands lie within what was counted on whole pictures.
+
+        Args:
+            totals: ``(K,)`` intersection, predicted and labelled pixels.
+        """
+        bands = (self.intersection, self.predicted, self.labelled)
+        return all(
+            b.shape[1:] == t.shape and bool((b <= t).all()) for b, t in zip(bands, totals, strict=True)
+        )
 
 
 def distances(mask: np.ndarray) -> np.ndarray:

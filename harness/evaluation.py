@@ -24,6 +24,8 @@ from harness.data.base import Dataset
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
 from harness.schema import Aside, load_tables, schema
+from harness.scores import figures
+from harness.scores import iou_from_counts as iou_from_counts
 from harness.store.records import PerImage
 
 if TYPE_CHECKING:
@@ -256,43 +258,10 @@ def count(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> tuple[n
     return histogram(truth[agree]), histogram(predicted[decided]), histogram(truth)
 
 
-def iou_from_counts(
-    intersection: np.ndarray,
-    predicted: np.ndarray,
-    labelled: np.ndarray,
-    classes: Literal["occurring", "labelled"] = "occurring",
-) -> tuple[np.ndarray, np.ndarray]:
-    """IoU by class and its mean, in percent, from counts summed over pictures.
-
-    Args:
-        intersection, predicted, labelled: ``(..., K)`` pixels.
-        classes: over which classes the mean goes, see :class:`Protocol`.
-
-    Returns:
-        ``(..., K)`` IoU, NaN for classes left out, and its mean ``(...)`` over the others (NaN if none).
-    """
-    union = predicted + labelled - intersection
-    used = union > 0 if classes == "occurring" else labelled > 0
-    iou = np.where(used, 100.0 * intersection / np.maximum(union, 1), np.nan)
-    number = used.sum(-1)
-    mean = np.where(number > 0, np.where(used, iou, 0.0).sum(-1) / np.maximum(number, 1), np.nan)
-    return iou, mean
-
-
 def summarise(counts: PerImage, classes: Sequence[str], p: Protocol) -> dict[str, Any]:
     """The figures of an evaluation record from its counts (keys as in ``EvaluationRecord``)."""
     total = [getattr(counts, k).sum(0) for k in ("intersection", "predicted", "labelled")]
-    iou, miou = iou_from_counts(total[0], total[1], total[2], p.classes)
-    pixels = int(total[2].sum())
-    return {
-        "images": len(counts.ids),
-        "classes": list(classes),
-        "miou": None if math.isnan(miou) else float(miou),
-        "iou": [None if math.isnan(v) else float(v) for v in iou],
-        "absent": [name for name, value in zip(classes, iou, strict=True) if math.isnan(value)],
-        "pixel_accuracy": 100.0 * int(total[0].sum()) / pixels if pixels else None,
-        "coverage": int(total[1].sum()) / pixels if pixels else None,
-    }
+    return figures(len(counts.ids), total, classes, p.classes)
 
 
 # --- whole splits ------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
 import platformdirs
 
 from harness.errors import UserError
-from harness.text import cleaned, needs_cleaning
+from harness.reading import check_regular, read_text
+from harness.text import cleaned
 
 
 def cache_folder() -> Path:
@@ -32,11 +32,13 @@ def read_toml(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is not valid TOML in UTF-8.
     """
     try:
-        return cleaned(tomllib.loads(file.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=file, remedy="check the path") from None
-    except (ValueError, RecursionError) as error:  # also no UTF-8, and numbers beyond what Python reads
+        return cleaned(tomllib.loads(read_text(file, _MOST_TOML)))
+    except (ValueError, RecursionError) as error:  # also numbers beyond what Python reads
         raise UserError(f"not valid TOML: {error}", where=file, remedy="mend the file") from None
+
+
+#: Largest TOML file: descriptions that people write.
+_MOST_TOML = 16 << 20
 
 
 @contextmanager
@@ -145,14 +147,8 @@ def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
         save(stream)
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; its text is cleaned, see :mod:`harness.text`."""
-    data = path.read_bytes()
-    value = orjson.loads(data)
-    return cleaned(value) if needs_cleaning(data) else value
-
-
 def sha256_of(path: Path) -> str:
-    """Content hash of a file."""
+    """Content hash of a regular file. Raises Damaged where there is none."""
+    check_regular(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

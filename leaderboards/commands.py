@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, left_out, together
 from harness.commands.usage import Verb
+
+if TYPE_CHECKING:
+    from harness.store.records import Store
 
 _OUT = click.option(
     "--out",
@@ -30,6 +33,13 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _ended(store: Store) -> int:
+    """Exit code of a verb that reads a store; what was left out is named."""
+    for error in store.left_out.values():
+        click.echo(f"left out: {error.brief}", err=True)
+    return 1 if store.left_out else 0
+
+
 def _recipes() -> dict[str, Any]:
     """Every recipe that can be used; what cannot is named and left out."""
     from harness.recipes import usable
@@ -48,7 +58,8 @@ Examples:
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
   wsss leaderboard --validate                    published cells and claims against recipes
 
-Exit codes: 0 done, 1 --validate found a citation that does not hold, 2 nothing to show.""",
+Exit codes: 0 done, 1 done, and damaged files were left out (or --validate found a citation that does not
+hold), 2 nothing to show.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
@@ -76,13 +87,14 @@ def leaderboard(
 
     if check:
         return _validate()
+    store = Store(results)
     done = write_leaderboard(
-        Store(results), out, recipes=_recipes(), dataset=dataset, formats=_split(formats), label=label
+        store, out, recipes=_recipes(), dataset=dataset, formats=_split(formats), label=label
     )
     click.echo(done.tables)
     for file in done.files:
         click.echo(f"wrote {file}")
-    return 0
+    return _ended(store)
 
 
 def _validate() -> int:
@@ -107,7 +119,7 @@ Examples:
   wsss plot --kind curves --format pdf --out paper/figures
   wsss plot --kind qualitative --data-root ~/data    pictures, predictions and errors
 
-Exit codes: 0 done, 2 nothing to draw.""",
+Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to draw.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @click.option(
@@ -135,7 +147,7 @@ def plot(
     formats: str,
     data_roots: tuple[str, ...],
     device: str,
-) -> None:
+) -> int:
     """Plots of records, ready for a paper.
 
     Error bars and bands are over seeds; colours stay with a method over all plots of a data set and
@@ -162,6 +174,7 @@ def plot(
         files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
     for file in files:
         click.echo(f"wrote {file}")
+    return _ended(store)
 
 
 def _aside(text: str) -> None:
@@ -176,7 +189,7 @@ Examples:
   wsss claims --suite mini-claims    those of one suite
   wsss run mini mini-claims          what the claims on miniature scenes need
 
-Exit codes: 0 done, whatever the verdicts; 2 nothing to judge.""",
+Exit codes: 0 done, whatever the verdicts; 1 done, and damaged files were left out; 2 nothing to judge.""",
 )
 @together(RESULTS, _OUT)
 @click.option(
@@ -189,7 +202,7 @@ Exit codes: 0 done, whatever the verdicts; 2 nothing to judge.""",
     show_default=True,
     help="Files to write, separated by commas: md, csv.",
 )
-def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str) -> None:
+def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str) -> int:
     """What the papers say, and whether the records bear it out.
 
     A claim is a comparison of two recipes on the same images. It `holds` where the 95 % interval of the
@@ -199,10 +212,12 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
     from harness.store.records import Store
     from leaderboards.report import write_claims
 
-    done = write_claims(Store(results), out, recipes=_recipes(), suites=suites, formats=_split(formats))
+    store = Store(results)
+    done = write_claims(store, out, recipes=_recipes(), suites=suites, formats=_split(formats))
     click.echo(done.tables)
     for file in done.files:
         click.echo(f"wrote {file}")
+    return _ended(store)
 
 
 @click.command(
@@ -214,7 +229,7 @@ Examples:
   wsss report --no-plots            tables, claims and the page without plots
   wsss report --label "one seed"    what a reader must know, behind every title and below every plot
 
-Exit codes: 0 done, 2 nothing to show.""",
+Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to show.""",
 )
 @together(RESULTS, _OUT, _DATASET, _LABEL)
 @together(DATA_ROOT, DEVICE)
@@ -227,7 +242,7 @@ def report(
     data_roots: tuple[str, ...],
     device: str,
     plots: bool,
-) -> None:
+) -> int:
     """Tables, claims and plots, and one HTML page with all of it.
 
     The page needs no network and no other file: tables sort and filter, and every figure opens its
@@ -237,8 +252,9 @@ def report(
     from harness.store.records import Store
     from leaderboards.report import write_report
 
+    store = Store(results)
     done = write_report(
-        Store(results),
+        store,
         out,
         recipes=_recipes(),
         dataset=dataset,
@@ -250,6 +266,7 @@ def report(
     )
     for file in done:
         click.echo(f"wrote {file}")
+    return _ended(store)
 
 
 @click.command(
@@ -259,13 +276,13 @@ Examples:
   wsss compare agmm/mini-scribble pce/mini-scribble
   wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
 
-Exit codes: 0 done, whatever the verdict; 2 nothing to compare.""",
+Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
 @click.argument("first")
 @click.argument("second")
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
 @together(RESULTS)
-def compare(first: str, second: str, evaluation: str | None, results: Path | str) -> None:
+def compare(first: str, second: str, evaluation: str | None, results: Path | str) -> int:
     """Two recipes on the same images: difference, interval, tests, and every class.
 
     FIRST and SECOND are recipes with records, or imported predictions (external/NAME). The interval is
@@ -281,6 +298,7 @@ def compare(first: str, second: str, evaluation: str | None, results: Path | str
     frame = gather(store)
     require_records(frame, store)
     click.echo(markdown(compared(frame, _recipes(), first, second, evaluation=evaluation)))
+    return _ended(store)
 
 
 @click.command(

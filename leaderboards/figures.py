@@ -17,7 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from harness.boundary import Boundary
 from harness.data.base import SUPERVISIONS
-from harness.evaluation import iou_from_counts
+from harness.reading import Damaged, damaged
+from harness.scores import iou_from_counts
+from harness.store.records import EvaluationRecord, Record
 from leaderboards.drawing import (
     COLOURS,
     STYLE,
@@ -236,6 +238,21 @@ def seeds_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
 # --- boundaries -----------------------------------------------------------------------------------------
 
 
+def _bands(run: EvaluationRecord, record: Record) -> Boundary | None:
+    """Counts by band; None, and a note, where they are missing, damaged or not of the same evaluation."""
+    file = run.path / "boundary.npz"
+    try:
+        found = Boundary.load(file)
+        if found is not None:
+            counts = run.load()
+            if not found.fits((counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))):
+                raise damaged(file, "more pixels lie in its bands than were counted", "evaluate again")
+    except Damaged as error:
+        record.note(error)
+        return None
+    return found
+
+
 def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
     """mIoU within bands around the boundaries of the truth, mean and range over seeds.
 
@@ -249,7 +266,7 @@ def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
     entries = entries_of(rows) if entries is None else entries
     drawn = []
     for row in rows:
-        found = [Boundary.load(run.path / "boundary.npz") for run in row.runs]
+        found = [_bands(run, record) for run, record in zip(row.runs, row.records, strict=True)]
         bands = [b for b in found if b is not None]
         if bands and len(bands) == len(found):
             drawn.append((row, bands))

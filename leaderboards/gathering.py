@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError
+from harness.reading import damaged
 from harness.registry import DATASETS, METHODS
 from harness.schema import Aside, differing, dump, flatten, marks, neutral_values
 from harness.store.records import EvaluationRecord, Record, Store
@@ -89,8 +90,13 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
     (text), ``digest, seed, finished, reason, ended, commit, train_images, train_official`` and, empty
     without an evaluation, ``evaluation, key`` (digest of the evaluation), ``split, protocol, miou,
     images, official_images``; objects ``record`` and ``run``.
+
+    Evaluations whose counts do not say what their figures say, or whose classes are not those of the data
+    set, are left out; ``frame.attrs["left_out"]`` has the lines that name them and whatever else was left
+    out of the store so far (``Store.left_out`` goes on growing where curves and bands are read).
     """
     lines = []
+    classes: dict[str, tuple[str, ...]] = {}
     for record in store.records(pattern):
         data, recipe = record.data, record.recipe
         training = data.get("data", {}).get("splits", {}).get(recipe["train_split"], {})
@@ -114,9 +120,40 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "train_official": training.get("official", 0),
             "record": record,
         }
-        runs = list(record.evaluations.values()) if record.finished else []
+        runs = _of_one_data_set(record, classes, store) if record.finished else []
         lines += [line | _evaluation_line(run) for run in runs or (None,)]
-    return pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)
+    frame.attrs["left_out"] = [error.brief for error in store.left_out.values()]
+    return frame
+
+
+def dataset_classes(name: str) -> tuple[str, ...] | None:
+    """Class names of a data set, None where its package is not installed."""
+    try:
+        return tuple(DATASETS.get(name).info.classes)
+    except UserError:
+        return None
+
+
+def _of_one_data_set(
+    record: Record, known: dict[str, tuple[str, ...]], store: Store
+) -> list[EvaluationRecord]:
+    """The sound evaluations of a record that have the classes of its data set.
+
+    Of a data set whose package is not installed, the first evaluation says what its classes are.
+    """
+    name, found = record.recipe["dataset"], []
+    for run in record.sound.values():
+        own = tuple(run.data["classes"])
+        if name not in known:
+            known[name] = dataset_classes(name) or own
+        if own == known[name]:
+            found.append(run)
+            continue
+        other = next((a for a, b in zip(own, known[name], strict=False) if a != b), f"{len(own)} of them")
+        problem = f"its classes are not those of {name} ({other})"
+        store.note(damaged(run.path / "evaluation.json", problem, "evaluate again"))
+    return found
 
 
 def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ from scipy.ndimage import distance_transform_edt
 
 from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpec
 from harness.errors import UserError
-from harness.evaluation import iou_from_counts
 from harness.files import cache_folder
 from harness.schema import load
+from harness.scores import iou_from_counts
 from harness.store.remote import present
 from leaderboards.drawing import STYLE, WIDTH, Entries, caption, entries_of, entry_of, standing
 from leaderboards.tables import Row

@@ -296,6 +296,13 @@ def require_records(frame: pd.DataFrame, store: Store, dataset: str | None = Non
     remedy = "run a recipe first, such as `wsss run mini`, or name another folder with --results"
     if store.mirror is None and not store.root.is_dir():
         raise UserError("there is no results folder", where=store.place, remedy=remedy)
+    if frame.empty and store.left_out:
+        first = next(iter(store.left_out.values()))
+        raise UserError(
+            f"no sound record is left: {len(store.left_out)} left out, such as {first.brief}",
+            where=store.place,
+            remedy="`wsss verify-store` names all of them",
+        )
     if frame.empty:
         raise UserError("the results folder holds no records", where=store.place, remedy=remedy)
     if dataset is not None and dataset not in set(frame["dataset"]):
@@ -327,7 +334,23 @@ def provenance(frame: pd.DataFrame, rows: Sequence[Row] = ()) -> str:
     failures = f", {failed} of them failed," if failed else ""
     single = {row.n for row in rows if row.n} == {1}
     seeds = " Every row rests on one seed: how far other seeds would move it is unknown." if single else ""
-    return f"Computed from {number}{failures} by wsss-bench {harness.__version__}{commit}.{seeds}"
+    left_out = left_out_text(frame.attrs.get("left_out", ()))
+    return f"Computed from {number}{failures} by wsss-bench {harness.__version__}{commit}.{seeds}{left_out}"
+
+
+#: Most places that a sentence names.
+_NAMED = 5
+
+
+def left_out_text(briefs: Sequence[str]) -> str:
+    """A sentence that names what was damaged and left out, empty where nothing was."""
+    if not briefs:
+        return ""
+    more = f"; and {len(briefs) - _NAMED} more" if len(briefs) > _NAMED else ""
+    number = (
+        "1 damaged or misplaced file" if len(briefs) == 1 else f"{len(briefs)} damaged or misplaced files"
+    )
+    return f" Left out: {number} ({'; '.join(briefs[:_NAMED])}{more})."
 
 
 def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> str:

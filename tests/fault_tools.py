@@ -22,7 +22,7 @@ import harness.nn.encoders
 import harness.runs.execution
 import harness.training
 from harness.cli import cli, invoke
-from harness.files import read_json
+from harness.reading import read_json
 from harness.store.locks import HOLDER
 
 _SERVER = multiprocessing.get_context("forkserver")

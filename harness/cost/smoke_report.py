@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from tabulate import tabulate
 
-from harness.files import read_json, whole_file, write_json
+from harness.files import whole_file, write_json
+from harness.reading import remembered
 from harness.recipes import Resolved
 from harness.schema import digest
 from harness.store.object_store import beside
@@ -141,24 +142,21 @@ def write(row: Row, results: Path | str) -> None:
 
 def read(results: Path | str) -> list[Row]:
     """All rows of a record store, in a fixed order."""
-    found = []
-    for file in sorted(folder(results).glob("*/*/*.json")):
-        try:
-            data = read_json(file)
-        except (OSError, json.JSONDecodeError):
-            continue  # half-written by hand: it is made again
-        if data.get("schema") == SCHEMA:
-            found.append(_row(data))
-    return found
+    rows = (remembered(file, _row, None) for file in sorted(folder(results).glob("*/*/*.json")))
+    return [row for row in rows if row is not None]  # the others are made again
 
 
-def _row(data: dict[str, Any]) -> Row:
+def _row(data: dict[str, Any]) -> Row | None:
+    if data.get("schema") != SCHEMA:
+        return None
+    values = {
+        **data,
+        "phases": tuple(Phase(**p) for p in data["phases"]),
+        "passes": tuple(Pass(**p) for p in data["passes"]),
+        "notes": tuple(data["notes"]),
+    }
     known = {f.name for f in fields(Row)}
-    values = {k: v for k, v in data.items() if k in known}
-    values["phases"] = tuple(Phase(**p) for p in data["phases"])
-    values["passes"] = tuple(Pass(**p) for p in data["passes"])
-    values["notes"] = tuple(data["notes"])
-    return Row(**values)
+    return TypeAdapter(Row).validate_python({k: v for k, v in values.items() if k in known})
 
 
 def duration(seconds: float) -> str:

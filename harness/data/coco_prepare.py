@@ -8,7 +8,6 @@ kept, so that preparing can stop and go on; maps of another source are drawn aga
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,8 @@ from harness.data.images import read_rgb, save_index
 from harness.data.lists import read_tags, write_tags
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
-from harness.files import read_json, sha256_of, write_json
+from harness.files import sha256_of, write_json
+from harness.reading import MOST_TEXT, read_json, remembered
 
 #: Raised when equal annotations may give other maps.
 _VERSION = 1
@@ -95,10 +95,7 @@ def prepare_part(
 
 
 def _stamp(maps: Path) -> Any:
-    try:
-        return read_json(maps / "prepared.json")
-    except (OSError, ValueError):
-        return None
+    return remembered(maps / "prepared.json", dict, None)
 
 
 def add_tags(path: Path, tags: Mapping[str, np.ndarray]) -> None:
@@ -110,7 +107,7 @@ def add_tags(path: Path, tags: Mapping[str, np.ndarray]) -> None:
 def _jobs(part: str, source: Path, labels: np.ndarray) -> dict[str, _Job]:
     """What to draw for every picture of an annotation file, by id."""
     try:
-        content = json.loads(source.read_bytes())
+        content = read_json(source, MOST_TEXT)
         pictures, annotations = content["images"], content["annotations"]
         of_picture: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for annotation in annotations:

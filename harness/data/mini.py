@@ -19,7 +19,8 @@ from harness.data.base import DatasetInfo
 from harness.data.images import read_rgb
 from harness.data.voc2012 import VOCLayout, bit_palette, write_tags
 from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.files import write_json
+from harness.reading import remembered
 
 TRAIN, VAL = 400, 100
 #: SHA-256 of the decoded arrays of the default data set, by split (:func:`arrays_sha256`). Another value
@@ -176,10 +177,7 @@ def _write(root: Path, seed: int, splits: Mapping[str, int]) -> dict[str, str]:
 
 def _checked(root: Path, wanted: Mapping[str, Any]) -> Path:
     """``root`` if its manifest says that it is what is wanted."""
-    try:
-        manifest = read_json(root / _MANIFEST)
-    except (OSError, ValueError):
-        manifest = {}
+    manifest: dict[str, Any] = remembered(root / _MANIFEST, dict, {})
     if {key: manifest.get(key) for key in wanted} != dict(wanted):
         raise UserError(
             "this folder does not hold the generated data set that is asked for",
@@ -187,7 +185,7 @@ def _checked(root: Path, wanted: Mapping[str, Any]) -> Path:
             remedy="delete the folder, it is made again when needed",
         )
     default = wanted["seed"] == 0 and wanted["splits"] == dict(Mini.info.splits)
-    if default and manifest["sha256"] != REFERENCE:
+    if default and manifest.get("sha256") != REFERENCE:
         warnings.warn(
             f"numpy {np.__version__} on this machine drew other miniature pictures than the reference; "
             "numbers are not comparable with others'",

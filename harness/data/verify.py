@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.data.base import Dataset
 from harness.data.images import palette_note
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
-from harness.files import read_json, sha256_of, whole_file
+from harness.files import sha256_of, whole_file
+from harness.reading import remembered
 
 #: Part of what is remembered; raised when the checks become stricter.
 _VERSION = 2
@@ -209,7 +210,12 @@ def _memory(dataset: Dataset, split: str, cache: Path, with_masks: bool) -> Path
 
 
 def _recall(memory: Path) -> dict[str, _Sound]:
-    try:
-        return {image_id: _Sound(*row) for image_id, row in read_json(memory).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # nothing remembered, or not by us: look again
+    """What was found sound before; nothing where that is not known, or not written by us: look again."""
+
+    def understand(found: dict[str, Any]) -> dict[str, _Sound]:
+        rows = {image_id: _Sound(*row) for image_id, row in found.items()}
+        if not all(isinstance(text, str) for row in rows.values() for text in row):
+            raise TypeError("a row of texts is wanted")
+        return rows
+
+    return remembered(memory, understand, {})

@@ -9,8 +9,9 @@ from functools import partial, wraps
 import torch
 
 from harness import provenance
-from harness.files import read_json
+from harness.reading import Damaged
 from harness.runs.trial import Prepared
+from harness.store.records import read_evaluation
 from harness.training import Status
 from harness.watching.following import Following
 from harness.watching.trackers import Point, Subject
@@ -50,7 +51,10 @@ def scores(prepared: Prepared) -> list[Point]:
     for spec in prepared.resolved.recipe.evaluation:
         file = prepared.evaluation_folder(spec) / "evaluation.json"
         if file.exists():
-            data = read_json(file)
+            try:
+                data = read_evaluation(file.parent).data
+            except Damaged:  # it is made again
+                continue
             named = dict(zip((f"iou/{c}" for c in data["classes"]), data["iou"], strict=True))
             values = {"miou": data["miou"], **named}
             found.append(

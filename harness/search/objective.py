@@ -19,8 +19,9 @@ import torch
 from harness import evaluation, faults, interruption
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteLossError, UserError
-from harness.files import read_json, write_json
+from harness.files import write_json
 from harness.networks import build_method
+from harness.reading import remembered
 from harness.recipes import resolve
 from harness.runs.running import write_trace
 from harness.runs.tracked import allocated_mib, subject_of
@@ -174,7 +175,7 @@ def measure(job: Job) -> Iterator[Event]:
 
 def _measure(job: Job) -> Iterator[Event]:
     file = job.folder / "objective.json"
-    known: dict[int, float] = {int(p): v for p, v in read_json(file).items()} if file.exists() else {}
+    known: dict[int, float] = remembered(file, lambda found: {int(p): float(v) for p, v in found.items()}, {})
     if known:
         yield Event(values=tuple(known.items()))
     if END in known:

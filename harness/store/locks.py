@@ -20,7 +20,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from harness.files import named, read_json, write_json
+from harness.files import named, write_json
+from harness.reading import remembered
 
 LOCK = "trial.lock"
 #: Who holds the lock: host, process, since when. Means nothing when the lock is free.
@@ -124,8 +125,8 @@ def is_free(folder: Path) -> bool:
 
 
 def _describe(holder: Path) -> str:
-    try:
-        found = read_json(holder)
-        return f"process {found['process']} on {found['host']}, since {found['since']}"
-    except (OSError, ValueError, KeyError):
-        return "by another process"
+    return remembered(
+        holder,
+        lambda found: f"process {found['process']} on {found['host']}, since {found['since']}",
+        "by another process",
+    )

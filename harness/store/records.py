@@ -17,28 +17,34 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zipfile
-import zlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError
-from harness.files import cache_folder, read_json, write_json, write_with
+from harness.files import cache_folder, write_json, write_with
+from harness.reading import Damaged, damaged, read_text, unreadable
+from harness.store.arrays import read_arrays
+from harness.store.documents import SCHEMA, EvaluationDocument, RecordDocument, fault_of_counts, read_document
 from harness.store.driver_claim import only_driver
 from harness.store.object_store import is_uri
 from harness.store.remote import Mirror, for_readers, mirror_of
 
-#: Version of both JSON files. Readers accept every version ever written.
-SCHEMA = 1
+#: Takes note of a file that is left out.
+Note = Callable[[Damaged], None]
+_COPY = "move the copy out of the store"
+_COUNTS = ("intersection", "predicted", "labelled")
+
+
+def _ignore(error: Damaged) -> None:
+    """Nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -59,96 +65,34 @@ class PerImage:
 
     def save(self, path: Path) -> None:
         """Write an npz file."""
-        arrays = {k: getattr(self, k) for k in ("intersection", "predicted", "labelled")}
+        arrays = {k: getattr(self, k) for k in _COUNTS}
         write_with(path, lambda f: np.savez_compressed(f, ids=np.array(self.ids, dtype=np.str_), **arrays))
 
     @classmethod
     def load(cls, path: Path) -> PerImage:
-        """Read an npz file."""
+        """Read an npz file.
+
+        Raises:
+            Damaged: missing, damaged, or other arrays.
+        """
         found = read_arrays(path)
-        counts = (found[k].astype(np.int64, copy=False) for k in ("intersection", "predicted", "labelled"))
-        return cls(_names(found["ids"].tobytes(), found["ids"].dtype.str), *counts)
+        missing = [name for name in ("ids", *_COUNTS) if name not in found]
+        if missing:
+            raise damaged(path, f"it has no array {missing[0]!r}", "evaluate again")
+        ids, counts = found["ids"], [found[k] for k in _COUNTS]
+        if ids.ndim != 1 or ids.dtype.kind != "U" or any(a.dtype.kind != "i" or a.ndim != 2 for a in counts):
+            raise damaged(path, "its arrays are no ids and counts", "evaluate again")
+        whole = (a.astype(np.int64, copy=False) for a in counts)
+        try:
+            return cls(_names(ids.tobytes(), ids.dtype.str), *whole)
+        except ValueError as error:  # no Unicode
+            raise damaged(path, f"damaged file: {error}", "evaluate again") from None
 
 
 @lru_cache(maxsize=64)
 def _names(data: bytes, dtype: str) -> tuple[str, ...]:
     """Image ids of a split: evaluations of one split share the tuple."""
     return tuple(np.frombuffer(data, dtype=dtype).tolist())
-
-
-@lru_cache(maxsize=256)
-def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of an array, from the head of its npy file."""
-    stream = io.BytesIO(text)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file, read-only; several times as fast as ``numpy.load`` for small ones.
-
-    ``numpy.load`` opens a stream for every array and parses its head as Python; the heads of equal arrays
-    are equal.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    found = {}
-    try:
-        data = path.read_bytes()
-        for name, packed, checksum, size, local in _members(data):
-            start = local + 30 + sum(_LENGTHS.unpack_from(data, local + 26))  # APPNOTE 4.3.7
-            inflate = _known_member if size < 2**16 else _member
-            found[name.removesuffix(".npy")] = inflate(data[start : start + size], packed, checksum)
-    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError) as error:
-        raise UserError(f"damaged file: {error}", where=path, remedy="evaluate again") from None
-    return found
-
-
-#: Zip files (APPNOTE 4.3.7, 4.3.12, 4.3.16): lengths of name and extra field in the head before a member,
-#: an entry of the directory of members, and the end of that directory.
-_LENGTHS = struct.Struct("<HH")
-_ENTRY = struct.Struct("<4s6xH4xIII3H8xI")
-_END = struct.Struct("<4s4xHHII2x")
-
-
-def _members(data: bytes) -> Iterator[tuple[str, int, int, int, int]]:
-    """Name, method, checksum, size and place of each member; ``zipfile`` takes several times as long."""
-    end = len(data) - _END.size
-    if end >= 0 and data.startswith(b"PK\x05\x06", end):  # no comment, as numpy writes them
-        _, _, number, _, place = _END.unpack_from(data, end)
-        for _ in range(number):
-            mark, packed, checksum, size, _, *lengths, local = _ENTRY.unpack_from(data, place)
-            if mark != b"PK\x01\x02" or 2**32 - 1 in (size, local):
-                raise ValueError("directory of members")
-            place += _ENTRY.size
-            yield data[place : place + lengths[0]].decode(), packed, checksum, size, local
-            place += sum(lengths)
-        return
-    for member in zipfile.ZipFile(io.BytesIO(data)).infolist():
-        packed, checksum = member.compress_type, member.CRC
-        yield member.filename, packed, checksum, member.compress_size, member.header_offset
-
-
-def _member(raw: bytes, packed: int, checksum: int) -> np.ndarray:
-    """The array of a member of an npz file."""
-    data = zlib.decompress(raw, -zlib.MAX_WBITS) if packed else raw
-    if zlib.crc32(data) != checksum:
-        raise ValueError("checksum")
-    return _array(data)
-
-
-#: Records of one split have the same ids and the same truth: these are inflated once.
-_known_member = lru_cache(maxsize=64)(_member)
-
-
-def _array(data: bytes) -> np.ndarray:
-    """An array from the bytes of an npy file."""
-    wide = data[6] > 1  # version 2 has four bytes for the length of the head, version 1 two
-    start = (12 if wide else 10) + int.from_bytes(data[8 : 12 if wide else 10], "little")
-    shape, fortran, dtype = _header(data[:start])
-    return np.frombuffer(data, dtype=dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
 @dataclass(frozen=True)
@@ -183,7 +127,22 @@ class EvaluationRecord:
     @cached_property
     def per_image(self) -> PerImage:
         """Per-image statistics."""
-        return PerImage.load(self.path / "per_image.npz")
+        return self.load()
+
+    def load(self) -> PerImage:
+        """Per-image statistics, read anew and not kept: all counts of a large store do not fit into memory.
+
+        Raises:
+            Damaged: missing, damaged, or not those that the figures were computed from.
+        """
+        file = self.path / "per_image.npz"
+        counts = PerImage.load(file)
+        fault = fault_of_counts(
+            self.data, counts.ids, (counts.intersection, counts.predicted, counts.labelled)
+        )
+        if fault is not None:
+            raise damaged(self.path / "evaluation.json", f"{fault} ({file.name})", "evaluate again")
+        return counts
 
 
 @dataclass(frozen=True)
@@ -200,6 +159,7 @@ class Record:
 
     path: Path
     data: Mapping[str, Any]
+    note: Note = field(default=_ignore, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -228,27 +188,110 @@ class Record:
 
     @cached_property
     def evaluations(self) -> dict[str, EvaluationRecord]:
-        """Evaluations by name; where a protocol changed, the one written last."""
-        found = [
-            EvaluationRecord(file.parent, read_json(file))
-            for place in entries(self.path / "evaluations")
-            if (file := place / "evaluation.json").exists()
-        ]
+        """Evaluations by name; where a protocol changed, the one written last. Damaged ones are left out."""
+        found = []
+        for place in self._noted(entries, self.path / "evaluations") or ():
+            file = place / "evaluation.json"
+            if os.path.lexists(file) or _leads_nowhere(place):
+                one = self._noted(read_evaluation, place)
+                found += [] if one is None else [one]
         found.sort(key=lambda e: (e.data.get("written", ""), e.path.name))
         return {e.name: e for e in found}
 
+    @cached_property
+    def sound(self) -> dict[str, EvaluationRecord]:
+        """Those of :attr:`evaluations` whose counts are there and say what the figures say."""
+        return {
+            n: e for n, e in self.evaluations.items() if self._noted(EvaluationRecord.load, e) is not None
+        }
+
     def history(self) -> pd.DataFrame:
-        """Training curve: ``step, lr, steps_per_second`` and one column for each loss term."""
-        file = self.path / "history.csv"
-        return pd.read_csv(file) if file.exists() else pd.DataFrame()
+        """Training curve: ``step, lr, steps_per_second`` and one column for each loss term; empty where
+        there is none, or a damaged one."""
+        file, upto = self.path / "history.csv", self.data.get("steps") if self.finished else None
+        read = partial(read_curve, upto=upto)
+        found = self._noted(read, file) if os.path.lexists(file) else None
+        return pd.DataFrame() if found is None else found
+
+    def _noted(self, read: Callable[[Any], Any], place: Any) -> Any:
+        """What a reader gives; None, and a note, where it meets a damaged file."""
+        try:
+            return read(place)
+        except Damaged as error:
+            self.note(error)
+            return None
+
+
+def _leads_nowhere(place: Path) -> bool:
+    """Whether a link leads to nothing, or back to itself."""
+    return place.is_symlink() and not place.exists()
+
+
+def read_record(folder: Path, note: Note = _ignore) -> Record:
+    """The record in a folder.
+
+    Raises:
+        Damaged: its JSON is missing or damaged.
+    """
+    return Record(folder, read_document(folder / "record.json", RecordDocument), note)
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """The evaluation in a folder, its counts not looked at.
+
+    Raises:
+        Damaged: its JSON is missing, damaged, or stands in the folder of another evaluation.
+    """
+    file = folder / "evaluation.json"
+    found = EvaluationRecord(folder, read_document(file, EvaluationDocument))
+    own = f"{found.name}-{found.data['digest']}"
+    if folder.name != own:
+        raise damaged(file, f"it says that it is {own}: a copy", "move it away, or give it its name")
+    return found
+
+
+def read_curve(file: Path, upto: int | None = None) -> pd.DataFrame:
+    """A training curve.
+
+    Args:
+        file: the CSV file.
+        upto: its last step, where that is known.
+
+    Raises:
+        Damaged: it is no table of numbers by ascending steps, or it is cut.
+    """
+    text = read_text(file, _MOST_CURVE)
+    try:
+        found = pd.read_csv(io.StringIO(text))
+        steps = found["step"].to_numpy()
+        numbers = all(kind.kind in "if" for kind in found.dtypes)
+    except (ValueError, KeyError, pd.errors.ParserError, OverflowError) as error:
+        raise damaged(file, f"it is no training curve: {str(error).splitlines()[0]}") from None
+    if not numbers or steps.dtype.kind != "i" or (steps < 1).any() or (np.diff(steps) <= 0).any():
+        raise damaged(file, "it is no training curve: numbers by ascending steps are wanted")
+    if not np.isfinite(found.to_numpy(dtype=np.float64, na_value=0.0)).all():
+        raise damaged(file, "it holds numbers that are not finite")
+    if not text.endswith("\n") or (upto is not None and len(steps) and steps[-1] != upto):
+        raise damaged(file, f"it is cut{'' if upto is None else f': step {upto} is its last one'}")
+    return found
+
+
+#: Largest training curve: ten million steps, a row of 300 bytes every ten.
+_MOST_CURVE = 300 << 20
 
 
 def entries(place: Path) -> list[Path]:
-    """What a folder holds, by name; nothing where there is no such folder."""
+    """What a folder holds, by name; nothing where there is no such folder.
+
+    Raises:
+        Damaged: the folder cannot be listed.
+    """
     try:
         return sorted(place.iterdir(), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise unreadable(place, error) from None
 
 
 class Store:
@@ -261,6 +304,7 @@ class Store:
     Attributes:
         root: the folder of records; of a URI, that of its mirror.
         place: the folder or URI, as it may be printed.
+        left_out: files and folders that were met and left out, with what is wrong with each.
     """
 
     def __init__(self, root: Path | str, cache: Path | None = None) -> None:
@@ -269,28 +313,74 @@ class Store:
             self.mirror = mirror_of(str(root), cache or cache_folder())
         self.root = Path(root) if self.mirror is None else self.mirror.root
         self.place = str(self.mirror or self.root)
+        self.left_out: dict[str, Damaged] = {}
+
+    def note(self, error: Damaged) -> None:
+        """Remember what was left out; each place once."""
+        self.left_out.setdefault(str(error.where), error)
 
     def folder(self, name: str, digest: str, seed: int) -> Path:
         """Where a trial keeps its files."""
         return self.root / name / digest / f"seed-{seed}"
 
     def get(self, folder: Path) -> Record | None:
-        """The record in a trial's folder, None when it does not exist (yet)."""
+        """The record in a trial's folder, None when it does not exist (yet).
+
+        Raises:
+            Damaged: it is damaged, or it is that of another trial.
+        """
         file = folder / "record.json"
         if self.mirror is not None and file.name not in self.mirror.listed(folder):
             return None
-        return Record(folder, _checked(read_json(file), file)) if file.exists() else None
+        if not os.path.lexists(file):
+            return None
+        record = read_record(folder, self.note)
+        own = self.folder(record.name, record.digest, record.seed)
+        if own.parts[-4:] != folder.parts[-4:]:
+            says = own.relative_to(self.root).as_posix()
+            raise damaged(file, f"it says that it is {says}: a copy", _COPY)
+        return record
 
     def records(self, pattern: str = "*") -> Iterator[Record]:
-        """All records whose recipe name matches a glob, in a fixed order."""
+        """All sound records whose recipe name matches a glob, in a fixed order.
+
+        A damaged record, and a copy that stands elsewhere than its name, digest and seed say, is left out
+        and noted (:attr:`left_out`).
+        """
         self.refresh(pattern)
-        for method in entries(self.root):
-            for recipe in entries(method):
-                if not fnmatch(f"{method.name}/{recipe.name}", pattern):
-                    continue
-                for digest in entries(recipe):
-                    found = (self.get(trial) for trial in entries(digest) if trial.name.startswith("seed-"))
-                    yield from (record for record in found if record is not None)
+        for method in self._entries(self.root):
+            for recipe in self._entries(method):
+                if fnmatch(f"{method.name}/{recipe.name}", pattern):
+                    for digest in self._entries(recipe):
+                        if os.path.lexists(digest / "record.json"):
+                            self.note(damaged(digest, "a trial in the place of a training digest", _COPY))
+                        for trial in self._entries(digest):
+                            yield from self._found(trial)
+
+    def _found(self, trial: Path) -> Iterator[Record]:
+        """The record of what may be a trial's folder."""
+        if _leads_nowhere(trial):
+            self.note(damaged(trial, "a link that leads nowhere", "mend the link, or delete it"))
+            return
+        if not trial.name.lower().startswith("seed") and not os.path.lexists(trial / "record.json"):
+            for inner in self._entries(trial):
+                if inner.name.startswith("seed-") and os.path.lexists(inner / "record.json"):
+                    self.note(damaged(inner, "a store within the store", "name that folder with --results"))
+            return
+        try:
+            record = self.get(trial)
+        except Damaged as error:
+            self.note(error)
+            return
+        if record is not None:
+            yield record
+
+    def _entries(self, place: Path) -> list[Path]:
+        try:
+            return entries(place)
+        except Damaged as error:
+            self.note(error)
+            return []
 
     # --- under a URI (in a folder, none of these does anything) ---------------------------------------
 
@@ -370,13 +460,3 @@ class Store:
         per_image.save(place / "per_image.npz")
         write_json(place / "evaluation.json", {"schema": SCHEMA, **data})
         return EvaluationRecord(place, {"schema": SCHEMA, **data})
-
-
-def _checked(data: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    if data.get("schema", 0) > SCHEMA:
-        raise UserError(
-            f"record of schema {data.get('schema')}, newer than this version reads ({SCHEMA})",
-            where=file,
-            remedy="update wsss-bench",
-        )
-    return data

@@ -18,7 +18,8 @@ from typing import Any
 from harness import distributed
 from harness.errors import UserError
 from harness.faults import first_line
-from harness.files import read_json, write_json
+from harness.files import write_json
+from harness.reading import remembered
 from harness.training import Status, read_rows
 from harness.watching.trackers import TRACKERS, Point, Subject, Tracker
 
@@ -148,10 +149,7 @@ class Following:
 
 
 def _read_states(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return read_json(file)
-    except (OSError, ValueError):
-        return {}
+    return remembered(file, lambda found: {name: dict(state) for name, state in found.items()}, {})
 
 
 def _values(status: Status) -> dict[str, float]:

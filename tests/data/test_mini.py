@@ -12,7 +12,8 @@ import pytest
 from harness.data import mini, mini_scenes
 from harness.data.mini import Mini
 from harness.errors import UserError
-from harness.files import read_json, write_json
+from harness.files import write_json
+from harness.reading import read_json
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from fault_tools import die_at, drafts, driver, exit_code, wait_for
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
-from harness.files import read_json
+from harness.reading import read_json
 from harness.store.records import Store
 
 pytestmark = pytest.mark.slow

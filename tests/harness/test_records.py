@@ -11,7 +11,8 @@ import pytest
 
 from harness.errors import UserError
 from harness.files import whole_file, write_json
-from harness.store.records import PerImage, Store, read_arrays
+from harness.store.arrays import read_arrays
+from harness.store.records import PerImage, Store
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -34,15 +35,38 @@ def test_nan_never_reaches_a_json_file(tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
+_RECIPE = {
+    "dataset": "birds",
+    "supervision": "point",
+    "backbone": "small-cnn",
+    "weights": "packaged",
+    "train_split": "train",
+}
+_EVALUATION = {
+    "name": "val-single",
+    "digest": "e",
+    "spec": {"split": "val", "protocol": "single"},
+    "protocol": {"classes": "occurring"},
+    "official_images": 2,
+    "data_fingerprint": "f",
+    "written": "1",
+    "images": 2,
+    "classes": ["wing", "beak", "tail"],
+    "miou": 100 * (3 / 9 + 5 / 11 + 7 / 13) / 3,
+    "iou": [300 / 9, 500 / 11, 700 / 13],
+    "absent": [],
+}
+
+
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "results")
     counts = PerImage(("b", "ä 1"), *(np.arange(6, dtype=np.int64).reshape(2, 3) + k for k in range(3)))
     for name, seed in (("m/one", 0), ("m/one", 1), ("n/two", 0)):
         folder = store.folder(name, "d" * 12, seed)
-        evaluation = {"name": "val-single", "digest": "e", "miou": 50.0, "iou": [None, 50.0], "written": "1"}
-        Store.write_evaluation(folder, counts, evaluation)
-        data = {"name": name, "seed": seed, "digest": "d" * 12, "status": "finished", "recipe": {}}
+        Store.write_evaluation(folder, counts, _EVALUATION)
+        data = {"name": name, "seed": seed, "digest": "d" * 12, "status": "finished", "recipe": _RECIPE}
+        data |= {"method": name.partition("/")[0], "title": "M"}
         Store.write_record(folder, data)
     return store, counts
 
@@ -52,8 +76,8 @@ def test_records_come_back_in_order_and_by_glob(store):
     assert [(r.name, r.seed) for r in records.records()] == [("m/one", 0), ("m/one", 1), ("n/two", 0)]
     assert [r.name for r in records.records("n/*")] == ["n/two"]
     evaluation = next(records.records()).evaluations["val-single"]
-    assert evaluation.miou == 50.0
-    np.testing.assert_array_equal(evaluation.iou, [np.nan, 50.0])
+    assert evaluation.miou == _EVALUATION["miou"]
+    np.testing.assert_array_equal(evaluation.iou, _EVALUATION["iou"])
     assert evaluation.per_image.ids == counts.ids
     for part in ("intersection", "predicted", "labelled"):
         np.testing.assert_array_equal(getattr(evaluation.per_image, part), getattr(counts, part))
@@ -73,8 +97,13 @@ def test_a_newer_schema_is_refused_with_the_remedy(store):
     records, _ = store
     file = records.folder("m/one", "d" * 12, 0) / "record.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 999}))
-    with pytest.raises(UserError, match="update"):
-        list(records.records())
+    assert [r.seed for r in records.records("m/*")] == [1]
+    (error,) = records.left_out.values()
+    assert "newer" in error.brief
+    assert str(file) in error.brief
+    assert "update" in str(error)
+    with pytest.raises(UserError, match="newer"):
+        records.get(file.parent)
 
 
 def test_a_record_without_history_has_an_empty_one(store):

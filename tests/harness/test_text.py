@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.files import read_json, read_toml
+from harness.files import read_toml
+from harness.reading import read_json
 from harness.recipes import parse_overrides
 from harness.text import clean, csv_cell, one_line
 from leaderboards.html_report import script_data

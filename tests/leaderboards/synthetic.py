@@ -30,6 +30,7 @@ def counts(
     predicted = intersection + rng.integers(0, 40, labelled.shape)
     for array in (labelled, intersection, predicted):
         array[:, list(absent)] = 0
+    labelled[:, 0] += np.maximum(predicted.sum(1) - labelled.sum(1), 0)  # every prediction is of a pixel
     return PerImage(tuple(f"image-{i:04d}" for i in range(images)), intersection, predicted, labelled)
 
 
@@ -127,4 +128,5 @@ class Factory:
         for i, loss in enumerate(total):
             values = ",".join(f"{terms[c][i]:.6f}" for c in columns)
             lines.append(f"{(i + 1) * every},0.01,{loss:.6f},{values}")
+        self.store.write_record(record.path, {**record.data, "steps": len(total) * every})
         (record.path / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
