@@ -55,7 +55,7 @@ class NonFiniteLossError(UserError):
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """A remedy sentence: the nearest valid spelling, else all that is valid (at most twenty)."""
-    options = sorted(options)
+    options = sorted(set(options))
     close = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
+from harness.nn.precision import outside_autocast as outside_autocast  # methods take it from here
 from harness.schema import schema
 from methods.base import Build, Method
 
@@ -91,11 +92,6 @@ def two_sided_cross_entropy(logits: Tensor, labels: Tensor, background: int | No
         torch.where(side, cost, 0).sum() / side.sum().clamp(min=1) for side in (behind, known & ~behind)
     )
     return first, second
-
-
-def outside_autocast(device: torch.device) -> torch.autocast:
-    """A context in which losses compute in the dtype of their inputs, whatever the networks used."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

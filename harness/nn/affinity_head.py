@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.batch import UNLABELLED
 from harness.nn.gated_crf import half_window, neighbours_inside
+from harness.nn.precision import outside_autocast
 
 
 def window_distance(features: Tensor, radius: int) -> Tensor:
@@ -122,7 +123,7 @@ def affinity_loss(
         the loss in float64 for float64 features, else float32, computed outside autocast. A kind of
         pair that does not occur contributes zero (our choice).
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with outside_autocast(features.device):
         z = features.to(torch.promote_types(features.dtype, torch.float32))
         affinity = torch.exp(-window_distance(z, radius))
         centre = labels[:, None, None]
@@ -166,7 +167,7 @@ def affinity_regulariser(
     Returns:
         scalar, float64 for float64 features, else float32; computed outside autocast.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with outside_autocast(features.device):
         z = features.to(torch.promote_types(features.dtype, torch.float32))
         rgb = colours.detach().to(z.dtype)
         valid = torch.ones_like(rgb[:, 0]) if mask is None else mask.to(z.dtype)

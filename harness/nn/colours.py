@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.nn.precision import outside_autocast
+
 #: ImageNet statistics of RGB in 0..255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -12,7 +14,7 @@ STD = (58.395, 57.12, 57.375)
 
 def colours(images: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: ``(B, 3, H, W)`` to float32 colours 0..255, whole but for rounding."""
-    with torch.autocast(images.device.type, enabled=False):
+    with outside_autocast(images.device):
         mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)[..., None, None]
         return images.float() * std + mean
 

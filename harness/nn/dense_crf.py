@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from harness.errors import UserError, nearest
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
+from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 from harness.schema import load_tables, schema
 
@@ -84,7 +85,7 @@ def dense_crf_loss(
         if given is not None and given.shape != shape:
             raise ValueError(f"{name} of {tuple(given.shape)} beside probabilities of {shape}")
 
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with outside_autocast(probabilities.device):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         region = torch.ones_like(p[:, :1]) if roi is None else roi[:, None].to(p.dtype)
         colours = images.detach().to(p.dtype)
@@ -227,7 +228,7 @@ def mean_field(
     if (probabilities.shape[0], *probabilities.shape[2:]) != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"images of {tuple(images.shape)} beside probabilities {tuple(probabilities.shape)}")
     colours = images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with outside_autocast(probabilities.device):
         unary = probabilities.float().clamp(1e-5, 1).log_().neg_()
         if engine == "pydensecrf":
             return _pydensecrf(unary, colours, p)

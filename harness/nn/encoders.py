@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
 from harness.nn.weights import is_file, read_state_dict, timm_name, weights_file
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo, FeatureListNet
 
 #: Our own backbones: name -> ``module:class``. A class takes any of ``output_stride`` and ``multi_grid``.
 OWN = {"mini_cnn": "harness.nn.mini_encoder:MiniCNN"}
@@ -36,32 +41,27 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Stage features ``(B, channels[i], ceil(H / strides[i]), ...)`` of ``images`` ``(B, 3, H, W)``."""
+        """Stage features ``(B, channels[i], h, w)`` of ``images`` ``(B, 3, H, W)``, finest first; ``h`` is
+        ``H / strides[i]``, rounded up by most networks and down by those that cut pictures into patches."""
 
 
 class TimmEncoder(Encoder):
-    """A timm network cut into stages, the stem aside; parameters keep timm's names.
+    """A timm network that is a chain of modules, cut into stages; parameters keep timm's names.
 
     Args:
-        network: what ``timm.create_model(..., features_only=True)`` returns.
+        network: what ``timm.create_model(..., features_only=True)`` returns for such networks.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        from timm.models import FeatureListNet
-
+    def __init__(self, network: FeatureListNet) -> None:
         super().__init__()
-        if not isinstance(network, FeatureListNet):
-            raise UserError(
-                "this timm model has no chain of convolutional stages", remedy="choose a ResNet, for instance"
-            )
-        info = network.feature_info
-        found = zip(info.module_name(), info.channels(), info.reduction(), strict=True)
-        stages = [s for s in found if s[2] >= 4]  # without the stem
-        names, self.channels, self.strides = zip(*stages, strict=True)
+        info: Any = network.feature_info
+        names, self.channels, self.strides = _stages(info, info.module_name())
         self._stages = tuple(name.replace(".", "_") for name in names)  # as timm flattens them
         self._channels_last = network.output_fmt.value == "NHWC"
-        patch = getattr(network, "patch_embed", None)
-        self._patch = tuple(patch.patch_size) if patch is not None else (1, 1)
+        patch = getattr(getattr(network, "patch_embed", None), "proj", None)
+        self._patch = (1, 1)
+        if isinstance(patch, nn.Conv2d) and patch.kernel_size == patch.stride:  # cut side by side
+            self._patch = (patch.stride[0], patch.stride[1])
         for name, module in network.items():
             self.add_module(name, module)
 
@@ -75,6 +75,44 @@ class TimmEncoder(Encoder):
             if name in self._stages:
                 stages.append(x.movedim(-1, 1).contiguous() if self._channels_last else x)
         return stages
+
+
+class TimmPyramid(Encoder):
+    """A timm network with a forward pass of its own for its features: EfficientNets, MobileNets, HRNets and
+    others that are no chain of modules. Parameters have timm's names below ``network``.
+
+    Args:
+        network: what ``timm.create_model(..., features_only=True)`` returns.
+    """
+
+    def __init__(self, network: Any) -> None:
+        from timm.models.hrnet import HighResolutionNet
+
+        super().__init__()
+        info = network.feature_info
+        self._stages, self.channels, self.strides = _stages(info, range(len(info.channels())))
+        # Branches of an HRNet are added after enlarging them by whole factors, so their sides must divide.
+        self._whole = self.strides[-1] if isinstance(network, HighResolutionNet) else 1
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See :class:`Encoder`."""
+        height, width = images.shape[-2:]
+        if self._whole == 1:
+            found = self.network(images)
+            return [found[i] for i in self._stages]
+        found = self.network(F.pad(images, (0, -width % self._whole, 0, -height % self._whole)))
+        return [
+            found[i][..., : -(-height // stride), : -(-width // stride)]
+            for i, stride in zip(self._stages, self.strides, strict=True)
+        ]
+
+
+def _stages(info: FeatureInfo, marks: Iterable[Any]) -> tuple[tuple[Any, ...], ...]:
+    """Marks, channels and strides of a network's features, without the stem's."""
+    found = zip(marks, info.channels(), info.reduction(), strict=True)
+    marked, channels, strides = zip(*(f for f in found if f[2] >= 4), strict=True)
+    return marked, channels, strides
 
 
 def create_encoder(
@@ -104,6 +142,14 @@ def create_encoder(
         UserError: unknown name, an output stride the network cannot have, or weights that are missing
             or do not fit.
     """
+    from harness.nn.vit import OWN as TRANSFORMERS
+
+    if name in TRANSFORMERS:
+        raise UserError(
+            f"{name!r} is a vision transformer, and this method needs a backbone with a feature pyramid",
+            where="backbone",
+            remedy=f"choose {' or '.join(OWN)}, or {_DILATED}",
+        )
     if name in OWN:
         encoder = _own_encoder(name, output_stride, multi_grid)
         path = weights_file(name, weights)
@@ -136,16 +182,12 @@ def _timm_encoder(
     output_stride: int | None,
     multi_grid: Sequence[int],
     drop_path: float | None,
-) -> TimmEncoder:
-    import timm
+) -> Encoder:
+    from timm.models import FeatureListNet
 
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        known = [*OWN, *timm.list_models("resnet*"), *timm.list_models(f"*{architecture[:6]}*")]
-        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
-    options: dict[str, Any] = {"features_only": True}
-    if output_stride is not None:
-        options["output_stride"] = output_stride
+    check_name(name)
+    options: dict[str, Any] = {}
     if drop_path is not None:
         options["drop_path_rate"] = drop_path
     if architecture.startswith(
@@ -157,20 +199,151 @@ def _timm_encoder(
     if by_tag:  # timm reads the file itself: it knows how to convert older ones
         name = timm_name(name, weights)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
-    try:
-        network = timm.create_model(name, **options)
-    except (TypeError, AssertionError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            f"timm cannot build {name!r} with {options}: {error}",
-            where="backbone",
-            remedy="output strides are 8, 16 and 32, and only some networks have them",
-        ) from error
-    encoder = TimmEncoder(network)
+    network = _pyramid(name, output_stride, options)
+    encoder: TimmEncoder | TimmPyramid
+    encoder = TimmEncoder(network) if isinstance(network, FeatureListNet) else TimmPyramid(network)
     if multi_grid:
         apply_multi_grid(encoder, multi_grid)
     if path is not None and not by_tag:
-        load_encoder(encoder, path)
+        if isinstance(encoder, TimmEncoder):
+            load_encoder(encoder, path)
+        else:
+            load_encoder(encoder.network, path, heads=_beyond(architecture, encoder.network))
     return encoder
+
+
+def _beyond(architecture: str, network: nn.Module) -> tuple[str, ...]:
+    """Keys that timm's classification network has beyond its pyramid."""
+    import timm
+
+    with torch.device("meta"):
+        whole = timm.create_model(architecture).state_dict()
+    return tuple(whole.keys() - network.state_dict().keys())
+
+
+#: Examples of networks, by what they can do.
+_DILATED = "a ResNet, RegNet, ConvNeXt, EfficientNet or MobileNet, for instance"
+
+
+def check_name(name: str) -> None:
+    """Raises UserError where no backbone has this name, with the nearest that there are."""
+    import timm
+
+    from harness.nn.vit import OWN as TRANSFORMERS
+
+    if name in OWN or name in TRANSFORMERS:
+        return
+    if not timm.is_model(name.partition(".")[0]):
+        known = [*OWN, *TRANSFORMERS, *timm.list_models()]
+        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
+
+
+def _pyramid(name: str, output_stride: int | None, options: Mapping[str, Any]) -> nn.Module:
+    """timm's network with features of several strides, dilated to the output stride where it is not its own.
+
+    Raises:
+        UserError: it has one stride alone, or none that is asked for; the reason is named.
+    """
+    import timm
+
+    def create(**more: Any) -> Any:
+        return timm.create_model(name, features_only=True, **options, **more)
+
+    network: Any = None
+    refusal: Exception | None = None
+    try:
+        network = create() if output_stride is None else create(output_stride=output_stride)
+    except Exception as error:  # timm's constructors raise whatever comes to them
+        refusal = error
+    if network is None:
+        try:
+            network = create()
+        except Exception as error:
+            given = "".join(f", {k} = {v}" for k, v in options.items() if not k.startswith("pretrained"))
+            raise UserError(
+                f"timm cannot build {name!r} as an encoder{given}: {_reason(error)}",
+                where="backbone",
+                remedy=f"choose another backbone: {_DILATED}",
+            ) from error
+    strides = [s for s in network.feature_info.reduction() if s >= 4]
+    if len(set(strides)) < 2:
+        at = (
+            f"all its features have stride {strides[0]}"
+            if strides
+            else "it has no features of stride 4 or more"
+        )
+        raise UserError(
+            f"{name!r} has no feature pyramid: {at}",
+            where="backbone",
+            remedy=f"this method needs one: choose {_DILATED}; plain vision transformers are for methods "
+            "that are made for them",
+        )
+    if output_stride is not None and strides[-1] != output_stride:
+        why = f" ({_reason(refusal)})" if refusal is not None else ""
+        possible = " or ".join(map(str, _output_strides(name)))
+        raise UserError(
+            f"the backbone {name!r} has stride {strides[-1]} and cannot be dilated to {output_stride}{why}",
+            where="config.output_stride",
+            remedy=f"set it to {possible}, or choose another backbone: {_DILATED}",
+        ) from refusal
+    return network
+
+
+def _output_strides(name: str) -> list[int]:
+    """The strides that a network's last stage can have; nothing is allocated."""
+    import timm
+
+    found = set()
+    for wanted in (None, 8, 16):
+        given: dict[str, Any] = {} if wanted is None else {"output_stride": wanted}
+        with torch.device("meta"), suppress(Exception):
+            network: Any = timm.create_model(name.partition(".")[0], features_only=True, **given)
+            found.add(network.feature_info.reduction()[-1])
+    return sorted(found)
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line, or what stands for it: many of timm's assertions say nothing."""
+    text = str(error).strip()
+    if "unexpected keyword argument" in text:
+        return f"timm's network takes no {text.rsplit(' ', 1)[-1].strip(chr(39))}"
+    return text.splitlines()[0] if text else f"timm refuses it by {type(error).__name__}"
+
+
+def probe(encoder: Encoder, size: tuple[int, int], name: str) -> None:
+    """Make sure that an encoder gives the features that it claims, for pictures of a size; allocates nothing.
+
+    Args:
+        encoder: on the meta device.
+        size: (H, W) in pixels.
+        name: the backbone's, for the message.
+
+    Raises:
+        UserError: it refuses such pictures, or its features have other channels or strides.
+    """
+    height, width = size
+    problem = ""
+    try:
+        found = encoder(torch.zeros(2, 3, height, width, device="meta"))
+    except NotImplementedError:
+        return  # an operator that needs values
+    except Exception as error:
+        problem = f"cannot take them: {_reason(error)}"
+    else:
+        for x, channels, stride in zip(found, encoder.channels, encoder.strides, strict=True):
+            cells = tuple(x.shape[-2:])
+            near = all(n // stride <= c <= -(-n // stride) for n, c in zip(size, cells, strict=True))
+            if x.shape[1] != channels or not near:
+                problem = (
+                    f"gives {x.shape[1]} channels on {cells[0]} x {cells[1]} cells, which is no grid of "
+                    f"stride {stride} with the {channels} channels that it states"
+                )
+    if problem:
+        raise UserError(
+            f"the backbone {name!r} does not fit pictures of {height} x {width}: it {problem}",
+            where="backbone",
+            remedy=f"choose one for pictures of any size: {_DILATED}",
+        )
 
 
 def apply_multi_grid(encoder: nn.Module, multi_grid: Sequence[int]) -> None:
@@ -200,15 +373,17 @@ _RESNET_REMEDY = (
 )
 
 
-def load_encoder(encoder: nn.Module, path: Path, remedy: str = _RESNET_REMEDY) -> None:
-    """Load a backbone from a file; only a classification head's tensors may be left over.
+def load_encoder(
+    encoder: nn.Module, path: Path, remedy: str = _RESNET_REMEDY, heads: Sequence[str] = ()
+) -> None:
+    """Load a backbone from a file; only a classification head's tensors (and ``heads``) may be left over.
 
     Counters of batch normalisation may be missing (files from before torch 0.4.1 lack them).
 
     Raises:
         UserError: other missing or surplus keys, or shapes that differ.
     """
-    state = {k: v for k, v in read_state_dict(path).items() if not k.startswith(_HEADS)}
+    state = {k: v for k, v in read_state_dict(path).items() if not k.startswith(_HEADS) and k not in heads}
     own = encoder.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own]

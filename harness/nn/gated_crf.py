@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.nn.precision import outside_autocast
 from harness.schema import schema
 
 #: The name under which a kernel's ``sigmas`` lists the pixels' positions.
@@ -99,7 +100,7 @@ def gated_crf_loss(
         missing = kernel.sigmas.keys() - modalities.keys() - {POSITION}
         if missing or not kernel.sigmas:
             raise ValueError(f"kernel over {sorted(kernel.sigmas)}, modalities given: {sorted(modalities)}")
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with outside_autocast(probabilities.device):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         height, width = p.shape[2:]
         features = [_scaled_features(kernel, modalities, p) for kernel in kernels]

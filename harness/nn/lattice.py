@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.nn.precision import outside_autocast
+
 
 def bilateral_features(images: Tensor, *, sigma_xy: float, sigma_rgb: float | None) -> Tensor:
     """Position and colour as filter features, in the order of the authors' code: x, y, r, g, b.
@@ -290,7 +292,7 @@ class _GaussianFilter(torch.autograd.Function):
 def _gaussian_filter(features: Tensor, values: Tensor, chunk: int) -> Tensor:
     f, v = features.flatten(2), values.flatten(2)
     out = torch.empty_like(v)
-    with torch.autocast(features.device.type, enabled=False):
+    with outside_autocast(features.device):
         for start in range(0, f.shape[2], chunk):
             rows = slice(start, start + chunk)
             # Differences, not the expanded square: that one loses four digits in float32.

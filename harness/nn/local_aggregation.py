@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.nn.precision import outside_autocast
+
 #: What the released code adds to the normaliser (BLPSeg blpseg.py).
 EPSILON = 1e-7
 
@@ -73,7 +75,7 @@ def local_aggregation(
         raise ValueError(f"epsilon is 'none' or 'reference', got {epsilon!r}")
     grid = (scores.shape[-2], scores.shape[-1])
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    with torch.autocast(features.device.type, enabled=False):
+    with outside_autocast(features.device):
         out = _LocalAggregation.apply(
             features.to(dtype).flatten(2).mT.contiguous(),
             scores.to(dtype).flatten(2).mT.contiguous(),
@@ -160,7 +162,7 @@ class _LocalAggregation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad_outputs[0].device.type, enabled=False):
+        with outside_autocast(grad_outputs[0].device):
             return (*_gradients(ctx, grad_outputs[0].contiguous()), None, None, None, None)
 
 

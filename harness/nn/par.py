@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.batch import IGNORE
+from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
@@ -55,7 +56,7 @@ def affinity(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Affinity:
         images: ``(B, C, H, W)`` in [0, 1].
         dilations: distances of the neighbours in pixels.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with outside_autocast(images.device):
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         number = len(DIRECTIONS) * len(dilations)
         mean = torch.zeros_like(images)
@@ -143,7 +144,7 @@ def refine_cams(
     Returns:
         ``(B, H, W)`` int64: 0 background, ``1 + f`` class f, 255 undecided.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with outside_autocast(images.device):
         dtype = torch.promote_types(cam.dtype, torch.float32)
         colours = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         height, width = images.shape[-2:]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.batch import IGNORE
+from harness.nn.precision import outside_autocast
 
 Form = Literal["toco", "paper"]
 
@@ -55,7 +56,7 @@ def patch_token_contrast(
         Scalar, float32 (float64 for such features), outside autocast. Without a decided pair it is 0.5
         (``toco``) or 0 (``paper``), with zero gradient.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with outside_autocast(features.device):
         x = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2).mT
         flat, order = _decided_first(labels.flatten(1))
         x = F.normalize(x.gather(1, order[..., None].expand(-1, -1, x.shape[2])), dim=2, eps=1e-8)
@@ -124,7 +125,7 @@ def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, tem
     Returns:
         Scalar mean over pictures, float32 (float64 for such projections), outside autocast.
     """
-    with torch.autocast(student.device.type, enabled=False):
+    with outside_autocast(student.device):
         student = student.to(torch.promote_types(student.dtype, torch.float32))
         scores = teacher.detach().to(student.dtype) @ student.mT / temperature  # (B, G, V)
         chosen = (positive != 0)[:, None]

@@ -20,6 +20,7 @@ from scipy.sparse import csgraph
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 
 
@@ -50,7 +51,7 @@ def tree_energy_loss(
         scalar, float64 for float64 probabilities, else float32; computed outside autocast. Zero where
         nothing is unlabelled.
     """
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with outside_autocast(probabilities.device):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         size = p.shape[2:]
         y = tree_filter(p, resize(low.detach().to(p.dtype), size, align_corners=False), sigma_low)

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before timm)
-from harness.errors import UserError, nearest
-from harness.nn.encoders import Encoder, load_encoder
+from harness.errors import UserError
+from harness.nn.encoders import OWN as PYRAMIDS
+from harness.nn.encoders import Encoder, check_name, load_encoder
+from harness.nn.precision import outside_autocast
 from harness.nn.weights import is_file, timm_name, weights_file
 
 #: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
@@ -94,7 +96,7 @@ class ViTEncoder(nn.Module):
         mask_token: bool = False,
     ) -> None:
         super().__init__()
-        net = _plain(network)
+        net: Any = network
         self.channels: int = net.embed_dim
         self.patch: int = net.patch_embed.patch_size[0]
         self.depth: int = len(net.blocks)
@@ -204,7 +206,7 @@ def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     if old == new:
         return table
     patches = table[:, 1:].mT.unflatten(2, old)
-    with torch.autocast(table.device.type, enabled=False):
+    with outside_autocast(table.device):
         resized = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], resized.flatten(2).mT], 1)
 
@@ -235,6 +237,13 @@ def create_vit(
     Raises:
         UserError: unknown or unfit name, no such block, or weights that are missing or do not fit.
     """
+    check_name(name)
+    if name in PYRAMIDS:
+        raise UserError(
+            f"{name!r} is a convolutional network, and this method needs a vision transformer",
+            where="backbone",
+            remedy=f"choose {' or '.join(OWN)}, or a plain one of timm, such as vit_base_patch16_224",
+        )
     path = weights_file(name, weights)
     by_tag = path is not None and weights != "packaged" and not is_file(weights)
     if name in OWN:
@@ -251,7 +260,7 @@ def create_vit(
             network, path, remedy="the file belongs to another transformer than the recipe's backbone"
         )
     return ViTEncoder(
-        network,
+        _plain(network, name),
         crop=crop,
         aux_layer=aux_layer,
         class_token=class_token,
@@ -263,10 +272,6 @@ def create_vit(
 def _timm_network(name: str, options: dict[str, Any]) -> nn.Module:
     import timm
 
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        known = [*OWN, *timm.list_models("vit_*"), *timm.list_models("deit_*")]
-        raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
     try:
         return timm.create_model(name, **options)
     except TypeError as error:  # a network that takes other options
@@ -277,7 +282,7 @@ def _timm_network(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _plain(network: nn.Module) -> Any:
+def _plain(network: nn.Module, name: str) -> Any:
     """The network itself if it has patches, class token, position table, blocks and a last norm alone.
 
     Raises:
@@ -296,7 +301,7 @@ def _plain(network: nn.Module) -> Any:
     )
     if not plain:
         raise UserError(
-            "this backbone is not a plain vision transformer with a class token",
+            f"{name!r} is not a plain vision transformer with a class token, which this method needs",
             where="backbone",
             remedy="choose vit_base_patch16_224, deit_base_patch16_224 or mini_vit, for instance",
         )

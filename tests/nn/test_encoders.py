@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from harness.errors import UserError
 from harness.nn import weights as weights_module
-from harness.nn.encoders import create_encoder
+from harness.nn.encoders import create_encoder, probe
 from harness.nn.vit import OWN as VITS
 from harness.nn.vit import create_vit
 from harness.nn.weights import PRETRAINED, packaged, weights_sha256
@@ -48,11 +48,11 @@ def test_multi_grid_multiplies_what_stands_there():
     ("arguments", "message"),
     [
         ({"name": "resnet5"}, "did you mean 'resnet50'"),
-        ({"name": "resnet18", "output_stride": 5}, "cannot build"),
+        ({"name": "resnet18", "output_stride": 5}, "cannot be dilated to 5"),
         ({"name": "mini_cnn", "output_stride": 16}, "stride"),
         ({"name": "mini_cnn", "multi_grid": (1, 2)}, "has no multi-grid"),
         ({"name": "resnet50", "multi_grid": (1, 2)}, "does not fit a last stage of 3"),
-        ({"name": "vit_tiny_patch16_224"}, "no chain of convolutional stages"),
+        ({"name": "vit_tiny_patch16_224"}, "no feature pyramid: all its features have stride 16"),
         ({"name": "resnet50", "weights": "gluon_in2k"}, "did you mean 'gluon_in1k'"),
         ({"name": "resnet18", "weights": "packaged"}, "no packaged weights"),
         ({"name": "resnet18", "weights": "nowhere/net.pth"}, "not found"),
@@ -62,6 +62,103 @@ def test_mistakes_are_named(arguments, message):
     with pytest.raises(UserError) as caught:
         create_encoder(**arguments)
     assert message in str(caught.value)
+
+
+#: A network of every kind: how its last stage can be had, and the channels of its features of stride 4.
+FAMILIES = {
+    "resnet18": ((8, 16, 32), 64),
+    "resnest14d": ((8, 16, 32), 256),
+    "regnety_002": ((8, 16, 32), 24),
+    "convnext_atto": ((8, 16, 32), 40),
+    "efficientnet_b0": ((8, 16, 32), 24),
+    "mobilenetv2_050": ((8, 16, 32), 16),
+    "mobilenetv3_small_050": ((8, 16, 32), 8),
+    "mobilenetv4_conv_small_050": ((8, 16, 32), 16),
+    "xception41": ((8, 16, 32), 256),
+    "mobilevit_xxs": ((8, 16, 32), 24),
+    "hrnet_w18_small": ((32,), 128),
+    "densenet121": ((32,), 256),
+    "vgg11": ((32,), 256),
+    "pvt_v2_b0": ((32,), 32),
+    "swin_tiny_patch4_window7_224": ((32,), 96),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_networks_of_every_kind_have_the_strides_they_can_have_or_a_reason(name, stride):
+    strides, low = FAMILIES[name]
+    if stride not in strides:
+        with pytest.raises(UserError) as caught, torch.device("meta"):
+            create_encoder(name, output_stride=stride)
+        assert f"has stride 32 and cannot be dilated to {stride} (timm" in str(caught.value)
+        assert "set it to 32, or choose another backbone" in str(caught.value)
+        return
+    with torch.device("meta"):
+        encoder = create_encoder(name, output_stride=stride)
+    assert encoder.strides[0] == 4
+    assert encoder.strides[-1] == stride
+    assert encoder.channels[0] == low
+    probe(encoder, (97, 130), name)
+    features = encoder(torch.zeros(2, 3, 64, 96, device="meta"))
+    for x, channels, s in zip(features, encoder.channels, encoder.strides, strict=True):
+        assert x.shape == (2, channels, 64 // s, 96 // s)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("halonet26t", "AssertionError"),
+        ("coat_tiny", "doesn't match model"),
+        ("inception_v3", "no grid of stride"),
+    ],
+)
+def test_networks_that_cannot_take_any_picture_say_why(name, reason):
+    with torch.device("meta"):
+        encoder = create_encoder(name)
+    with pytest.raises(UserError, match=reason) as caught:
+        probe(encoder, (97, 130), name)
+    assert name in str(caught.value)
+    assert ": \n" not in str(caught.value)
+
+
+def test_a_real_pass_gives_the_features_that_the_meta_device_promised():
+    for name in ("mobilenetv2_050", "hrnet_w18_small"):
+        encoder = create_encoder(name).eval()
+        with torch.no_grad():
+            features = encoder(torch.rand(1, 3, 49, 70))
+        assert [tuple(x.shape[-2:]) for x in features] == [
+            (-(-49 // s), -(-70 // s)) for s in encoder.strides
+        ]
+        assert all(x.isfinite().all() and x.std() > 0 for x in features)
+
+
+def test_our_own_networks_under_the_wrong_kind_of_method_say_what_they_are():
+    with pytest.raises(
+        UserError, match="'mini_vit' is a vision transformer, and this method needs a backbone"
+    ):
+        create_encoder("mini_vit", "packaged", output_stride=8)
+    with pytest.raises(UserError, match="'mini_cnn' is a convolutional network, and this method needs"):
+        create_vit("mini_cnn", "packaged", crop=(64, 64))
+    with pytest.raises(UserError, match="'resnet18' is not a plain vision transformer"):
+        create_vit("resnet18", crop=(64, 64))
+
+
+def test_the_nearest_names_are_named_once():
+    with pytest.raises(UserError) as caught:
+        create_encoder("resnet118")
+    assert str(caught.value).count("'resnet18'") == 1
+
+
+def test_a_file_of_a_whole_classifier_fits_a_network_that_is_no_chain(tmp_path):
+    timm = pytest.importorskip("timm")
+    whole = timm.create_model("mobilenetv2_050")
+    torch.save(whole.state_dict(), tmp_path / "net.pth")
+    encoder = create_encoder("mobilenetv2_050", str(tmp_path / "net.pth"))
+    assert torch.equal(encoder.network.conv_stem.weight, whole.conv_stem.weight)
+    torch.save({**whole.state_dict(), "extra.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"surplus extra\.weight"):
+        create_encoder("mobilenetv2_050", str(tmp_path / "other.pth"))
 
 
 def test_a_seed_decides_random_weights_and_they_have_no_hash():
