@@ -20,6 +20,7 @@ from torch import Tensor
 
 from harness import distributed
 from harness.batch import IGNORE
+from harness.bounds import Factor, Side
 from harness.data.base import Dataset
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
@@ -43,7 +44,7 @@ class Protocol:
 
     about: Annotated[str, Aside()] = ""
     """One line for listings; not part of the digest."""
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1)
     """Factors of both sides; a scaled side is `int(side * scale)`."""
     flip: bool = False
     """Add the mirrored picture at every scale."""
@@ -53,9 +54,9 @@ class Protocol:
     flip_merge: Literal["same", "mean", "max", "sum"] = "same"
     """Over a picture and its mirror, before scales are merged; `same`: as `merge`. `sum` (FSR, ToCo) decides
     as `mean` does, but makes a dense CRF that follows more certain."""
-    squash: tuple[int, int] | None = None
+    squash: tuple[Side, Side] | None = None
     """Resize the picture to this (height, width) first, whatever its proportions (ToCo on COCO)."""
-    window: tuple[int, int] | None = None
+    window: tuple[Side, Side] | None = None
     """Sliding window (height, width); whole picture by default."""
     overlap: float = Field(default=0.0, ge=0, lt=1)
     """Overlap of neighbouring windows: the stride is ceil(window * (1 - overlap))."""

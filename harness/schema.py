@@ -78,7 +78,7 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
             remedy=_document(cls, path),
         )
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        made = pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         path = [str(p) for p in first["loc"] if isinstance(p, int) or not _is_tag(p)]
@@ -87,8 +87,28 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
             remedy = nearest(path[-1], _keys_at(cls, path[:-1]))
             raise UserError(f"unknown key {key!r}", where=where, remedy=remedy) from None
         message = first["msg"].removeprefix("Value error, ")
-        shown = "" if first["type"] == "missing" else f", got {_brief.repr(first['input'])}"
+        shown = "" if first["type"] == "missing" or not path else f", got {_brief.repr(first['input'])}"
         raise UserError(f"key {key!r}: {message}{shown}", where=where, remedy=_document(cls, path)) from None
+    for path in _booleans(values, made):  # pydantic takes true for 1, and the record would say 1
+        key = ".".join(path)
+        raise UserError(
+            f"key {key!r}: a number is wanted, not true or false", where=where, remedy=_document(cls, path)
+        )
+    return made
+
+
+def _booleans(values: Any, made: Any, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Keys of truth values that became numbers."""
+    if isinstance(values, bool):
+        if isinstance(made, int | float) and not isinstance(made, bool):
+            yield list(path)
+    elif isinstance(values, Mapping):
+        for key, inner in values.items():
+            after = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
+            yield from _booleans(inner, after, (*path, str(key)))
+    elif isinstance(values, list | tuple) and isinstance(made, list | tuple):
+        for index, (inner, after) in enumerate(zip(values, made, strict=False)):
+            yield from _booleans(inner, after, (*path, str(index)))
 
 
 _UNUSABLE = "a number must be finite and fit into 64 bits"
@@ -261,7 +281,9 @@ def _keys_at(cls: type, path: list[str]) -> list[str]:
 
 
 def _document(cls: type, path: list[str]) -> str | None:
-    inner = _descend(cls, path[:-1]) if path else cls
+    if not path:
+        return None
+    inner = _descend(cls, path[:-1])
     if isinstance(inner, type) and dataclasses.is_dataclass(inner):
         return documentation(inner).get(path[-1]) or None
     return None

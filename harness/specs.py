@@ -9,21 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side
 from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError
 from harness.schema import Neutral, schema
-
-#: A length in pixels.
-Side = Annotated[int, Field(ge=1)]
 
 
 @schema
 class BatchSpec:
     """Groups x samples. Losses that pool over a batch see one group at a time, on any hardware."""
 
-    groups: int = Field(default=1, ge=1)
+    groups: int = Field(default=1, ge=1, le=MOST)
     """The paper's number of GPUs."""
-    per_group: int = Field(default=16, ge=1)
+    per_group: int = Field(default=16, ge=1, le=MOST)
     """Samples per GPU."""
     sync_bn: Annotated[Literal["off", "all", "head"], Neutral("off")] = "off"
     """Batch normalisation over the samples of all groups: of `all` layers, or those of the `head`, outside
@@ -43,13 +41,13 @@ class OptimiserSpec:
     """Algorithm, as in torch.optim."""
     lr: float = Field(default=0.01, gt=0)
     """Base learning rate; parameter groups multiply it by their `lr_scale`."""
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     """SGD only."""
     nesterov: bool = False
     """SGD only."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Adam and AdamW only."""
-    weight_decay: float = 1e-4
+    weight_decay: float = Field(default=1e-4, ge=0)
     """Applied to every parameter of groups that do not set their own."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest total gradient norm; none by default."""
@@ -59,21 +57,21 @@ class OptimiserSpec:
 class ScheduleSpec:
     """Length of training and the learning-rate schedule, evaluated per optimiser step."""
 
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Optimiser steps; give this or `epochs`."""
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Passes over the split, the last incomplete batch of each dropped."""
     kind: Literal["poly", "cosine", "constant"] = "poly"
     """poly: lr (1 - i/T)^power at 0-based step i."""
-    power: float = 0.9
+    power: float = Field(default=0.9, ge=0, le=100)
     """poly only."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     """Steps of linear warm-up from `warmup_factor` to 1; the schedule proper starts after them."""
-    warmup_factor: float = 1e-6
+    warmup_factor: Share = 1e-6
     """Share of the learning rate at step 0 of the warm-up."""
-    floor: float = Field(default=0.0, ge=0)
+    floor: Share = 0.0
     """Smallest share of the base learning rate."""
-    beyond: int = Field(default=0, ge=0)
+    beyond: int = Field(default=0, ge=0, le=MOST_STEPS)
     """Steps added to the schedule's T alone: with 1 the last step's rate is not that of T (BLPSeg)."""
     count_from: Literal["warmup", "start"] = "warmup"
     """Where i and T begin: after the warm-up, or at step 0, with a step down at the warm-up's end
@@ -86,6 +84,13 @@ class ScheduleSpec:
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
 
+_Area = Annotated[float, Field(gt=0, le=1)]
+_Jitter = Annotated[float, Field(ge=0, le=10)]
+_Hue = Annotated[float, Field(ge=0, le=0.5)]
+_Sigma = Annotated[float, Field(ge=0, le=1000)]
+_Shift = Annotated[float, Field(ge=-255, le=255)]
+
+
 @schema
 class AugmentSpec:
     """Random augmentation; image, label and raw colours move together."""
@@ -94,29 +99,29 @@ class AugmentSpec:
     """`window`: random resize, padding where the picture is too small, a window of the crop's size cut out.
     `area`: a window of random area and proportions is cut out and resized to the crop, without padding
     (torchvision's RandomResizedCrop; FSR and DSKD+GC)."""
-    area: tuple[float, float] = (0.32, 1.0)
+    area: Annotated[tuple[_Area, _Area], Ordered] = (0.32, 1.0)
     """`area` only: range of the window's share of the picture."""
-    aspect: tuple[float, float] = (0.75, 1.3333333333333333)
+    aspect: Annotated[tuple[Factor, Factor], Ordered] = (0.75, 1.3333333333333333)
     """`area` only: range of the window's width / height; its logarithm is uniform."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: Annotated[tuple[Factor, Factor], Ordered] = (0.5, 2.0)
     """`window` only: range of the random resize, of the long side."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a left-right mirror."""
     jitter: float = Field(default=0.0, ge=0, le=1)
     """Probability of colour jitter."""
-    jitter_strength: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)
+    jitter_strength: tuple[_Jitter, _Jitter, _Jitter, _Hue] = (0.5, 0.5, 0.5, 0.25)
     """Brightness, contrast, saturation, hue, as in torchvision's ColorJitter."""
     grey: float = Field(default=0.0, ge=0, le=1)
     """Probability of conversion to grey."""
     blur: float = Field(default=0.0, ge=0, le=1)
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[_Sigma, _Sigma], Ordered] = (0.1, 2.0)
     """Range of its standard deviation in pixels."""
     solarise: float = Field(default=0.0, ge=0, le=1)
     """Probability that colours from 128 on are inverted."""
     shift: float = Field(default=0.0, ge=0, le=1)
     """Probability of a brightness shift."""
-    shift_range: tuple[float, float] = (-10.0, 10.0)
+    shift_range: Annotated[tuple[_Shift, _Shift], Ordered] = (-10.0, 10.0)
     """Range of the shift in grey levels."""
     pad: Literal["corner", "centre", "random"] = "corner"
     """`window` only: where padding goes when the picture is smaller than the crop: right and bottom,
@@ -135,7 +140,7 @@ class SelectionSpec:
     """How it is scored."""
     network: str = "default"
     """Which of the method's networks is scored."""
-    every_steps: int | None = Field(default=None, ge=1)
+    every_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Steps between two validations (at the next logged step); once per epoch by default."""
 
     def every(self, steps_per_epoch: int) -> int:
@@ -159,7 +164,7 @@ class EvaluationSpec:
     """Last, or best on a validation split during training (selected on it, and stamped so)."""
     cells: tuple[str, ...] = ()
     """Ids of the published cells (`leaderboards/published`) that this number reproduces."""
-    tolerance: float | None = None
+    tolerance: float | None = Field(default=None, ge=0)
     """Largest |difference| in points that counts as reproduced, fixed before the run."""
 
     @property
@@ -204,7 +209,7 @@ class Recipe:
     """Augmentation."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Automatic mixed precision; loss terms compute in float32 whatever this says."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=MOST)
     """Pieces into which each group's batch is cut to save memory (changes batch statistics)."""
     selection: SelectionSpec | None = None
     """Validation during training, for evaluations of the best checkpoint."""

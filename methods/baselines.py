@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.batch import IGNORE, Batch, Progress
+from harness.bounds import MOST, Stride
 from harness.data.base import Supervision
 from harness.nn.cam import log_sum_exp_pool
 from harness.nn.decoders import LargeFOVNetwork
@@ -46,7 +47,7 @@ class BaselineConfig(DeepLabConfig):
     """DeepLabV3+, or the LargeFOV head on the last stage, of width `head_width`; of the other keys it
     reads `decoder_dilation` alone. [AGMM-SASS deeplabv3plus.py; large_fov: ToCo
     model/decoder/conv_head.py]"""
-    decoder_dilation: int = Field(default=5, ge=1)
+    decoder_dilation: int = Field(default=5, ge=1, le=MOST)
     """`large_fov` only: dilation of its 3x3 convolutions. [ToCo model/decoder/conv_head.py]"""
 
 
@@ -107,7 +108,7 @@ class PartialCrossEntropy(FullSupervision):
 class CAMConfig:
     """Classification with class activation maps; where nothing is cited the value is our choice."""
 
-    output_stride: int = 16
+    output_stride: Stride = 16
     """Stride of the encoder's last stage. [IRN net/resnet50_cam.py]"""
     pooling: Literal["average", "max", "token_max", "lse"] = "average"
     """How a class score comes about: mean, maximum or log-sum-exp of its map, or from the maximum of every

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.batch import IGNORE, Batch, Progress
+from harness.bounds import MOST, MOST_STEPS
 from harness.data.base import Supervision
 from harness.errors import UserError
 from harness.nn.checkpoints import KeyTable
@@ -46,7 +47,7 @@ STRIDE = 4  # of the finest features, and the side of a patch of the embedding
 class BLPSegConfig:
     """Hyper-parameters of BLPSeg on VOC."""
 
-    width: int = Field(default=256, ge=1)
+    width: int = Field(default=256, ge=1, le=MOST)
     """Channels of pyramid pooling, decoder, heads and embedding. [BLPSeg experiment/blpseg-voc/config.py]"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Channel dropout after pyramid pooling. [BLPSeg PPM.py]"""
@@ -68,7 +69,7 @@ class BLPSegConfig:
     """`reference` keeps the 1e-7 of local aggregation's normaliser, `none` drops it: at the authors'
     initialisation on photographs it moves fewer than one position in 9216 by a percent. [our choice;
     reference: BLPSeg blpseg.py]"""
-    self_training_step: Annotated[int, Field(ge=0)] | Literal["off"] = 10000
+    self_training_step: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["off"] = 10000
     """First step that trains on confident predictions too; `off` for no self-training.
     [BLPSeg experiment/blpseg-voc/config.py]"""
     confidence: float = Field(default=0.9, ge=0, le=1)

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.batch import UNLABELLED, Batch, Progress
+from harness.bounds import MOST, MOST_STEPS
 from harness.data.base import Supervision
 from harness.errors import UserError
 from harness.nn.affinity_head import affinity_loss, affinity_regulariser
@@ -59,7 +60,7 @@ class DFRConfig(DeepLabConfig):
     decoder: Literal["upernet", "deeplab"] = "upernet"
     """UPerNet is second-hand for the 2021 version; DeepLabV3+ stands for the 2025 abstract's "different
     backbones". [gyguo list of WSSS papers]"""
-    width: int = Field(default=512, ge=1)
+    width: int = Field(default=512, ge=1, le=MOST)
     """UPerNet only: channels. [mmsegmentation upernet_swin]"""
     drop_path: float | None = Field(default=0.3, ge=0, lt=1)
     """UPerNet only: stochastic depth of the encoder; none leaves the encoder's own. [mmsegmentation
@@ -69,7 +70,7 @@ class DFRConfig(DeepLabConfig):
     embedding_source: Literal["fused", "stages"] = "fused"
     """Deep features from the decoder's fused map at stride 4, or from the encoder's last three stages.
     [our choice; stages: A2GNN resnet38_aff_gated.py]"""
-    embedding: int = Field(default=64, ge=2)
+    embedding: int = Field(default=64, ge=2, le=MOST)
     """`fused` only: channels of the unit-length deep features; search 16 to 256. [our choice]"""
     segmentation_loss: Literal["mean", "balanced"] = "mean"
     """Mean over annotated pixels, or mean over background plus mean over foreground. [mean: Tang et al.;
@@ -79,12 +80,12 @@ class DFRConfig(DeepLabConfig):
     window (FC-B). [pairs: WeCLIP get_aff_loss; window: A2GNN train_gated_aff.py]"""
     consistency_weight: float = Field(default=0.1, ge=0)
     """Weight of L_fc; search 0.01 to 1. [WeCLIP dist_clip_voc.py, by analogy]"""
-    consistency_samples: int = Field(default=1024, ge=2)
+    consistency_samples: int = Field(default=1024, ge=2, le=MOST)
     """`pairs` only: most annotated cells per picture; search 256 to 2048. [our choice]"""
     affinity_scale: float = Field(default=1.0, gt=0)
     """`pairs` only: s of the affinity exp(-s mean_c |z_i - z_j|). At 1 unit-length features of 64 channels
     never fall below exp(-1/4); search 1 to 64. [1: WeCLIP, whose features are not of unit length]"""
-    consistency_radius: int = Field(default=4, ge=1)
+    consistency_radius: int = Field(default=4, ge=1, le=MOST)
     """`window` only: radius in cells of 8 pixels; search 3 to 6. [A2GNN]"""
     consistency_smoothness: float = Field(default=3.0, ge=0)
     """`window` only: weight of the pull along colours. [A2GNN]"""
@@ -101,7 +102,7 @@ class DFRConfig(DeepLabConfig):
     minimum of features spread apart. [our choice: the public gated CRF code fails otherwise]"""
     reg_weight: float = Field(default=0.1, ge=0)
     """`window` only: weight of L_reg; search 0.01 to 1. [GatedCRFLoss, by analogy]"""
-    radius: int = Field(default=5, ge=1)
+    radius: int = Field(default=5, ge=1, le=MOST)
     """`window` only: radius in cells of 4 pixels; search 3 to 9. [GatedCRFLoss]"""
     sigma_xy: float = Field(default=6.0, gt=0)
     """`window` only: standard deviation of positions in cells; search 2 to 12. [GatedCRFLoss]"""
@@ -117,7 +118,7 @@ class DFRConfig(DeepLabConfig):
     """`dense` only: standard deviation of colours of 0..255. [rloss PyTorch README]"""
     reg_start: float = Field(default=0.005, ge=0, le=1)
     """Share of training without the regulariser. [GatedCRFLoss]"""
-    deep_start: int = Field(default=1000, ge=0)
+    deep_start: int = Field(default=1000, ge=0, le=MOST_STEPS)
     """First step at which deep features enter the kernel; search 0 to 4000. [our choice]"""
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.batch import UNLABELLED, Batch, Progress
+from harness.bounds import MOST
 from harness.data.base import Supervision
 from harness.nn.decoders import conv_bn_relu
 from harness.nn.dense_crf import dense_crf_loss
@@ -134,7 +135,7 @@ class GatedCRFConfig(DeepLabConfig):
 
     weight: float = Field(default=0.1, gt=0)
     """Weight of the loss. [GatedCRFLoss defaults]"""
-    radius: int = Field(default=5, ge=1)
+    radius: int = Field(default=5, ge=1, le=MOST)
     """Radius of the window, in cells of 4 pixels. [GatedCRFLoss defaults]"""
     sigma_xy: float = Field(default=6.0, gt=0)
     """Standard deviation of positions in cells. [GatedCRFLoss defaults]"""
@@ -187,7 +188,7 @@ class TreeEnergyConfig(DeepLabConfig):
     """Scale of squared colour differences along an edge; 0.002 on Cityscapes. [TreeEnergyLoss]"""
     sigma_high: float = Field(default=1.0, gt=0)
     """Scale of squared feature differences along an edge. [TreeEnergyLoss]"""
-    embedding: int = Field(default=256, ge=1)
+    embedding: int = Field(default=256, ge=1, le=MOST)
     """Channels of the features of the second tree, a 1x1 convolution with normalisation and ReLU on
     the encoder's last stage. [TreeEnergyLoss; which features it reads is our choice]"""
     start: float = Field(default=0.0, ge=0, le=1)

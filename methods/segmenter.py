@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from harness.bounds import MOST, Stride
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.precision import outside_autocast as outside_autocast  # methods take it from here
@@ -21,15 +22,15 @@ from methods.base import Build, Method
 class DeepLabConfig:
     """The network of AGMM on VOC; a miniature is the same network with smaller numbers."""
 
-    output_stride: int = 8
+    output_stride: Stride = 8
     """Stride of the encoder's last stage. [AGMM-SASS configs/pascal.yaml]"""
-    multi_grid: tuple[int, ...] = ()
+    multi_grid: tuple[Stride, ...] = ()
     """Factors of the dilations in the last stage; (2, 2, 4) on Cityscapes. [AGMM-SASS configs]"""
-    aspp_rates: tuple[int, int, int] = (6, 12, 18)
+    aspp_rates: tuple[Stride, Stride, Stride] = (6, 12, 18)
     """Dilations of ASPP; (12, 24, 36) on Cityscapes. [AGMM-SASS configs/pascal.yaml]"""
-    head_width: int = Field(default=256, ge=1)
+    head_width: int = Field(default=256, ge=1, le=MOST)
     """Channels of ASPP and of the features that are classified. [AGMM-SASS deeplabv3plus.py]"""
-    low_width: int = Field(default=48, ge=1)
+    low_width: int = Field(default=48, ge=1, le=MOST)
     """Channels to which the features of stride 4 are reduced. [AGMM-SASS deeplabv3plus.py]"""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Channel dropout after ASPP. [AGMM-SASS deeplabv3plus.py]"""

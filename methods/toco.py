@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.batch import Batch, Progress
+from harness.bounds import MOST, MOST_STEPS
 from harness.build import ViewSpec
 from harness.data.base import Supervision
 from harness.nn.cam import roi_code
@@ -63,13 +64,13 @@ class ToCoConfig(ViTConfig):
     """Weight of the segmentation loss. [ToCo scripts/dist_train_voc_seg_neg.py]"""
     reg_weight: float = Field(default=0.05, ge=0)
     """Weight of the dense energy. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    contrast_start: int = Field(default=0, ge=0)
+    contrast_start: int = Field(default=0, ge=0, le=MOST_STEPS)
     """First step with both contrasts; 12001 in the COCO script.
     [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
-    seg_start: int = Field(default=2001, ge=0)
+    seg_start: int = Field(default=2001, ge=0, le=MOST_STEPS)
     """First step with segmentation loss and dense energy; 8001 in the COCO script.
     [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
-    final_cam_start: int = Field(default=0, ge=0)
+    final_cam_start: int = Field(default=0, ge=0, le=MOST_STEPS)
     """First step whose pseudo labels come from the final layer's maps, from the auxiliary ones before;
     12001 in the COCO script. [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
     temperature: float = Field(default=0.5, gt=0)
@@ -78,15 +79,15 @@ class ToCoConfig(ViTConfig):
     projection_momentum: float = Field(default=0.9, ge=0, le=1)
     """Momentum of the averaged projection head; encoder and classifiers have no average.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    projection_width: int = Field(default=1024, ge=1)
+    projection_width: int = Field(default=1024, ge=1, le=MOST)
     """Outputs of the projection head. [ToCo model/model_seg_neg.py]"""
-    projection_hidden: int = Field(default=2048, ge=1)
+    projection_hidden: int = Field(default=2048, ge=1, le=MOST)
     """Width of its hidden layers. [ToCo model/model_seg_neg.py]"""
-    projection_bottleneck: int = Field(default=256, ge=1)
+    projection_bottleneck: int = Field(default=256, ge=1, le=MOST)
     """Width before its last layer. [ToCo model/model_seg_neg.py]"""
-    local_crops: int = Field(default=8, ge=1)
+    local_crops: int = Field(default=8, ge=1, le=MOST)
     """Crops of each picture beside its two global views. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    local_size: int = Field(default=96, ge=1)
+    local_size: int = Field(default=96, ge=1, le=MOST)
     """Side of these crops in pixels. [ToCo scripts/dist_train_voc_seg_neg.py]"""
     local_negative_share: float = Field(default=0.2, ge=0)
     """A crop is negative when its code (0 background, 1 uncertain, 2 foreground) is at most this in the

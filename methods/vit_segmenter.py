@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.batch import IGNORE
+from harness.bounds import MOST, Factor, Stride, in_order
 from harness.errors import UserError
 from harness.nn.cam import (
     activation_maps,
@@ -41,7 +42,7 @@ ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss 
 class ViTConfig:
     """Network, maps and pseudo labels as ToCo has them on VOC."""
 
-    aux_layer: int = -3
+    aux_layer: int = Field(default=-3, ge=-1000, le=1000)
     """Block whose tokens the auxiliary classifier reads; -3 is the tenth of twelve.
     [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
     pooling: Literal["max", "lse"] = "max"
@@ -49,14 +50,14 @@ class ViTConfig:
     [ToCo model/model_seg_neg.py; lse: our choice for the miniature suite]"""
     lse_sharpness: float = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
-    decoder_width: int = Field(default=512, ge=1)
+    decoder_width: int = Field(default=512, ge=1, le=MOST)
     """Channels of the LargeFOV head. [ToCo model/decoder/conv_head.py]"""
-    decoder_dilation: int = Field(default=5, ge=1)
+    decoder_dilation: int = Field(default=5, ge=1, le=MOST)
     """Dilation of its 3x3 convolutions, in tokens. [ToCo model/decoder/conv_head.py]"""
     decoder_init: Literal["torch", "kaiming"] = "torch"
     """Its initial weights: torch's own, or Kaiming's normal ones (FSR). ToCo's code defines the latter and
     never calls them. [ToCo model/decoder/conv_head.py]"""
-    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    cam_scales: tuple[Factor, ...] = (1.0, 0.5, 1.5)
     """Scales of the activation maps, each with its mirror; scale 1 always takes part.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
     high: float = Field(default=0.7, ge=0, le=1)
@@ -65,17 +66,18 @@ class ViTConfig:
     low: float = Field(default=0.25, ge=0, le=1)
     """Background where no map exceeds this; between both thresholds undecided.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    _thresholds = in_order("low", "high")
     background_score: float = Field(default=0.5, ge=0, le=1)
     """The one threshold of maps that are scored; 0.45 on COCO. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    cam_size: int = Field(default=448, ge=0)
+    cam_size: int = Field(default=448, ge=0, le=MOST)
     """Side in pixels to which pictures are squashed before maps are made for scoring; 0 for their own size.
     [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
-    refine_iterations: int = Field(default=10, ge=0)
+    refine_iterations: int = Field(default=10, ge=0, le=MOST)
     """Iterations of PAR. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    refine_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    refine_dilations: tuple[Stride, ...] = Field(default=(1, 2, 4, 8, 12, 24), min_length=1)
     """Distances of PAR's neighbours in pixels of the shrunk picture.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    refine_down_scale: int = Field(default=2, ge=1)
+    refine_down_scale: int = Field(default=2, ge=1, le=MOST)
     """PAR works on pictures this many times smaller. [ToCo utils/camutils.py]"""
     head_lr_scale: float = Field(default=10.0, ge=0)
     """Learning rate of everything but the encoder, relative to it.

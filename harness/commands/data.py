@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from harness.commands.labels import labels, show
-from harness.commands.options import DATA_ROOT, opened, together
+from harness.commands.options import COUNT, DATA_ROOT, SEED, opened, together
 from harness.commands.usage import Verb
 
 PROCESSES = click.option(
-    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes (checks: threads)."
+    "--workers", type=COUNT, default=0, show_default=True, help="Processes (checks: threads)."
 )
 SPLIT = click.option(
     "--split", "splits", multiple=True, help="Only this split; repeatable [default: all here]."
@@ -95,9 +95,13 @@ def verify(
 @data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--train", type=click.IntRange(1), default=8, show_default=True, help="Training pictures.")
-@click.option("--val", type=click.IntRange(1), default=4, show_default=True, help="Validation pictures.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the scenes.")
+@click.option(
+    "--train", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Training pictures."
+)
+@click.option(
+    "--val", type=click.IntRange(1, 100_000), default=4, show_default=True, help="Validation pictures."
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the scenes.")
 def miniature(name: str, folder: Path, train: int, val: int, seed: int) -> None:
     """Write generated scenes in a data set's official layout, to try commands on (voc2012, coco2014, ...)."""
     from harness.data.miniatures import write_miniature
@@ -133,8 +137,12 @@ The file that ships with this project was made by this command with seed 0.""",
     show_default=True,
     help="Folder for <encoder>.safetensors and weights.json.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of pictures, weights, order and augmentation.")
-@click.option("--steps", type=click.IntRange(1), help="Optimiser steps [default: the encoder's own number].")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Of pictures, weights, order and augmentation."
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 10**9), help="Optimiser steps [default: the encoder's own number]."
+)
 def pretrain_mini(encoder: str, out: Path, seed: int, steps: int | None) -> None:
     """Train a miniature encoder as a classifier on generated single-object pictures.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import DATA_ROOT, opened, together
+from harness.commands.options import COUNT, DATA_ROOT, SEED, Real, opened, together
 from harness.commands.usage import Verb
 
 _KINDS = ("scribble", "point", "block", "box", "image")
 _FORMATS = ("png", "xml", "polyline", "clicks", "voc-boxes", "coco-boxes", "onehot")
-SHARE = click.FloatRange(0, 1, min_open=True)
+SHARE = Real(0, 1, min_open=True)
 
 
 @click.command(
@@ -39,8 +39,8 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
 )
 @click.option("--background", default="", help="Import of clicks: a second file with background clicks.")
 @click.option("--unlabelled", type=click.IntRange(0, 255), help="Import of PNGs: value of 'not annotated'.")
-@click.option("--stroke", type=click.IntRange(1), default=3, show_default=True, help="Width in pixels.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@click.option("--stroke", type=click.IntRange(1, 1000), default=3, show_default=True, help="Width in pixels.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random.")
 @click.option("--block-share", type=SHARE, default=0.1, show_default=True, help="Blocks: share of pixels.")
 @click.option(
     "--box-inside",
@@ -49,11 +49,13 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
     show_default=True,
     help="Boxes: what carries the class.",
 )
-@click.option("--clicks", type=click.IntRange(1), help="Simulated points: this many on each picture.")
+@click.option(
+    "--clicks", type=click.IntRange(1, 1_000_000), help="Simulated points: this many on each picture."
+)
 @click.option("--keep", type=SHARE, default=1.0, help="Share of every stroke's length that stays.")
 @click.option("--strokes", type=SHARE, default=1.0, help="Probability of every stroke to stay.")
 @click.option("--images", type=SHARE, default=1.0, help="Share of the images that keep their label.")
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes.")
+@click.option("--workers", type=COUNT, default=0, show_default=True, help="Processes.")
 def labels(
     name: str,
     kind: str,
@@ -148,7 +150,7 @@ Examples:
 @click.argument("name")
 @click.option("--split", default="train", show_default=True, help="Which pictures.")
 @click.option(
-    "--number", type=click.IntRange(1), default=6, show_default=True, help="How many, evenly spread."
+    "--number", type=click.IntRange(1, 100_000), default=6, show_default=True, help="How many, evenly spread."
 )
 @click.option("--id", "chosen", multiple=True, help="These pictures instead; repeatable.")
 @click.option(
@@ -158,7 +160,7 @@ Examples:
     multiple=True,
     help="A folder of weak labels (255 not annotated); repeatable.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the simulator.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the simulator.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -31,9 +32,29 @@ class Number(click.ParamType):
             number = float(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor 'groups'", parameter, context)
-        if number < 0:
-            self.fail(f"{value} is less than 0", parameter, context)
+        if not 0 <= number <= _MOST_GPUS:  # also what is no number
+            self.fail(f"{value} does not lie between 0 and {_MOST_GPUS}", parameter, context)
         return number
+
+
+_MOST_GPUS = 4096
+
+
+class Real(click.FloatRange):
+    """A finite number in a range; ``nan`` lies in every range of click's own."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """A float."""
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", parameter, context)
+        return number
+
+
+#: Processes and threads.
+COUNT = click.IntRange(0, 4096)
+#: Seeds that every generator takes.
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -83,7 +104,7 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda, cuda:N."
 )
 WORKERS = click.option(
-    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Loader processes per trial."
+    "--workers", type=COUNT, default=0, show_default=True, help="Loader processes per trial."
 )
 SET = click.option(
     "--set",
@@ -100,7 +121,7 @@ TRAINED = (
         help="A network's file [default: the record of --seed].",
     ),
     click.option("--table", help="Whose checkpoint it is; this project's own by default."),
-    click.option("--seed", default=0, show_default=True, help="Which record of the recipe."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Which record of the recipe."),
     click.option("--network", default="default", show_default=True, help="Which of the method's networks."),
 )
 
@@ -122,10 +143,10 @@ _EXECUTION = (
     DEVICE,
     WORKERS,
     click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
-    click.option("--max-concurrent", type=click.IntRange(1), help="Most trials at a time."),
+    click.option("--max-concurrent", type=click.IntRange(1, 100_000), help="Most trials at a time."),
     click.option(
         "--cpus-per-trial",
-        type=click.FloatRange(0.1),
+        type=Real(0.1, 4096),
         help="Cores per trial, for all its processes [default: workers + 1 for each].",
     ),
     click.option(
@@ -137,16 +158,16 @@ _EXECUTION = (
     ),
     click.option(
         "--processes-per-trial",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 4096),
         help="Processes that share a trial's groups [default: one for each GPU of the trial].",
     ),
     click.option("--address", help="Join this Ray cluster instead of starting a local one."),
     click.option(
-        "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per trial."
+        "--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU threads per trial."
     ),
     click.option(
         "--checkpoint-seconds",
-        type=click.FloatRange(0),
+        type=Real(0, 10**9),
         default=60.0,
         show_default=True,
         help="Least time between checkpoints.",

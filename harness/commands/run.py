@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from tabulate import tabulate
 
-from harness.commands.options import SET, execution
+from harness.commands.options import SEED, SET, execution
 from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused befo
 Running the same command again goes on where it stopped and repeats nothing.""",
 )
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0 .. N-1.")
-@click.option(
-    "--seed", "chosen", type=click.IntRange(0), multiple=True, help="These seeds instead; repeatable."
-)
+@click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
+@click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
 @SET
 @execution
 @click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import SET, execution
+from harness.commands.options import SEED, SET, Real, execution
 from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ Running the same command again goes on where it stopped; a larger --trials adds 
 )
 @click.argument("recipe")
 @click.option(
-    "--trials", type=int, default=16, show_default=True, help="Trials that shall have finished in the end."
+    "--trials",
+    type=click.IntRange(max=1_000_000),
+    default=16,
+    show_default=True,
+    help="Trials that shall have finished in the end.",
 )
 @click.option("--sampler", default="tpe", show_default=True, help="tpe, cmaes, random, grid or gp.")
 @click.option("--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sampler and of every trial."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the sampler and of every trial.")
 @click.option(
     "--objective-split",
     default="held-out",
@@ -50,9 +52,11 @@ Running the same command again goes on where it stopped; a larger --trials adds 
     help="held-out (a part of the training split), or a split such as val; stamped on every output.",
 )
 @click.option(
-    "--held-out", "share", type=float, default=0.2, show_default=True, help="Share that is held out."
+    "--held-out", "share", type=Real(), default=0.2, show_default=True, help="Share that is held out."
 )
-@click.option("--grid-points", type=click.IntRange(2), default=3, show_default=True, help="Grid: per number.")
+@click.option(
+    "--grid-points", type=click.IntRange(2, 1000), default=3, show_default=True, help="Grid: per number."
+)
 @click.option(
     "--warm-start",
     type=click.Path(path_type=Path, exists=True, file_okay=False),

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
+from harness.bounds import Byte
 from harness.errors import UserError, nearest
 from harness.schema import schema
 
@@ -36,9 +37,9 @@ class LabelSpec:
     """Official files only: their folder (or JSON file), relative to the data set's own folder or absolute."""
     background: str = ""
     """Clicks only: a second JSON file holding background clicks, which What's the Point lacks."""
-    stroke: int = 3
+    stroke: int = Field(default=3, ge=1, le=1000)
     """Width in pixels of drawn strokes and diameter of drawn clicks (1 in BLPSeg, 3 in rloss and TEL)."""
-    unlabelled: int | None = None
+    unlabelled: Byte | None = None
     """PNG only: the value that means 'not annotated': 255 (TEL, rloss, BLPSeg) or K (AGMM)."""
     box_inside: BoxInside = "inner"
     """Simulated boxes only: the inner fifth of a box carries its class and the rest nothing (Box^i of

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from harness.bounds import Byte
 from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
@@ -54,11 +55,11 @@ class OwnSpec:
     """Folder of pictures, relative to the file."""
     masks: str = "masks"
     """Folder of index masks `<id>.png`, relative to the file."""
-    first_value: int = 0
+    first_value: Byte = 0
     """Value of the first class in the masks: 1 where 0 means 'no class'."""
-    void: tuple[int, ...] = (255,)
+    void: tuple[Byte, ...] = (255,)
     """Values of pixels that are no class and are not scored."""
-    palette: tuple[tuple[int, int, int], ...] = ()
+    palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Colours of the classes; VOC's by default."""
     splits: dict[str, str] = Field(default_factory=dict)
     """List of ids of each split, relative to the file; by default every `<split>.txt` beside it."""

@@ -158,7 +158,7 @@ class CRFParameters:
     """Colour term: standard deviation of colours of 0..255."""
     bilateral_compat: float = Field(ge=0)
     """Colour term: weight."""
-    iterations: int = Field(ge=0)
+    iterations: int = Field(ge=0, le=1000)
     """Mean-field updates."""
 
 

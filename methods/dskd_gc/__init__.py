@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from harness.batch import IGNORE, Batch, Progress
+from harness.bounds import MOST, MOST_STEPS, in_order
 from harness.data.base import Supervision
 from harness.nn.cam import cam_to_label, present_cam
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
@@ -68,11 +69,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
+_Temperature = Annotated[float, Field(gt=0)]
+
+
 @schema
 class DSKDGCConfig(CorrectionConfig):
     """Hyper-parameters of DSKD+GC on VOC 2012."""
 
-    warmup_steps: int = Field(default=2000, ge=0)
+    warmup_steps: int = Field(default=2000, ge=0, le=MOST_STEPS)
     """Steps of the first stage; 5000 on COCO. [paper]"""
     ptc_weight: float = Field(default=0.2, ge=0)
     """Lambda 1, weight of L_PTC in both stages. [paper, Table 3]"""
@@ -113,6 +117,7 @@ class DSKDGCConfig(CorrectionConfig):
     """Lower threshold of the region of interest. [paper]"""
     roi_high: float = Field(default=0.7, ge=0, le=1)
     """Upper threshold of the region of interest. [paper]"""
+    _region = in_order("roi_low", "roi_high")
     punc_temperature: Literal["none", "dino"] = "none"
     """`none` is E10 as printed: with outputs in [-1, 1] the softmax is almost flat and the loss stays near
     the logarithm of `projector_out`. `dino` has temperatures and a centre. [paper: none]"""
@@ -120,16 +125,16 @@ class DSKDGCConfig(CorrectionConfig):
     """Mean over the uncertain patches of a batch, or of each picture first. [paper, E10: pooled]"""
     dino_temperature: float = Field(default=0.1, gt=0)
     """`dino` only: temperature of online. [FSR models/losses.py]"""
-    dino_target_temperatures: tuple[float, float] = (0.04, 0.07)
+    dino_target_temperatures: tuple[_Temperature, _Temperature] = (0.04, 0.07)
     """`dino` only: temperature of ema at the first step, and after an eighth of training.
     [FSR models/losses.py]"""
     dino_centre_momentum: float = Field(default=0.9, ge=0, le=1)
     """`dino` only: momentum of the centre. [FSR models/losses.py]"""
-    projector_hidden: int = Field(default=2048, ge=1)
+    projector_hidden: int = Field(default=2048, ge=1, le=MOST)
     """Hidden width of the projector. [ToCo model/model_seg_neg.py]"""
-    projector_bottleneck: int = Field(default=256, ge=1)
+    projector_bottleneck: int = Field(default=256, ge=1, le=MOST)
     """Width before its last layer. [ToCo model/model_seg_neg.py]"""
-    projector_out: int = Field(default=4096, ge=2)
+    projector_out: int = Field(default=4096, ge=2, le=MOST)
     """Its outputs. [FSR train_voc.py]"""
     seg_form: SegmentationForm = "mean"
     """Normalisation of L_seg, whose N the paper does not explain: labelled pixels; half background and half

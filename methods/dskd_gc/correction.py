@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.batch import IGNORE
+from harness.bounds import MOST, in_order
 from harness.nn.cam import activation_maps, cam_to_label, present_cam
 from harness.nn.gaussian_mixture import fit_mixture, noise_probability
 from harness.nn.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
@@ -38,6 +39,7 @@ class CorrectionConfig(ViTConfig):
     """Noise probability above which a label is noise (R_h). [paper, Table 2]"""
     gc_theta_low: float = Field(default=0.25, ge=0, le=1)
     """Noise probability from which on a label is uncertain (R_u). [paper, Table 2]"""
+    _thetas = in_order("gc_theta_low", "gc_theta_high")
     gc_tau: float = Field(default=0.5, ge=-1, le=1)
     """Cosine below which two neighbours differ. The paper gives no value; search it over 0.2 to 0.95.
     [our choice]"""
@@ -59,9 +61,9 @@ class CorrectionConfig(ViTConfig):
     """Added to the variances in every step of EM. [DuPL train_final_voc.py]"""
     gc_tol: float = Field(default=1e-6, ge=0)
     """EM stops when the mean log likelihood changes by less. [our choice]"""
-    gc_max_iter: int = Field(default=100, ge=1)
+    gc_max_iter: int = Field(default=100, ge=1, le=MOST)
     """Most steps of EM. [our choice]"""
-    gc_bins: int = Field(default=1024, ge=0)
+    gc_bins: int = Field(default=1024, ge=0, le=MOST)
     """On pixel grids EM runs on a histogram of so many bins; 0: on the pixels. [our choice]"""
     gc_monotone: bool = False
     """Noise probability never rises with confidence: values beyond a component's mean count as the mean.
@@ -72,7 +74,7 @@ class CorrectionConfig(ViTConfig):
     gc_grid: Literal["token", "pixel_nearest", "pixel_bilinear"] = "token"
     """Labels are corrected on the grid of patches and then enlarged, or on pixels with features enlarged;
     the paper does not say. [our choice]"""
-    gc_distance: int = Field(default=1, ge=1)
+    gc_distance: int = Field(default=1, ge=1, le=MOST)
     """Cells of that grid between a position and its neighbours. [our choice]"""
     gc_border: Border = "valid"
     """Neighbours outside do not exist, have features 0, or are the position itself. [our choice]"""

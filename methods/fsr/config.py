@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.bounds import MOST, MOST_STEPS, in_order
 from harness.schema import schema
 from methods.fsr.masking import Sampling
 from methods.vit_segmenter import ViTConfig
@@ -27,28 +28,28 @@ class FSRConfig(ViTConfig):
     aggregation: Literal["attention", "average", "max"] = "attention"
     """How a class token comes about: cross-attention, or the average or maximum of the patch tokens, with
     which the paper compares (details of those: our choice). [FSR models/vit.py]"""
-    aggregation_depth: int = Field(default=2, ge=1)
+    aggregation_depth: int = Field(default=2, ge=1, le=MOST)
     """Cross-attention blocks by which the class token gathers the patches. [FSR train_voc.py: cls_depth]"""
     aggregate_masked: bool = True
     """The class token attends to masked tokens as well. Before commit 3a7cbf7 it saw the unmasked ones
     alone, which is what the abstract describes. [FSR models/vit.py]"""
-    residual_scale: float | None = None
+    residual_scale: float | None = Field(default=None, ge=0)
     """Start of learned scales of both residuals in an aggregation block, one for each channel (0.1 before
     commit 3a7cbf7); none at the head. [FSR models/vit.py]"""
-    projector_outputs: int = Field(default=4096, ge=1)
+    projector_outputs: int = Field(default=4096, ge=1, le=MOST)
     """Outputs of the projector. [FSR train_voc.py: out_dim]"""
-    projector_hidden: int = Field(default=2048, ge=1)
+    projector_hidden: int = Field(default=2048, ge=1, le=MOST)
     """Its hidden width. [FSR models/projector.py]"""
-    projector_bottleneck: int = Field(default=256, ge=1)
+    projector_bottleneck: int = Field(default=256, ge=1, le=MOST)
     """Its width before the last layer. [FSR models/projector.py]"""
 
     # --- masks ---
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     """Share of blocks of view 2 that are masked, the number rounded up. [FSR train_voc.py]"""
-    mask_block: int = Field(default=64, ge=1)
+    mask_block: int = Field(default=64, ge=1, le=MOST)
     """Side of a block in pixels, a multiple of the patch; blocks may reach over the crop's edges.
     [FSR train_voc.py]"""
-    uncertain_start: Annotated[int, Field(ge=0)] | Literal["off"] = 4000
+    uncertain_start: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["off"] = 4000
     """First step at which uncertain blocks are masked first, a fifth of the run; at random before, and
     always with `off`. [FSR train_voc.py]"""
     uncertain_low: float = Field(default=0.2, ge=0, le=1)
@@ -56,6 +57,7 @@ class FSRConfig(ViTConfig):
     [FSR utils/masking.py]"""
     uncertain_high: float = Field(default=0.7, ge=0, le=1)
     """Upper end, see `uncertain_low`. [FSR utils/masking.py]"""
+    _uncertain = in_order("uncertain_low", "uncertain_high")
     uncertain_sampling: Sampling = "nearest"
     """Which pixels speak for a block: its top left one, or those around its centre (`bilinear`).
     [FSR utils/masking.py]"""
@@ -71,7 +73,7 @@ class FSRConfig(ViTConfig):
     """Temperature of the teacher's outputs after its rise. [FSR models/losses.py]"""
     teacher_temperature_start: float = Field(default=0.04, gt=0)
     """Its value at the first step. [FSR models/losses.py]"""
-    teacher_temperature_steps: int = Field(default=2500, ge=0)
+    teacher_temperature_steps: int = Field(default=2500, ge=0, le=MOST_STEPS)
     """Steps of its rise, an eighth of the run. [FSR train_voc.py]"""
     centre_momentum: float = Field(default=0.9, ge=0, le=1)
     """Momentum of the running means by which the teacher's outputs are centred. [FSR models/losses.py]"""
@@ -79,20 +81,20 @@ class FSRConfig(ViTConfig):
     """Momentum of the teacher at the first step; it rises to 1 along half a cosine.
     [FSR train_voc.py: momentum_teacher]"""
 
-    local_views: int = Field(default=0, ge=0)
+    local_views: int = Field(default=0, ge=0, le=MOST)
     """Small crops of each picture whose class tokens are distilled as well. [FSR train_voc.py]"""
-    local_size: int = Field(default=96, ge=1)
+    local_size: int = Field(default=96, ge=1, le=MOST)
     """Their side in pixels. They show 5 to 32 % of the picture, as in DINO (our choice).
     [FSR datasets/transforms.py]"""
 
     # --- the other terms ---
     ptc_weight: float = Field(default=0.2, ge=0)
     """Weight of the patch-token contrast. [FSR train_voc.py]"""
-    ptc_start: int = Field(default=0, ge=0)
+    ptc_start: int = Field(default=0, ge=0, le=MOST_STEPS)
     """First step with it. [FSR train_voc.py]"""
     seg_weight: float = Field(default=0.1, ge=0)
     """Weight of the cross-entropy on pseudo labels. [FSR train_voc.py]"""
     reg_weight: float = Field(default=0.05, ge=0)
     """Weight of the dense energy (itself times 1e-7). [FSR train_voc.py]"""
-    seg_start: int = Field(default=2000, ge=0)
+    seg_start: int = Field(default=2000, ge=0, le=MOST_STEPS)
     """First step with both. [FSR train_voc.py]"""

@@ -1,0 +1,50 @@
+"""Types for the values of recipes, so that a value that makes no sense is refused where it is read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, model_validator
+
+#: Sides beyond this are no pictures that a network trains on or is applied to.
+LARGEST_SIDE = 16_384
+#: Counts of channels, blocks, samples and the like beyond this are mistakes.
+MOST = 65_536
+#: Steps of training beyond this are mistakes.
+MOST_STEPS = 10**9
+
+#: A length in pixels.
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+#: A probability, or a share of something.
+Share = Annotated[float, Field(ge=0, le=1)]
+#: A factor of a picture's sides.
+Factor = Annotated[float, Field(gt=0, le=32)]
+#: What a moving average keeps: less than everything.
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+#: A value of an 8-bit mask.
+Byte = Annotated[int, Field(ge=0, le=255)]
+#: A distance, dilation or stride of a network.
+Stride = Annotated[int, Field(ge=1, le=4096)]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"a range goes from its smaller to its larger end, not from {pair[0]} to {pair[1]}")
+    return pair
+
+
+#: Marks a pair as a range: low, high.
+Ordered = AfterValidator(_ordered)
+
+
+def in_order(low: str, high: str) -> Any:
+    """A check in the body of a ``schema`` class: one field's value does not exceed another's."""
+
+    def check(self: Any) -> Any:
+        if getattr(self, low) > getattr(self, high):
+            raise ValueError(
+                f"{low!r} ({getattr(self, low)}) must not be larger than {high!r} ({getattr(self, high)})"
+            )
+        return self
+
+    return model_validator(mode="after")(check)
