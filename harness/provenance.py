@@ -25,13 +25,14 @@ def code() -> dict[str, Any]:
     root = Path(harness.__file__).parents[1]
     found: dict[str, Any] = {"version": harness.__version__, "commit": None, "dirty": None}
     if (root / ".git").exists():
-        found["commit"] = _git(root, "rev-parse", "HEAD")
-        status = _git(root, "status", "--porcelain", "--untracked-files=no")
+        found["commit"] = git(root, "rev-parse", "HEAD")
+        status = git(root, "status", "--porcelain", "--untracked-files=no")
         found["dirty"] = None if status is None else bool(status)
     return found
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None outside a checkout, or without git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10

@@ -122,6 +122,16 @@ def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], d
     return _merge(values, own), origins
 
 
+def lineage(name: str) -> list[str]:
+    """A recipe and every table that it inherits from, the recipe first."""
+    found = {name: None}
+    parents = recipe_files.table(name, child="recipe name").get("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents:
+        full = parent if "/" in parent else f"{name.partition('/')[0]}/{parent}"
+        found |= dict.fromkeys(lineage(full))
+    return list(found)
+
+
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string.
 

@@ -219,7 +219,7 @@ COMMANDS = Registry("wsss.commands", "command", "click:Command")
 
 def refresh() -> None:
     """Look again at what is installed, for a process that has just installed a package."""
-    from harness import recipe_files
+    from harness import foreign, recipe_files
 
-    for cached in (_entry_points, _failure, recipe_files.files, recipe_files.tables):
+    for cached in (_entry_points, _failure, recipe_files.files, recipe_files.tables, foreign._described):
         cached.cache_clear()

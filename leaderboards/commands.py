@@ -334,7 +334,7 @@ def import_(
     from harness.runs.trial import open_dataset
     from harness.store.object_store import shown
     from harness.store.records import Store
-    from leaderboards.external import import_predictions, import_records, read_metadata
+    from leaderboards.external import earlier, import_predictions, import_records, read_metadata
 
     store = Store(results)
     if metadata is None:
@@ -345,7 +345,9 @@ def import_(
         raise UserError("predictions are read from a folder", where=shown(folder), remedy="copy them first")
     known = read_metadata(metadata)
     dataset = open_dataset(known.dataset, data_roots, cache_folder())
+    before = earlier(store, known)
     record = import_predictions(folder, known, dataset, store)
     (run,) = record.evaluations.values()
-    click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures")
+    was = "" if before is None or before == run.miou else f" (in place of {before:.2f}, imported before)"
+    click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures{was}")
     click.echo(f"wrote {record.path}")

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
-from harness import evaluation
+from harness import evaluation, foreign
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
 from harness.files import cache_folder, read_toml
-from harness.schema import digest, essential, load, schema
-from harness.store.records import Record, Store
+from harness.schema import digest, dump, load, schema
+from harness.store.records import EvaluationRecord, Record, Store
+from leaderboards.gathering import external_digest
 
 
 @schema
@@ -49,7 +52,7 @@ class External:
     seed: int = Field(default=0, ge=0)
     """Runs of one name and different seeds fold into one row."""
     notes: str = ""
-    """Caveats."""
+    """Caveats; they may differ from seed to seed."""
 
 
 def read_metadata(file: Path) -> External:
@@ -60,6 +63,18 @@ def read_metadata(file: Path) -> External:
             f"the name {metadata.name!r} is no folder name", where=file, remedy="letters, digits, - and _"
         )
     return metadata
+
+
+def earlier(store: Store, metadata: External) -> float | None:
+    """The mIoU of the import that one of these predictions replaces; None where there is none."""
+    own = external_digest(dump(metadata))
+    found = [
+        record
+        for record in store.records(f"external/{metadata.name}")
+        if record.seed == metadata.seed and external_digest(record.data.get("metadata", {})) == own
+    ]
+    newest = max(found, key=lambda record: record.data["ended"], default=None)
+    return None if newest is None else next((run.miou for run in newest.evaluations.values()), None)
 
 
 def import_predictions(
@@ -85,8 +100,8 @@ def import_predictions(
     counts = evaluation.gather(folder_pairs(dataset, folder, split), info.num_classes)
     fingerprint = preflight(dataset, [split], cache=cache or cache_folder(), workers=0)[split]
     images, official = dataset.coverage(split)
-    known = {k: v for k, v in essential(metadata).items() if k != "seed"}
-    own = digest(known)
+    known = {k: v for k, v in dump(metadata).items() if k != "seed"}
+    own = external_digest(known)
     name = f"external/{metadata.name}"
     place = store.folder(name, own, metadata.seed)
     protocol = evaluation.Protocol()
@@ -145,15 +160,18 @@ _PARTS = ("evaluations", "history.csv", "record.json")
 def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[Path]]:
     """Copy finished records of another store, checkpoints and predictions left behind.
 
+    A record that is here already has the same numbers there, or nothing is imported at all. Evaluations of
+    it that only the other store has are added; one that has failed here is replaced.
+
     Args:
         source: the other ``results`` folder, or its URI.
-        store: where they go; a record that exists is not touched.
+        store: where they go.
 
     Returns:
         Folders that were written, and those that existed already.
 
     Raises:
-        UserError: the folder holds no finished record.
+        UserError: the folder holds no finished record; or a number of a record that is here too differs.
     """
     origin = Store(source)
     found = [record for record in origin.records() if record.finished]
@@ -164,14 +182,23 @@ def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[P
             remedy="name a results folder, or add --metadata FILE for a folder of predictions",
         )
     store.refresh(*{record.name for record in found})
+    places = [store.folder(record.name, record.digest, record.seed) for record in found]
+    here = [store.get(place) for place in places]
+    _refuse_differences(
+        [(own, record) for own, record in zip(here, found, strict=True) if own is not None and own.finished],
+        origin,
+    )
     written, present = [], []
-    for record in found:
-        place = store.folder(record.name, record.digest, record.seed)
-        if store.get(place) is not None:
+    for place, record, own in zip(places, found, here, strict=True):
+        parts: tuple[str, ...] = _PARTS
+        if own is not None and own.finished:
             present.append(place)
-            continue
+            lacking = record.evaluations.keys() - own.evaluations.keys()
+            parts = tuple(f"evaluations/{record.evaluations[name].path.name}" for name in sorted(lacking))
+            if not parts:
+                continue
         with store.work(place):
-            for name in _PARTS:  # the record last: it exists when its JSON does
+            for name in parts:  # the record last: it exists when its JSON does
                 part = record.path / name
                 if part.is_dir():
                     ignored = shutil.ignore_patterns("predictions")
@@ -179,5 +206,47 @@ def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[P
                 elif part.exists():
                     place.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(part, place / name)
-        written.append(place)
+        if place not in present:
+            written.append(place)
     return written, present
+
+
+def _refuse_differences(pairs: Sequence[tuple[Record, Record]], origin: Store) -> None:
+    """Records of equal digest and seed must say the same, here and there.
+
+    Raises:
+        UserError: they do not; every difference is named.
+    """
+    found = [text for ours, theirs in pairs for text in _differences(ours, theirs)]
+    if found:
+        shown = [*found[:8], *([f"and {len(found) - 8} more"] if found[8:] else [])]
+        raise UserError(
+            "numbers of the same recipe, seed and data differ, so nothing was imported:\n    "
+            + "\n    ".join(shown),
+            where=origin.place,
+            remedy="find out which is right (code and machine stand in both record.json); then import into a "
+            "store of its own (--results), or move the folder of the wrong record away",
+        )
+
+
+def _differences(ours: Record, theirs: Record) -> list[str]:
+    """Every evaluation with other numbers, both of them named."""
+    found = []
+    for name, run in theirs.evaluations.items():
+        own, where = ours.evaluations.get(name), f"{theirs.name} seed {theirs.seed}, {name}"
+        if own is None:
+            known = {e.data.get("checkpoint_sha256") for e in ours.evaluations.values()}
+            if run.data.get("checkpoint_sha256") not in known:
+                found.append(f"{where}: {run.miou:.2f} there, of another trained network than the one here")
+        elif own.data["digest"] == run.data["digest"] and not _same_counts(own, run):
+            codes = [foreign.told(record.data) for record in (ours, theirs)]
+            note = f" (code here: {codes[0]}; there: {codes[1]})" if codes[0] != codes[1] else ""
+            found.append(f"{where}: {own.miou:.2f} here, {run.miou:.2f} there{note}")
+    return found
+
+
+def _same_counts(one: EvaluationRecord, other: EvaluationRecord) -> bool:
+    """Whether two evaluations counted the same in every picture."""
+    a, b = one.per_image, other.per_image
+    parts = ("intersection", "predicted", "labelled")
+    return a.ids == b.ids and all(np.array_equal(getattr(a, p), getattr(b, p)) for p in parts)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from harness import foreign
 from harness.errors import UserError
 from harness.reading import damaged
 from harness.registry import DATASETS, METHODS
-from harness.schema import Aside, differing, dump, flatten, marks, neutral_values
+from harness.schema import Aside, differing, digest, dump, flatten, marks, neutral_values
 from harness.store.records import EvaluationRecord, Record, Store
 
 
@@ -83,13 +84,29 @@ def _commit(code: Mapping[str, Any]) -> str:
     return f"{name} + changes" if code.get("dirty") else name
 
 
+def _code(data: Mapping[str, Any]) -> str:
+    """The code that trained: ours, and that of other packages."""
+    code = data.get("code", {})
+    other = foreign.told(data)
+    return f"{_commit(code)} with {other}" if other else _commit(code)
+
+
+def external_digest(metadata: Mapping[str, Any]) -> str:
+    """What imported predictions fold by: their metadata without ``seed`` and ``notes``.
+
+    An older version took the notes in; its records fold by this one too.
+    """
+    return digest({**{k: v for k, v in metadata.items() if k != "seed"}, "notes": ""})
+
+
 def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
     """Every record of a store, one line for each of its evaluations (one line, too, if it has none).
 
     Columns: ``name, method, title, dataset, supervision, backbone, weights, weak_label, overrides``
     (text), ``digest, seed, finished, reason, ended, commit, train_images, train_official`` and, empty
-    without an evaluation, ``evaluation, key`` (digest of the evaluation), ``split, protocol, miou,
-    images, official_images``; objects ``record`` and ``run``.
+    without an evaluation, ``evaluation, key`` (digest of the evaluation), ``code`` (identity of the code of
+    other packages that trained or scored), ``split, protocol, miou, images, official_images``; objects
+    ``record`` and ``run``.
 
     Evaluations whose counts do not say what their figures say, or whose classes are not those of the data
     set, are left out; ``frame.attrs["left_out"]`` has the lines that name them and whatever else was left
@@ -110,18 +127,18 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "weights": recipe["weights"],
             "weak_label": weak_label(recipe),
             "overrides": _text(data.get("overrides", {})),
-            "digest": record.digest,
+            "digest": external_digest(data["metadata"]) if data.get("metadata") else record.digest,
             "seed": record.seed,
             "finished": record.finished,
             "reason": data.get("reason") or "",
             "ended": data.get("ended") or "",
-            "commit": "" if data.get("external") else _commit(data.get("code", {})),
+            "commit": "" if data.get("external") else _code(data),
             "train_images": training.get("images", 0),
             "train_official": training.get("official", 0),
             "record": record,
         }
         runs = _of_one_data_set(record, classes, store) if record.finished else []
-        lines += [line | _evaluation_line(run) for run in runs or (None,)]
+        lines += [line | _evaluation_line(run) | {"code": _packages(record, run)} for run in runs or (None,)]
     frame = pd.DataFrame(lines)
     frame.attrs["left_out"] = [error.brief for error in store.left_out.values()]
     return frame
@@ -161,6 +178,15 @@ def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     names = list(frame.columns)
     columns = [frame[name].tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _packages(record: Record, run: EvaluationRecord | None) -> str:
+    """Equal for records that other packages' code of one state has trained and scored."""
+    trained = foreign.made_by(record.data)
+    last = record.data.get("code", {}).get("packages", [])
+    scored = last if run is None else run.data.get("packages", last)
+    other = foreign.identity(scored) != foreign.identity(last)
+    return f"{trained}; scored by {foreign.identity(scored)}" if other else trained
 
 
 def _evaluation_line(run: EvaluationRecord | None) -> dict[str, Any]:
@@ -264,4 +290,5 @@ def identity(record: Record, run: EvaluationRecord) -> dict[str, Any]:
         "weak labels": data.get("labels", {}).get("fingerprint"),
         "weights": record.data.get("weights", {}).get("sha256"),
         "evaluation data": run.data["data_fingerprint"],
+        "code of other packages": _packages(record, run),
     }

@@ -101,6 +101,7 @@ def _data(row: Row) -> Entries:
     if not row.records:
         return [("evaluation data (fingerprint)", row.runs[0].data["data_fingerprint"])]
     found = identity(row.records[0], row.runs[0])
+    found.pop("code of other packages")  # stands beside the commit
     return [(f"{name} (fingerprint)", str(value)) for name, value in found.items() if value]
 
 

@@ -1,7 +1,8 @@
 """From records to rows: seeds gathered, set beside published cells, judged, and written.
 
 ``gathering.gather`` reads a store; ``leaderboard`` folds seeds into rows.
-Only records of one recipe, one training digest, one evaluation digest and the same data fold together.
+Only records of one recipe, one training digest, one evaluation digest, the same data and, where code of
+other packages takes part, the same code fold together.
 """
 
 from __future__ import annotations
@@ -187,9 +188,14 @@ def _backgrounds(counts: Sequence[PerImage], classes: Sequence[str]) -> tuple[fl
 Line = Mapping[str, Any]  # of the frame that ``gathering.gather`` gives
 
 
+def _seeds(group: Sequence[Line]) -> list[Line]:
+    """One line for each seed, in their order: of predictions that were imported twice, the newer."""
+    newest = {line["seed"]: line for line in sorted(group, key=lambda line: line["ended"])}
+    return [newest[seed] for seed in sorted(newest)]
+
+
 def _fold(group: Sequence[Line], current: Current, known: Published, resamples: int) -> Row:
     """One row from the seeds of one training digest and one evaluation."""
-    group = sorted(group, key=lambda line: line["seed"])
     first = group[0]
     runs: tuple[EvaluationRecord, ...] = tuple(line["run"] for line in group)
     records: tuple[Record, ...] = tuple(line["record"] for line in group)
@@ -220,6 +226,10 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     spec, selection = runs[0].data["spec"], records[0].recipe.get("selection")
     if spec["checkpoint"] == "best" and selection:
         notes.append(f"best checkpoint, selected on {selection['split']}")
+    if pseudo and spec["split"] != records[0].recipe["train_split"]:
+        notes.append(f"pseudo labels of {spec['split']}: made with the image tags of {spec['split']} itself")
+    elif runs[0].data["protocol"].get("absent") == "suppress":
+        notes.append(f"classes that the image tags of {spec['split']} do not name were suppressed")
     stale = "" if records[0].data.get("external") else stale_reason(records[0], runs[0], current)
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
@@ -228,7 +238,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     external = records[0].data.get("external")
     if external:
         verdict = "external"
-        notes += [f"predictions from outside: {text}" for text in external if text]
+        notes += [f"predictions from outside: {text}" for text in _words(records)]
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
@@ -259,6 +269,18 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     )
 
 
+def _words(records: Sequence[Record]) -> list[str]:
+    """What is known of imported predictions: each text once, those of some seeds alone with the seeds."""
+    seeds: dict[str, list[int]] = {}
+    for record in records:
+        for text in filter(None, record.data["external"]):
+            seeds.setdefault(text, []).append(record.seed)
+    return [
+        text if len(own) == len(records) else f"{text} (seed {', '.join(map(str, own))})"
+        for text, own in seeds.items()
+    ]
+
+
 def _mark_superseded(rows: list[Row]) -> list[Row]:
     """Of rows of one recipe, overrides and evaluation, one stands: most images, then the newest."""
     standing: dict[tuple[str, str, str], Row] = {}
@@ -278,7 +300,8 @@ def _mark_superseded(rows: list[Row]) -> list[Row]:
         if row.verdict != "stale" and best is not None and row is not best:
             ours, theirs = (identity(r.records[0], r.runs[0]) for r in (row, best))
             other = [k for k in ours if ours[k] != theirs[k]] or ["code or configuration"]
-            reason = f"other {' and '.join(other)} than in {best.digest}"
+            than = best.digest if row.digest != best.digest else f"newer records ({best.commit})"
+            reason = f"other {' and '.join(other)} than in {than}"
             row = dataclasses.replace(row, verdict="stale", notes=(reason, *row.notes))
         marked.append(row)
     return marked
@@ -392,9 +415,9 @@ def leaderboard(
         current = Current(recipes)
         groups: dict[tuple[str, ...], list[Line]] = {}
         for line in lines_of(frame[frame["evaluation"] != ""]):
-            key = tuple(str(line[k]) for k in ("name", "digest", "overrides", "evaluation", "key"))
+            key = tuple(str(line[k]) for k in ("name", "digest", "overrides", "evaluation", "key", "code"))
             groups.setdefault(key, []).append(line)
-        rows = [_fold(groups[key], current, known, resamples) for key in sorted(groups)]
+        rows = [_fold(_seeds(groups[key]), current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
     rows = _with_failures([*rows, *_holes(rows, frame, recipes, known)], frame)
     return sorted(rows, key=_order)

@@ -17,7 +17,7 @@ from harness.cluster.session import Resources
 from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
 from harness.errors import UserError
 from harness.faults import TransientFault
-from harness.runs.execution import Rounds, guarded, record_error
+from harness.runs.execution import Rounds, guarded, kept, record_error
 from harness.runs.running import record_failure, run
 from harness.runs.trial import Options, Outcome, Prepared, Trial, prepare
 from harness.store.remote import reported
@@ -211,7 +211,7 @@ class Watch(tune.Callback):
         for one in prepared:
             self.display.add(one)
             if one.done:
-                outcome = Outcome(one.trial, "kept")
+                outcome = kept(one)
                 self.display.end(one, outcome)
                 self.admit(self.rounds.take(outcome))
             else:

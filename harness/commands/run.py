@@ -32,7 +32,8 @@ Examples:
 
 Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
-Running the same command again goes on where it stopped and repeats nothing.""",
+Running the same command again goes on where it stopped and repeats nothing; what is finished is kept, and
+it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
 )
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
@@ -45,6 +46,11 @@ Running the same command again goes on where it stopped and repeats nothing.""",
     is_flag=True,
     help="Try each recipe once at full size (20 steps, a resume, some pictures): memory, rates, errors.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Train anew what is finished. The old records move aside, to before-TIME-seed-N in the same folder.",
+)
 @click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
 def run(
     targets: tuple[str, ...],
@@ -53,6 +59,7 @@ def run(
     assignments: tuple[str, ...],
     dry_run: bool,
     smoke: bool,
+    again: bool,
     save_predictions: bool,
     options: Options,
     resources: Resources | None,
@@ -71,7 +78,10 @@ def run(
     if dry_run:
         _list(trials, options, resources)
         return 0
-    outcomes = execute(trials, replace(options, save_predictions=save_predictions), resources)
+    options = replace(options, save_predictions=save_predictions)
+    if again:
+        click.echo("should this be interrupted, the same command without --again goes on", err=True)
+    outcomes = execute(trials, options, resources, again=again)
     failed = [o for o in outcomes if o.status == "failed"]
     if failed:
         click.echo(

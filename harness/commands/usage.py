@@ -177,6 +177,12 @@ TABLE: Mapping[str, Usage] = {
         (
             _WITHOUT_RAY,
             Only("seeds", _lacks("chosen"), "with --seed, which names the seeds", "without --seed"),
+            Only(
+                "again",
+                lambda values: not values["dry_run"] and not values["smoke"],
+                "with --dry-run or --smoke, which train nothing to its end",
+                "to the run itself",
+            ),
             Only("smoke", _lacks("dry_run"), "with --dry-run, which runs nothing", "without --dry-run"),
             Only(
                 "save_predictions tensorboard track",

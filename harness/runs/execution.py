@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from harness import faults, interruption
+from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
 from harness.recipes import expand
@@ -26,6 +26,7 @@ from harness.runs.apart import run_apart
 from harness.runs.display import Display
 from harness.runs.running import record_failure, run
 from harness.runs.trial import Options, Outcome, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.store import aside
 from harness.store.locks import Elsewhere, is_free
 from harness.watching.trackers import require
 
@@ -58,13 +59,16 @@ def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
     ]
 
 
-def execute(trials: Sequence[Trial], options: Options, resources: Resources | None) -> list[Outcome]:
+def execute(
+    trials: Sequence[Trial], options: Options, resources: Resources | None, *, again: bool = False
+) -> list[Outcome]:
     """Check all trials, then run them, wave by wave; what can go wrong before training does so first.
 
     Args:
         trials: from :func:`plan`.
         options: where and how.
         resources: for Ray; None runs one trial after another in this process.
+        again: train anew what is finished; its records are set aside first, and nothing is deleted.
 
     Raises:
         UserError: a mistake was found before the first trial ran.
@@ -78,6 +82,8 @@ def execute(trials: Sequence[Trial], options: Options, resources: Resources | No
     with ExitStack() as session:
         session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())
+        if again:
+            set_aside(trials, options, tqdm.write)
         return Rounds([t for wave in ordered for t in wave], options, resources, session).run()
 
 
@@ -177,6 +183,30 @@ def _ended(prepared: Prepared) -> str | None:
     return None if record is None else record.data.get("ended")
 
 
+def kept(prepared: Prepared) -> Outcome:
+    """The outcome of a trial that is done already; it says if other code than what is here has done it."""
+    record = prepared.record
+    other = "" if record is None else foreign.difference(record.data, prepared.resolved)
+    return Outcome(prepared.trial, "kept", f"{other}\nremedy: --again trains it anew" if other else "")
+
+
+def set_aside(trials: Sequence[Trial], options: Options, say: Callable[[str], None]) -> None:
+    """Move the finished records of some trials out of the way, so that they are trained anew.
+
+    Nothing is deleted. Those that train on others' labels come first, while those labels are there.
+    """
+    asked = set(trials)
+    for trial in reversed([t for wave in waves(trials) for t in wave if t in asked]):
+        try:
+            prepared = prepare(trial, options)
+        except UserError:
+            continue  # there is no record yet, or running it says what is wrong
+        record = prepared.record
+        if record is not None and record.finished:
+            place = aside.set_aside(prepared.store, prepared.folder)
+            say(f"aside    {trial}: its record is now {prepared.store.shown(place)}")
+
+
 def guarded(prepared: Prepared, work: Callable[[], Any], *, again: bool = False) -> Outcome | None:
     """Run a piece of a trial; an error becomes an outcome, and a failure is recorded.
 
@@ -224,7 +254,7 @@ def run_local(
     """
     here = True
     for one in prepared:
-        clock, outcome = time.monotonic(), Outcome(one.trial, "kept") if one.done else None
+        clock, outcome = time.monotonic(), kept(one) if one.done else None
         for left in range(retries, -1, -1):
             if outcome is not None:
                 break

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import distributed, evaluation, interruption, provenance
+from harness import distributed, evaluation, foreign, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
@@ -113,7 +113,7 @@ def _common(prepared: Prepared) -> dict[str, Any]:
         "overrides": dump(dict(trial.overrides)),
         "seed": trial.seed,
         "digest": prepared.digest,
-        "code": provenance.code(),
+        "code": provenance.code() | foreign.recorded(prepared.resolved),
         "environment": provenance.environment(),
         "hardware": provenance.hardware(prepared.device) | {"processes": distributed.world_size()},
         **prepared.facts,
@@ -191,12 +191,14 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         validate=validate,
         saved=lambda: prepared.store.save(prepared.folder),
     )
+    code = foreign.noted(prepared.folder, prepared.resolved) if distributed.first() else {}
     clock = time.monotonic()
     with interruption.at_boundaries():
         yield from trainer.run()
     seconds = time.monotonic() - clock
     fresh = trainer.total - trainer.resumed_at
     return {
+        "code": provenance.code() | code,
         "steps": trainer.total,
         "resumed": trainer.resumed_at,
         "steps_per_second": fresh / seconds if fresh else None,
@@ -307,6 +309,7 @@ def write_evaluation(
             "checkpoint_sha256": checkpoint_sha256,
             "seconds": seconds,
             "written": _now(),
+            **foreign.recorded(prepared.resolved),
             **evaluation.summarise(counts, prepared.dataset.info.classes, p),
         },
     )

@@ -82,12 +82,25 @@ class BestFacts(Document):
     sha256: str | None = None
 
 
+class PackageFacts(Document):
+    """The code of another package that took part, see :mod:`harness.foreign`."""
+
+    module: str
+    distribution: str | None = None
+    version: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    sha256: str
+
+
 class CodeFacts(Document):
-    """The code that ran."""
+    """The code that ran: this project's, and that of other packages."""
 
     version: str | None = None
     commit: str | None = None
     dirty: bool | None = None
+    packages: list[PackageFacts] = Field(default_factory=list)
+    begun_with: list[list[PackageFacts]] = Field(default_factory=list)
 
 
 class EnvironmentFacts(Document):
@@ -192,6 +205,7 @@ class EvaluationDocument(Document):
     absent: list[str]
     pixel_accuracy: Percent | None = None
     coverage: Annotated[float, Field(ge=0, le=1)] | None = None
+    packages: list[PackageFacts] = Field(default_factory=list)
 
 
 D = TypeVar("D", bound=Document)

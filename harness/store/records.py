@@ -102,7 +102,8 @@ class EvaluationRecord:
     Keys of ``data``: ``schema, name, digest, spec`` (split, protocol, network, output, checkpoint, cells,
     tolerance), ``protocol`` (every value), ``images, official_images, classes, miou`` (percent),
     ``iou`` (percent per class, None where absent), ``absent`` (class names), ``pixel_accuracy``,
-    ``coverage`` (share of pixels with a decision), ``data_fingerprint, checkpoint_sha256, seconds``.
+    ``coverage`` (share of pixels with a decision), ``data_fingerprint, checkpoint_sha256, seconds``, and
+    ``packages`` where code of others took part (:mod:`harness.foreign`).
     """
 
     path: Path
@@ -151,8 +152,9 @@ class Record:
 
     Keys of ``data``: ``schema, name, method, title, recipe`` (after overrides, config included),
     ``overrides, seed, digest, status`` (``finished`` or ``failed``), ``reason``, ``code`` (version,
-    commit, dirty), ``environment`` (python, packages), ``hardware``, ``data`` (dataset, per-split
-    ``images``, ``official``, ``fingerprint``; ``labels`` fingerprint and statistics), ``weights``
+    commit, dirty; ``packages`` where code of others took part, see :mod:`harness.foreign`),
+    ``environment`` (python, packages), ``hardware``, ``data`` (dataset, per-split ``images``,
+    ``official``, ``fingerprint``; ``labels`` fingerprint and statistics), ``weights``
     (name, sha256), ``parameters``, ``started, ended`` (ISO 8601, UTC), ``seconds, steps,
     steps_per_second, peak_memory_mib, resumed, checkpoint`` (file, sha256).
     """
