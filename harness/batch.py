@@ -77,6 +77,12 @@ class Batch:
             self, **{f.name: _moved(getattr(self, f.name), lambda t: t.pin_memory()) for f in fields(self)}
         )
 
+    def share_memory(self) -> Batch:
+        """A copy that other processes see without another copy; fails where there is no room for it."""
+        return replace(
+            self, **{f.name: _moved(getattr(self, f.name), lambda t: t.share_memory_()) for f in fields(self)}
+        )
+
     def rows(self, rows: slice) -> Batch:
         """Some of the samples."""
         values = {f.name: _moved(getattr(self, f.name), lambda t: t[rows]) for f in fields(self)}

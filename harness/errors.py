@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from harness.text import clean
 
@@ -51,6 +51,23 @@ def _rebuild(cls: type, problem: str, where: str | None, remedy: str | None) -> 
 
 class NonFiniteLossError(UserError):
     """A loss term became NaN or infinite; training stops and says at which step, term and images."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, each once: its cause or else its context, and members of groups.
+
+    Ends on any chain, one that leads back to itself included.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        waiting += found.exceptions if isinstance(found, BaseExceptionGroup) else ()
+        waiting.append(found.__cause__ or found.__context__)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from harness import distributed
 from harness.batch import IGNORE
 from harness.bounds import Factor, Side
 from harness.data.base import Dataset
+from harness.data.loading import loaded
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
 from harness.schema import Aside, load_tables, schema
@@ -292,9 +293,7 @@ def pictures(
     dataset: Dataset, split: str, ids: Sequence[str], workers: int = 0
 ) -> Iterable[tuple[str, np.ndarray, np.ndarray | None]]:
     """(id, picture ``(H, W, 3)`` uint8, mask or None) in the order of ``ids``, decoded by loader workers."""
-    return torch.utils.data.DataLoader(
-        _Pictures(dataset, split, ids), batch_size=None, num_workers=workers, collate_fn=_as_is
-    )
+    return loaded(_Pictures(dataset, split, ids), _as_is, workers=workers, batch_size=None)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 import tomllib
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 import platformdirs
 
-from harness.errors import UserError
+from harness.errors import UserError, causes
 from harness.reading import check_regular, read_text
 from harness.text import cleaned
 
@@ -101,14 +102,14 @@ def refusal(error: BaseException, path: Path | None = None) -> UserError | None:
             one of its own on top).
         path: the file that was being written; without it, only a lack of room is recognised.
     """
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, UserError):
+    for found in causes(error):
+        if isinstance(found, UserError):
+            return None
         if isinstance(found, OSError) and found.errno in _REFUSALS:
             if path is None and found.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return None  # it may have been read
             problem, remedy = _REFUSALS[found.errno]
             return UserError(problem, where=path or found.filename, remedy=remedy)
-        found = found.__cause__ or found.__context__
     return None
 
 
@@ -135,10 +136,49 @@ def _name(error: BaseException, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole; NaN is refused (an absent class is ``null``)."""
+    """Write JSON whole; NaN is refused (an absent class is ``null``).
+
+    Raises:
+        ValueError: a value that JSON does not hold, with its place.
+    """
     with whole_file(path) as stream:
-        json.dump(value, stream, indent=1, allow_nan=False)
+        try:
+            json.dump(value, stream, indent=1, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            where, what = next(_unrecordable(value), ("", error))
+            raise ValueError(f"{path.name} cannot hold {where or 'a value'}: {what}") from error
         stream.write("\n")
+
+
+def _unrecordable(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Places and descriptions of values that JSON does not hold."""
+    if depth > 100:
+        yield place, "nested too deeply"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str | int | float | bool | None):
+                yield place, f"a key of type {type(key).__name__}"
+            yield from _unrecordable(inner, f"{place}.{key}".lstrip("."), depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _unrecordable(inner, f"{place}.{index}".lstrip("."), depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, str(value)
+    elif not isinstance(value, str | int | float | bool | None):
+        yield place, f"a value of type {type(value).__name__}"
+
+
+def recordable(value: Any, depth: int = 0) -> Any:
+    """The nearest to a value that JSON holds: what it does not hold becomes a text that says its type."""
+    if isinstance(value, dict) and depth <= 100:
+        return {str(key): recordable(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and depth <= 100:
+        return [recordable(inner, depth + 1) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return f"({type(value).__name__})"
 
 
 def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:

@@ -49,6 +49,14 @@ def forget() -> None:
     _state.first = None
 
 
+def asked(found: BaseException) -> bool:
+    """Whether an exception is the user's wish to stop, and nothing that a trial raised of its own accord."""
+    if isinstance(found, Terminated):
+        return True
+    ours = signal.getsignal(signal.SIGINT) is _handle  # then a signal would have been noted
+    return isinstance(found, KeyboardInterrupt) and (noted() or not ours)
+
+
 def error() -> KeyboardInterrupt:
     """What to raise: :class:`Terminated` after SIGTERM, else KeyboardInterrupt."""
     return Terminated() if _state.first == signal.SIGTERM else KeyboardInterrupt()

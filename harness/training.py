@@ -383,6 +383,8 @@ class Trainer:
                 _checked(pending, self.sums)
                 self.save()
                 raise interruption.error()
+        if self.step < self.total:
+            raise RuntimeError(f"the loader ended after step {self.step} of {self.total}")
         self.save(final=True)
 
     def _select(self) -> float | None:

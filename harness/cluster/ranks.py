@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from harness import distributed
+from harness import distributed, faults
 from harness.faults import TransientFault
 from harness.runs.running import run, write_trace
 from harness.runs.trial import Options, Prepared, Trial, prepare
@@ -32,10 +33,18 @@ GRACE = 20.0
 class Rank:
     """A process of a trial, other than the one that writes."""
 
-    def work(self, trial: Trial, options: Options, number: int, world: int, address: str) -> None:
+    def prepare(self, trial: Trial, options: Options) -> None:
+        """Find what can be found before the others are waited for."""
+        with faults.sent():
+            self.prepared = prepare(trial, options)
+
+    def work(self, number: int, world: int, address: str) -> None:
         """Do this rank's share from the last checkpoint to the end."""
-        prepared = prepare(trial, options)
-        with distributed.session(address, number, world, prepared.device):
+        prepared = self.prepared
+        with (
+            faults.sent(prepared.resolved.recipe),
+            distributed.session(address, number, world, prepared.device),
+        ):
             for _ in run(prepared):
                 pass
 
@@ -44,40 +53,58 @@ class Ranks:
     """All processes of a trial, from rank 0's point of view; :meth:`stop` ends the others.
 
     Should one of them die, this process notices by a broken connection, or, where a GPU waits for ever,
-    ends itself: the trial is then started again from its checkpoint, all processes new.
+    ends itself: the trial is then started again from its checkpoint, all processes new. Should one of them
+    meet an error, that error is the trial's (:meth:`cause`).
 
     Args:
         prepared: a trial of more than one process.
+        given_up: leaves word that the trial need not be started again, and why, where this process ends
+            itself.
+
+    Raises:
+        Exception: what any of the processes met before they worked together.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, given_up: Callable[[BaseException], None]) -> None:
         world = prepared.processes
         address = free_address()
         group = ray.util.get_current_placement_group()
         assert group is not None, "a trial of several processes runs in a placement group"
         self._stack = ExitStack()
-        self._actors = []
-        self._work = []
-        for number in range(1, world):
-            actor = Rank.options(**placed(group, number)).remote()  # type: ignore[attr-defined]
-            self._actors.append(actor)
-            self._work.append(actor.work.remote(prepared.trial, prepared.options, number, world, address))
         self._stopped = threading.Event()
         self._broken = threading.Event()
-        self._cause: BaseException | None = None
-        self._folder = prepared.folder
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+        self._errors: list[BaseException] = []
+        self._folder, self._given_up = prepared.folder, given_up
+        self._actors = [
+            Rank.options(**placed(group, number)).remote()  # type: ignore[attr-defined]
+            for number in range(1, world)
+        ]
         try:
-            self._stack.enter_context(distributed.session(address, 0, world, prepared.device))
-        except Exception as error:
-            cause = self.cause()
+            try:
+                ray.get([a.prepare.remote(prepared.trial, prepared.options) for a in self._actors])
+            except ray.exceptions.RayError as error:
+                raise met(error) from error
+            self._work = [
+                actor.work.remote(number, world, address) for number, actor in enumerate(self._actors, 1)
+            ]
+            threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+            try:
+                self._stack.enter_context(distributed.session(address, 0, world, prepared.device))
+            except Exception as error:
+                cause = self.cause(error)
+                if cause is error:
+                    raise
+                raise cause from error
+        except BaseException:
             self.stop()
-            raise cause or error from error
+            raise
 
-    def cause(self) -> BaseException | None:
-        """Why another rank ended, where that is what broke this one; waits a moment for the news."""
-        self._broken.wait(GRACE / 4)
-        return self._cause
+    def cause(self, error: BaseException) -> BaseException:
+        """What led to an error of this process: the error itself, or, where it only says that another process
+        has gone, what ended that one; waits a moment for the news."""
+        if faults.consequence(error):
+            self._broken.wait(GRACE / 4)
+        return faults.first_cause([error, *self._errors])
 
     def stop(self) -> None:
         """End the other processes and leave the group; may be called twice."""
@@ -88,7 +115,7 @@ class Ranks:
             self._stack.close()
 
     def _watch(self) -> None:
-        """Notice the death of another rank; in a thread."""
+        """Notice the end of another rank; in a thread."""
         open_work = list(self._work)
         while open_work and not self._stopped.is_set():
             ended, open_work = ray.wait(open_work, num_returns=1, timeout=1.0)
@@ -98,23 +125,47 @@ class Ranks:
                 except Exception as error:
                     if self._stopped.is_set():
                         return
-                    self._cause = _why(error)
+                    self._errors.append(met(error))
+                    self._hear_also(open_work)
                     self._broken.set()
                     if not self._stopped.wait(GRACE):
                         self._end()
                     return
 
+    def _hear_also(self, open_work: list[Any]) -> None:
+        """What others met meanwhile: the first to be heard may be one that only lost its connection."""
+        if not faults.consequence(self._errors[0]):
+            return
+        for one in ray.wait(open_work, num_returns=len(open_work), timeout=1.0)[0] if open_work else ():
+            try:
+                ray.get(one)
+            except Exception as error:
+                self._errors.append(met(error))
+
     def _end(self) -> None:
         """Rank 0 waits for a dead one: leave word and end, as nothing else interrupts a GPU."""
-        write_trace(self._folder, self._cause or "another process of the trial died")
+        error = faults.first_cause(self._errors)
+        if faults.transient(error):
+            write_trace(self._folder, error)
+        else:
+            self._given_up(error)
         os._exit(1)
 
 
-def _why(error: Exception) -> BaseException:
-    """What ended another rank: its own error, or, where its process is gone, a fault worth another try."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        return TransientFault("another process of the trial died")
-    return getattr(error, "cause", None) or error
+def met(error: Exception) -> BaseException:
+    """What ended another process, from what Ray says of it: its own error, or, where the process is gone, a
+    fault worth another try."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        return error.cause
+    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+        return TransientFault(f"another process of the trial died{_of_memory(str(error))}")
+    return TransientFault(faults.first_line(error))
+
+
+def _of_memory(text: str) -> str:
+    """A word on memory, if Ray has one."""
+    lines = [line.strip() for line in text.splitlines() if "memory" in line.lower()]
+    return f": {lines[0]}" if lines else ""
 
 
 def placed(group: PlacementGroup, number: int) -> dict[str, Any]:

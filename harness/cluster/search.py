@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
+from harness import faults, interruption
 from harness.cluster.session import Resources
-from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
+from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit, tried
 from harness.search.objective import Event, Job, events
 from harness.search.study import Study
 
@@ -27,10 +29,17 @@ class Actor(Worker):
         """Go on for a while, or up to a measurement, so that no step is taken before it is judged."""
         until = time.monotonic() + REPORT_SECONDS
         last = None
-        for event in self.work:
-            last = event
-            if event.values or time.monotonic() > until:
-                break
+        try:
+            for event in self.work:
+                last = event
+                if event.values or time.monotonic() > until:
+                    break
+        except BaseException as error:
+            if interruption.asked(error):
+                raise
+            if faults.transient(error):  # any other class may not survive the way
+                raise faults.TransientFault(faults.first_line(error)) from error
+            return {"event": Event(ended="failed", reason=faults.first_line(error)), "done": True}
         return {"event": last} if last is not None else {"event": Event(), "done": True}
 
 
@@ -39,12 +48,11 @@ class Suggestions(Supplier):
 
     Args:
         study: decides what comes next.
-        retries: how often Tune starts a trial again whose worker died.
     """
 
-    def __init__(self, study: Study, retries: int) -> None:
+    def __init__(self, study: Study) -> None:
         super().__init__()  # no metric: the study reads events
-        self.study, self.retries = study, retries
+        self.study = study
         self.jobs: dict[str, Job] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -56,13 +64,30 @@ class Suggestions(Supplier):
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Tell the study of an end that no event has told it of."""
-        number = self.jobs[trial_id].number
-        if error:
-            reason = f"its worker died {self.retries + 1} times"
-            self.study.absorb(number, Event(ended="failed", reason=reason))
-        elif result and "event" in result:
-            self.study.absorb(number, result["event"])
+        """Tell the study of an end that no event has told it of; of a worker's, :class:`Obituary` does."""
+        if not error and result and "event" in result:
+            self.study.absorb(self.jobs[trial_id].number, result["event"])
+
+
+class Obituary(tune.Callback):
+    """Tells the study why a trial was given up whose worker died, or met a fault, too often.
+
+    Args:
+        study: hears of it.
+        retries: how often Tune starts a trial again.
+    """
+
+    def __init__(self, study: Study, retries: int) -> None:
+        self.study, self.retries = study, retries
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks to disk; nobody reads that."""
+        return {}
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Its last words."""
+        ended = Event(ended="failed", reason=tried(self.retries, trial))
+        self.study.absorb(trial.config["job"].number, ended)
 
 
 class Judge(FIFOScheduler):
@@ -105,8 +130,9 @@ def run_search(study: Study, resources: Resources, progress: Callable[[Job, Even
     fit(
         Actor,
         {"cpu": resources.cpus_per_process, "gpu": resources.gpus_per_process},
-        Suggestions(study, resources.retries),
+        Suggestions(study),
         resources.retries,
+        [Obituary(study, resources.retries)],
         scheduler=Judge(study, progress),
         num_samples=study.left,
         # Never ask for a suggestion before there is room for it: it would know less.

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from harness import distributed
-from harness.cluster.ranks import free_address, placed
+from harness import distributed, faults
+from harness.cluster.ranks import free_address, met, placed
 from harness.cluster.session import Resources
 from harness.cost.smoke_report import Row
+from harness.faults import TransientFault
 from harness.runs.trial import choose_device
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _look(one: _Running, work: Callable[[Job], Row]) -> Row | None:
         if number not in one.rows and ray.wait([task], timeout=0)[0]:
             try:
                 one.rows[number] = ray.get(task)
-            except ray.exceptions.RayError as error:
+            except Exception as error:  # Ray's own, or one whose class it mixes with its own
                 one.rows[number] = _dead(one.job, error)
             one.ended = one.ended or time.monotonic()
     whole = len(one.rows) == len(one.tasks)
@@ -118,7 +119,10 @@ def _start(one: _Running, work: Callable[[Job], Row]) -> None:
 
 def _try_rank(work: Callable[[Job], Row], job: Job, number: int, address: str) -> Row:
     """One process of several."""
-    with distributed.session(address, number, job.processes, choose_device(job.options.device)):
+    with (
+        faults.sent(),
+        distributed.session(address, number, job.processes, choose_device(job.options.device)),
+    ):
         return work(job)
 
 
@@ -131,19 +135,25 @@ def _stop(one: _Running) -> None:
 
 
 def _dead(job: Job, error: Exception) -> Row:
+    """The row of a process that gives none itself: it died, or met an error before it began."""
     stage = "starting"
     with suppress(OSError):
         stage = (job.place / "stage").read_text(encoding="utf-8")
-    why = (str(error).splitlines() or [type(error).__name__])[0]
-    reason = f"its worker process died (out of host memory?): {why}"
-    return replace(job.row, status="failed", stage=stage, reason=reason)
+    cause = met(error)
+    if isinstance(cause, TransientFault):
+        reason, trace = f"its worker process died (out of host memory?): {faults.first_line(error)}", ""
+    else:
+        sent = faults.relayed(cause)
+        reason, trace = sent.text, sent.trace
+    gone = faults.consequence(cause)
+    return replace(job.row, status="failed", stage=stage, reason=reason, trace=trace, gone=gone)
 
 
 def _merged(rows: dict[int, Row]) -> Row:
     """One row for all processes: rank 0's with the memory of all, or that of a failure."""
     failed = [row for row in rows.values() if row.status == "failed"]
-    if failed:
-        return failed[0]  # the others failed because of it
+    if failed:  # the others failed because of one, which did not only miss another
+        return next((row for row in failed if not row.gone), failed[0])
     device = [row.device_mib for row in rows.values() if row.device_mib is not None]
     host = [row.host_mib for row in rows.values() if row.host_mib is not None]
     return replace(rows[0], device_mib=max(device, default=None), host_mib=sum(host) if host else None)

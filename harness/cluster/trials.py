@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from harness import interruption
+from harness import faults, interruption
 from harness.cluster.ranks import Ranks, bundles
 from harness.cluster.session import Resources
-from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit
-from harness.errors import UserError
+from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, all_words, fit, last_words, tried
 from harness.faults import TransientFault
+from harness.files import read_json, write_json
 from harness.runs.execution import Rounds, guarded, kept, record_error
 from harness.runs.running import record_failure, run
 from harness.runs.trial import Options, Outcome, Prepared, Trial, prepare
@@ -34,6 +34,7 @@ class Job:
         options: where and how it runs.
         processes: that share its groups.
         dependents: trials that train on its labels.
+        run: the run that it belongs to; no other has this name.
     """
 
     number: int
@@ -41,6 +42,15 @@ class Job:
     options: Options
     processes: int
     dependents: tuple[Trial, ...]
+    run: str
+
+
+class GivenUp(Exception):
+    """An earlier attempt of the same run has found that a trial cannot succeed; says why, as recorded."""
+
+
+#: Word, in a trial's folder, that an attempt left which could not report that it has failed.
+WORD = "given-up.json"
 
 
 class Steps:
@@ -53,22 +63,40 @@ class Steps:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.prepared = prepare(job.trial, job.options)
-        self.ranks = Ranks(self.prepared) if self.prepared.processes > 1 else None
+        self._heed_earlier()
+        self.ranks = Ranks(self.prepared, self._give_up) if self.prepared.processes > 1 else None
         self.work: Iterator[Status] = self._work()
         self.status, self.clock = Status(0, self.prepared.steps, 0.0), time.monotonic()
         self.begun = False
+
+    def _give_up(self, error: BaseException) -> None:
+        """Record a failure, for an attempt whose process must end and cannot report it."""
+        reason = record_error(self.prepared, error)
+        write_json(self.prepared.folder / WORD, {"run": self.job.run, "reason": reason})
+
+    def _heed_earlier(self) -> None:
+        word = self.prepared.folder / WORD
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = read_json(word)
+            word.unlink()
+            if found["run"] == self.job.run:
+                raise GivenUp(found["reason"])
 
     def _work(self) -> Iterator[Status]:
         """Train, evaluate, record; then write labels for those that train on them, while the GPU is here."""
         try:
             yield from run(self.prepared)
-        except Exception as error:
-            cause = self.ranks.cause() if self.ranks is not None else None
-            raise cause or error from error
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            cause = self.ranks.cause(error) if self.ranks is not None else error
+            if cause is error:
+                raise
+            raise cause from error
         self.stop()
         for trial in self.job.dependents:
             yield Status(0, self.prepared.steps, 0.0, note="writing labels")
-            with suppress(UserError):  # the driver meets it again, and reports it
+            with suppress(Exception):  # the driver meets it again, and reports it
                 prepare(trial, self.job.options)
 
     def stop(self) -> None:
@@ -76,8 +104,8 @@ class Steps:
         if self.ranks is not None:
             self.ranks.stop()
 
-    def piece(self) -> dict[str, Any]:
-        """Go on for a while; the last piece says ``done``."""
+    def piece(self) -> tuple[dict[str, Any], bool]:
+        """Go on for a while; returns the report, whose last says ``done``, and whether the GPU is lost."""
         until = time.monotonic() + REPORT_SECONDS
         ended, self.begun = False, True
 
@@ -92,14 +120,18 @@ class Steps:
         # A transient fault ends this process: Tune starts the trial again in a new one.
         try:
             other = guarded(self.prepared, work, again=True)
-        except Exception:
+        except Exception as error:
+            self.stop()
+            raise TransientFault(faults.first_line(error)) from error  # any other may not survive the way
+        except BaseException:
             self.stop()
             raise
         ended = ended or other is not None
         self.begun = not ended
         if ended:
             self.stop()
-        return _report(self.status, ended, time.monotonic() - self.clock, other)
+        report = _report(self.status, ended, time.monotonic() - self.clock, other)
+        return report, other is not None and other.lost
 
     def leave(self) -> None:
         """Let a trial that stands between two pieces write a checkpoint."""
@@ -114,14 +146,19 @@ class Steps:
         self.stop()
 
 
-def _report(status: Status | None, done: bool, wall: float, other: Outcome | None = None) -> dict[str, Any]:
+def _report(
+    status: Status | None, done: bool, wall: float, other: Outcome | None = None, trace: str = ""
+) -> dict[str, Any]:
     """What a worker tells the driver; ``other`` is an outcome that is not ``finished``."""
-    ended = None if other is None else (other.status, other.reason)
+    ended = None if other is None else (other.status, other.reason, trace)
     return {"status": status, "done": done, "wall": wall, "other": ended}
 
 
 class Actor(Worker):
     """Runs trials."""
+
+    #: Whether this process can no longer use its GPU.
+    lost = False
 
     def setup(self, config: dict) -> None:
         """Note the trial; it is prepared with its first step."""
@@ -131,11 +168,26 @@ class Actor(Worker):
     def step(self) -> dict[str, Any]:
         """Go on for about :data:`REPORT_SECONDS`."""
         if self.steps is None:
+            if self.lost:
+                raise TransientFault("this process has lost its GPU; another one takes the trial")
             try:
                 self.steps = Steps(self.job)
-            except UserError as error:  # the data changed since the driver looked
-                return _report(None, True, 0.0, Outcome(self.job.trial, "failed", str(error)))
-        return self.steps.piece()
+            except BaseException as error:
+                if interruption.asked(error):
+                    raise
+                if faults.transient(error):
+                    raise TransientFault(faults.first_line(error)) from error
+                return self._refused(error)
+        report, self.lost = self.steps.piece()
+        return report
+
+    def _refused(self, error: BaseException) -> dict[str, Any]:
+        """A trial that could not begin; the driver records it, which knows what it is."""
+        if isinstance(error, GivenUp):
+            return _report(None, True, 0.0, Outcome(self.job.trial, "failed", str(error)))
+        sent = faults.relayed(error)
+        self.lost = sent.kind.poison
+        return _report(None, True, 0.0, Outcome(self.job.trial, "failed", sent.text), sent.trace)
 
     def cleanup(self) -> None:
         """The run is interrupted, or there is no other trial to take."""
@@ -156,6 +208,7 @@ class Queue(Supplier):
         self.waiting: dict[Trial, Prepared] = {}
         #: Trials by number.
         self.begun: list[Prepared] = []
+        self.run = uuid.uuid4().hex
         self._names: set[str] = set()
         self.open = 0
         self._seconds: dict[str, float] = {}
@@ -179,7 +232,9 @@ class Queue(Supplier):
         chosen = max(self.waiting.values(), key=self._priority)
         del self.waiting[chosen.trial]
         dependents = self.rounds.dependents.get(chosen.trial, [])
-        job = Job(len(self.begun), chosen.trial, chosen.options, chosen.processes, tuple(dependents))
+        job = Job(
+            len(self.begun), chosen.trial, chosen.options, chosen.processes, tuple(dependents), self.run
+        )
         self.begun.append(chosen)
         self._names.add(chosen.trial.name)
         self.open += 1
@@ -244,10 +299,10 @@ class Watch(tune.Callback):
         if result["done"]:
             self._look(number)
         if result["other"] is not None:
-            status, reason = result["other"]
+            status, reason, trace = result["other"]
             one = self.queue.begun[number]
-            if status == "failed" and one.record is None:  # the worker could not prepare it
-                reason = record_failure(one, reason)
+            if result["status"] is None and status == "failed" and not _recorded(one, reason):
+                reason = record_failure(one, reason, trace)  # the worker could not prepare it
             self._end(number, Outcome(own, status, reason))
         elif result["done"]:
             self._end(number, Outcome(own, "finished", seconds=result["wall"]))
@@ -262,34 +317,24 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial that is started again."""
         own = self.queue.begun[trial.config["job"].number].trial
-        self.display.say(f"again    {own}: {_last_words(trial)}")
+        self.display.say(f"again    {own}: {last_words(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial whose worker died too often; nobody else can record it."""
         number = trial.config["job"].number
         one = self.queue.begun[number]
         self._look(number)
-        times = "once" if self.retries == 0 else f"{self.retries + 1} times"
-        fault = TransientFault(f"tried {times}: {_last_words(trial)}")
-        self._end(number, Outcome(one.trial, "failed", record_error(one, fault, _errors(trial))))
+        fault = TransientFault(tried(self.retries, trial))
+        self._end(number, Outcome(one.trial, "failed", record_error(one, fault, all_words(trial))))
 
 
-def _errors(trial: Any) -> str:
-    """What Tune has noted about the deaths of a trial's workers."""
+def _recorded(prepared: Prepared, reason: str) -> bool:
+    """Whether a failure stands in the record."""
     try:
-        return Path(trial.error_file).read_text(encoding="utf-8")
-    except (OSError, TypeError):
-        return "its worker died"
-
-
-def _last_words(trial: Any) -> str:
-    """The last death in one line."""
-    last = _errors(trial).rpartition("Failure # ")[2]
-    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
-    if any("Traceback" in line for line in lines):  # an error of the trial's, in its last line
-        return lines[-1].removeprefix("harness.faults.")
-    memory = [line for line in lines[1:] if "memory" in line.lower()]
-    return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
+        record = prepared.record
+        return record is not None and record.data.get("reason") == reason
+    except Exception:  # whatever became of the file
+        return False
 
 
 def run_trials(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) -> None:

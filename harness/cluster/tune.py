@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
+
+from harness import faults
 
 #: Seconds between two reports of a running trial.
 REPORT_SECONDS = 1.0
@@ -93,3 +96,31 @@ def fit(
 
 def _short_name(trial: Any) -> str:
     return f"trial-{trial.config['job'].number}"
+
+
+def all_words(trial: Any) -> str:
+    """What Tune has noted about the failed attempts of a trial."""
+    try:
+        return faults.printable(Path(trial.error_file).read_text(encoding="utf-8", errors="replace"), 2**20)
+    except (OSError, TypeError):
+        return "its worker died"
+
+
+def last_words(trial: Any) -> str:
+    """Why the last attempt of a trial failed, in one line: the error itself, or how its worker died."""
+    try:
+        error = trial.get_pickled_error()
+    except Exception:  # it may be of a class that cannot be made again
+        error = None
+    if isinstance(getattr(error, "cause", None), BaseException):
+        return faults.first_line(error.cause).removeprefix("TransientFault: ")
+    last = faults.printable(all_words(trial).rpartition("Failure # ")[2])
+    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
+    memory = [line for line in lines[1:] if "memory" in line.lower()]
+    return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
+
+
+def tried(retries: int, trial: Any) -> str:
+    """How often a trial was tried, and why it failed in the end."""
+    times = "once" if retries == 0 else f"{retries + 1} times"
+    return f"tried {times}: {last_words(trial)}"

@@ -11,8 +11,8 @@ import gc
 import shutil
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness import distributed, evaluation, faults, provenance
+from harness import distributed, evaluation, faults, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.cluster.session import Resources, ray_session
 from harness.cost.forecast import labels_ready, state_of
@@ -136,7 +136,7 @@ def try_recipe(job: Job) -> Row:
     The stage that it has come to is written beside the checkpoints, for the case that the process dies.
     """
     found, stage = _Found(), ""
-    failure: dict[str, str] = {}
+    failure: dict[str, Any] = {}
     device = torch.device("cpu")
     try:
         checked = inspect(job.trial, job.options)
@@ -146,14 +146,16 @@ def try_recipe(job: Job) -> Row:
         provenance.reset_peak_memory(device)
         for stage in _stages(job, found):
             write_stage(job.place, stage)
-    except Exception as error:
+    except BaseException as error:
+        if interruption.asked(error):
+            raise
         reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
-        failure = {"status": "failed", "reason": reason}
+        failure = {"status": "failed", "reason": reason, "gone": faults.consequence(error)}
         if not whole:
-            failure["trace"] = traceback.format_exc()
+            failure["trace"] = faults.trace_of(error)
     row = replace(
         job.row,
-        **failure,  # type: ignore[arg-type]
+        **failure,
         stage=stage if failure else "",
         notes=tuple(found.notes),
         phases=tuple(found.phases),
@@ -188,7 +190,8 @@ def release(device: torch.device) -> None:
     """Give back what nobody refers to any more."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # of a GPU that is lost
+            torch.cuda.empty_cache()
 
 
 def _stages(job: Job, found: _Found) -> Iterator[str]:

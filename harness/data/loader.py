@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
 
 from harness.batch import UNLABELLED, Batch, View
 from harness.data.augment import Sample, augment, jitter, recolour
 from harness.data.base import Dataset
 from harness.data.images import read_index
+from harness.data.loading import in_worker, loaded
 from harness.errors import UserError
 from harness.evaluation import normalise
 from harness.specs import Recipe
@@ -180,7 +181,8 @@ class Collate:
 
     def __call__(self, samples: Sequence[dict]) -> list[Batch]:
         per_group = len(samples) // self.groups
-        return [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
+        batches = [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
+        return [b.share_memory() for b in batches] if in_worker() else batches
 
     def _one(self, samples: Sequence[dict]) -> Batch:
         raw = _pictures([s["image"] for s in samples])
@@ -202,15 +204,15 @@ class Collate:
 
 def training_loader(
     data: TrainingSet, sampler: StepSampler, groups: int, *, workers: int, pin: bool
-) -> DataLoader:
-    """A loader that yields, for each step of ``sampler``, the list of its groups' batches."""
-    return DataLoader(
+) -> Iterator[list[Batch]]:
+    """Yields, for each step of ``sampler``, the list of its groups' batches; errors as in
+    :func:`harness.data.loading.loaded`."""
+    return loaded(
         data,
+        Collate(groups),
+        workers=workers,
+        pin=pin,
         batch_sampler=sampler,
-        collate_fn=Collate(groups),
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=False,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # keeps the loader off the global generator
     )

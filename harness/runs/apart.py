@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from harness import faults, interruption
+from harness.errors import UserError
 from harness.runs.running import run
 from harness.runs.trial import Options, Prepared, Trial, prepare
+from harness.specs import Recipe
+from harness.store.locks import Elsewhere
 from harness.training import Status
 
 
@@ -33,7 +35,7 @@ def run_apart(prepared: Prepared) -> Iterator[Status]:
             except EOFError:
                 process.join()
                 raise faults.TransientFault(f"its process died with exit code {process.exitcode}") from None
-            if isinstance(got, Exception):
+            if isinstance(got, BaseException):
                 raise got
             if got is None:
                 return
@@ -44,19 +46,15 @@ def run_apart(prepared: Prepared) -> Iterator[Status]:
 
 
 def _work(trial: Trial, options: Options, pipe: Connection) -> None:
+    recipe: Recipe | None = None
     with interruption.handled():
         try:
-            for status in run(prepare(trial, options)):
+            prepared = prepare(trial, options)
+            recipe = prepared.resolved.recipe
+            for status in run(prepared):
                 pipe.send(status)
             pipe.send(None)
-        except Exception as error:
-            trace = traceback.format_exc()
-            if faults.transient(error):
-                error = faults.TransientFault(faults.first_line(error))
-            error.add_note(trace)
-            try:
-                pipe.send(error)
-            except Exception:  # one that cannot be pickled
-                pipe.send(RuntimeError(trace))
-        except KeyboardInterrupt:
-            pass  # the parent stops too
+        except BaseException as error:
+            if not interruption.asked(error):  # else the parent stops too
+                plain = isinstance(error, UserError | Elsewhere)
+                pipe.send(faults.portable(error) if plain else faults.relayed(error, recipe))

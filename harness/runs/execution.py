@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -147,11 +147,12 @@ class Rounds:
             try:
                 if trial not in self.prepared:
                     self.prepared[trial] = prepare(trial, self.options)
-            except UserError as error:
+            except Exception as error:
                 if strict:
                     raise
-                self.display.fail(trial, str(error))
-                found += self.take(Outcome(trial, "failed", str(error)))
+                reason, _ = faults.told(error, None)  # it has no folder for a trace
+                self.display.fail(trial, reason)
+                found += self.take(Outcome(trial, "failed", reason))
                 continue
             one = self.prepared[trial]
             if trial in self.busy:
@@ -217,23 +218,29 @@ def guarded(prepared: Prepared, work: Callable[[], Any], *, again: bool = False)
 
     Raises:
         Exception: a transient fault, where ``again`` is true.
+        KeyboardInterrupt: work was asked to stop.
     """
     try:
         work()
         return None
     except Elsewhere as found:
         return Outcome(prepared.trial, found.status, str(found))
-    except Exception as error:
-        if again and faults.transient(error):
+    except BaseException as error:
+        if interruption.asked(error):
             raise
-        reason = record_error(prepared, error)
+        if faults.transient(error):
+            interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
+            if again:
+                raise
+        reason, lost = record_error(prepared, error), faults.poisons(error)
     gc.collect()  # the frames of the error may have kept tensors alive
     if prepared.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Outcome(prepared.trial, "failed", reason)
+        with suppress(RuntimeError):  # of a GPU that is lost
+            torch.cuda.empty_cache()
+    return Outcome(prepared.trial, "failed", reason, lost=lost)
 
 
-def record_error(prepared: Prepared, error: Exception, trace: str | None = None) -> str:
+def record_error(prepared: Prepared, error: BaseException, trace: str | None = None) -> str:
     """Record that an error ended a trial; returns what a user should know.
 
     Args:
@@ -254,6 +261,7 @@ def run_local(
     """
     here = True
     for one in prepared:
+        interruption.stop_if_noted()
         clock, outcome = time.monotonic(), kept(one) if one.done else None
         for left in range(retries, -1, -1):
             if outcome is not None:
@@ -264,6 +272,7 @@ def run_local(
                 here = here and not faults.poisons(fault)
                 display.say(f"again    {one.trial}: {faults.first_line(fault)}")
         assert outcome is not None
+        here = here and not outcome.lost
         if outcome.status == "finished":
             outcome = replace(outcome, seconds=time.monotonic() - clock)
         display.end(one, outcome)
@@ -277,7 +286,8 @@ def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Out
         for status in run(one) if here else run_apart(one):
             display.update(one.trial, status)
 
-    return guarded(one, work, again=again) or Outcome(one.trial, "finished")
+    outcome = guarded(one, work, again=again) or Outcome(one.trial, "finished")
+    return outcome if here else replace(outcome, lost=False)
 
 
 # --- Ray ---------------------------------------------------------------------------------------------

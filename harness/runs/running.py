@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import distributed, evaluation, foreign, interruption, provenance
+from harness import distributed, evaluation, faults, foreign, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
-from harness.files import sha256_of, whole_file
+from harness.files import recordable, sha256_of, whole_file
 from harness.networks import build_method, load_weights
 from harness.registry import METHODS
 from harness.runs.tracked import tracked
@@ -120,8 +120,10 @@ def _common(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def record_failure(prepared: Prepared, reason: str, trace: str | Exception = "") -> str:
+def record_failure(prepared: Prepared, reason: str, trace: str | BaseException = "") -> str:
     """Write a failed trial's record, unless it has a finished one, and its trace beside it.
+
+    Never raises an error: other trials go on, whatever became of this one.
 
     Args:
         prepared: the trial.
@@ -137,22 +139,34 @@ def record_failure(prepared: Prepared, reason: str, trace: str | Exception = "")
         record = prepared.record
         if record is None or not record.finished:
             failed = {"status": "failed", "reason": reason, "ended": _now()}
-            Store.write_record(prepared.folder, _common(prepared) | failed)
+            try:
+                Store.write_record(prepared.folder, _common(prepared) | failed)
+            except (TypeError, ValueError, RuntimeError):  # what no JSON holds, or a GPU that is lost
+                Store.write_record(prepared.folder, recordable(_known(prepared)) | failed)
         prepared.store.push(prepared.folder)
-    except (UserError, OSError) as error:
-        reason += f"\n  (not recorded: {getattr(error, 'problem', error)})"
+    except Exception as error:
+        why = getattr(error, "problem", None) or faults.first_line(error)
+        reason += f"\n  (not recorded: {why})"
     return reason
+
+
+def _known(prepared: Prepared) -> dict[str, Any]:
+    """:func:`_common` without what cannot be found out any more."""
+    try:
+        return _common(prepared)
+    except RuntimeError:  # the GPU does not even tell its name
+        return _common(replace(prepared, device=torch.device("cpu")))
 
 
 def write_trace(folder: Path, trace: str | BaseException) -> str:
     """Keep where in the code an error arose; returns a line that says where, or why it is not kept."""
     if isinstance(trace, BaseException):
-        trace = "".join(traceback.format_exception(trace))
+        trace = faults.trace_of(trace)
     try:
         with whole_file(folder / ERROR) as stream:
             stream.write(trace)
-    except (UserError, OSError) as error:
-        return f"\n  (trace not kept: {getattr(error, 'problem', error)})"
+    except Exception as error:
+        return f"\n  (trace not kept: {getattr(error, 'problem', None) or faults.first_line(error)})"
     return f"\n  trace:  {folder / ERROR}"
 
 

@@ -274,9 +274,15 @@ def events(job: Job, *, again: bool = False) -> Iterator[Event]:
         yield Event(ended="diverged", reason=str(error))
     except Elsewhere as error:
         yield Event(ended="failed", reason=str(error))
-    except Exception as error:
-        if again and faults.transient(error):
+    except GeneratorExit:  # nobody listens any more
+        raise
+    except BaseException as error:
+        if interruption.asked(error):
             raise
+        if faults.transient(error):
+            interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
+            if again:
+                raise
         reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
         if not whole:
             reason += write_trace(job.folder, error)
