@@ -54,7 +54,7 @@ def session(address: str, number: int, world: int, device: torch.device) -> Iter
     """
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # it refuses a device without a number
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         init_method=f"tcp://{address}",

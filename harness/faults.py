@@ -25,6 +25,7 @@ from harness import interruption
 from harness.errors import UserError, causes
 from harness.files import refusal
 from harness.specs import Recipe
+from harness.text import clean
 
 #: How often a trial whose process died, or that met a transient fault, is started again.
 RETRIES = 3
@@ -159,21 +160,21 @@ def trace_of(error: BaseException) -> str:
     if isinstance(error, Relayed):
         return error.trace
     try:
-        return printable("".join(traceback.format_exception(error)), most=2**20)
+        return printable_lines("".join(traceback.format_exception(error)))
     except Exception as other:  # of its own way of showing itself
         return f"{type(error).__name__}, whose trace cannot be shown: {type(other).__name__}"
 
 
 def printable(text: str, most: int = _MOST) -> str:
-    """Text that every file and terminal takes: valid UTF-8, no control characters, not endless."""
+    """:func:`harness.text.clean` text that is not endless."""
     if len(text) > most:
         text = f"{text[:most]} [... {len(text) - most} more characters]"
-    text = _ESCAPES.sub("", text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n"))
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return clean(text)
 
 
-#: Colours and the like of a terminal.
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+def printable_lines(text: str) -> str:
+    """:func:`printable` for a trace, line by line."""
+    return "\n".join(map(printable, text[: 2**20].split("\n")))
 
 
 def _words(error: BaseException) -> str:

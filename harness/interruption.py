@@ -28,6 +28,7 @@ class _State:
     def __init__(self) -> None:
         self.first: int | None = None
         self.waits = False
+        self.worker = False
         self.timer: threading.Timer | None = None
 
 
@@ -50,11 +51,17 @@ def forget() -> None:
 
 
 def asked(found: BaseException) -> bool:
-    """Whether an exception is the user's wish to stop, and nothing that a trial raised of its own accord."""
-    if isinstance(found, Terminated):
+    """Whether an exception is somebody's wish that work or this process stop, and nothing that a trial raised
+    of its own accord."""
+    if isinstance(found, Terminated) or hasattr(found, "ray_terminate_msg"):  # Ray's SystemExit for SIGTERM
         return True
-    ours = signal.getsignal(signal.SIGINT) is _handle  # then a signal would have been noted
-    return isinstance(found, KeyboardInterrupt) and (noted() or not ours)
+    told = noted() or not (_state.worker or signal.getsignal(signal.SIGINT) is _handle)
+    return isinstance(found, KeyboardInterrupt) and told
+
+
+def leave_to_driver() -> None:
+    """This process is a worker: Ctrl-C is for its driver, so that none is meant for this one."""
+    _state.worker = True
 
 
 def error() -> KeyboardInterrupt:

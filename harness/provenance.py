@@ -87,6 +87,7 @@ def reset_peak_memory(device: torch.device) -> None:
     On the CPU this needs Linux; elsewhere the peak is that of the process.
     """
     if device.type == "cuda":
+        torch.cuda.init()  # a device with a number does not start CUDA by itself
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):

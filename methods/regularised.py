@@ -221,7 +221,7 @@ class TreeEnergy(RegularisedMethod):
         return tree_energy_loss(
             low.softmax(1),
             batch.images,
-            at_least_float32(self.embed(stages[-1])),
+            self.embed(at_least_float32(stages[-1])),  # as autocast is off here
             batch.labels == UNLABELLED,
             sigma_low=config.sigma_low,
             sigma_high=config.sigma_high,

@@ -58,7 +58,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "unpicklable": (lambda: Unpicklable("held", 7), "Unpicklable: held"),
     "wordless": (Wordless, "Wordless: (its message cannot be shown: KeyError)"),
     "huge": (lambda: ValueError("much " * 200_000), "more characters"),
-    "bytes": (lambda: ValueError("\udcff \x1b[31mred\x1b[0m \x07 caf\xe9"), "ValueError: ? red \ufffd caf\xe9"),
+    "bytes": (
+        lambda: ValueError("\udcff \x1b[31mred\x1b[0m \x07 caf\xe9"),
+        "ValueError: \ufffd red  caf\xe9",
+    ),
     "group": (lambda: ExceptionGroup("two", [ValueError("a"), KeyError("b")]), "two -> ValueError: a"),
     "stop": (lambda: StopIteration("early"), "StopIteration: early"),
     "stop-async": (lambda: StopAsyncIteration("early"), "StopAsyncIteration: early"),

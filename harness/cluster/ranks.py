@@ -20,7 +20,7 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from harness import distributed, faults
+from harness import distributed, faults, interruption
 from harness.faults import TransientFault
 from harness.runs.running import run, write_trace
 from harness.runs.trial import Options, Prepared, Trial, prepare
@@ -35,6 +35,7 @@ class Rank:
 
     def prepare(self, trial: Trial, options: Options) -> None:
         """Find what can be found before the others are waited for."""
+        interruption.leave_to_driver()
         with faults.sent():
             self.prepared = prepare(trial, options)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from harness import faults, interruption
+from harness import devices, faults, interruption
 from harness.cluster.session import Resources
 from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, fit, tried
 from harness.search.objective import Event, Job, events
@@ -23,6 +24,7 @@ class Actor(Worker):
 
     def setup(self, config: dict) -> None:
         """Note the trial; it begins with its first step."""
+        interruption.leave_to_driver()
         self.work = events(config["job"], again=True)  # in another process
 
     def step(self) -> dict[str, Any]:
@@ -48,11 +50,12 @@ class Suggestions(Supplier):
 
     Args:
         study: decides what comes next.
+        gpus: booked for each trial.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, gpus: float) -> None:
         super().__init__()  # no metric: the study reads events
-        self.study = study
+        self.study, self.gpus = study, gpus
         self.jobs: dict[str, Job] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -61,7 +64,8 @@ class Suggestions(Supplier):
         if job is None:
             return Supplier.FINISHED
         self.jobs[trial_id] = job
-        return {"job": job}
+        device = devices.of_workers(job.options.device, self.gpus)
+        return {"job": replace(job, options=replace(job.options, device=device))}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Tell the study of an end that no event has told it of; of a worker's, :class:`Obituary` does."""
@@ -130,7 +134,7 @@ def run_search(study: Study, resources: Resources, progress: Callable[[Job, Even
     fit(
         Actor,
         {"cpu": resources.cpus_per_process, "gpu": resources.gpus_per_process},
-        Suggestions(study),
+        Suggestions(study, resources.gpus_per_process),
         resources.retries,
         [Obituary(study, resources.retries)],
         scheduler=Judge(study, progress),

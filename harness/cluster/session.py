@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
 import wsss_bench
-from harness import faults, interruption
+from harness import devices, faults, interruption
 from harness.errors import UserError
 
 
@@ -112,4 +115,13 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
                 where=f"--{kind.lower()}s-per-trial",
                 remedy="ask for less",
             )
+    try:
+        if resources.gpus_per_process and resources.address is None:
+            devices.choose("cuda", devices.machine())  # trials would be refused one by one
+    except UserError:
+        if mine:
+            ray.shutdown()
+        raise
+    if mine and (text := devices.idle(resources.gpus_per_process, there.get("GPU", 0))):
+        tqdm.write(f"note: {text}", file=sys.stderr)
     return mine

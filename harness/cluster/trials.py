@@ -162,6 +162,7 @@ class Actor(Worker):
 
     def setup(self, config: dict) -> None:
         """Note the trial; it is prepared with its first step."""
+        interruption.leave_to_driver()
         self.steps: Steps | None = None
         self.job: Job = config["job"]
 
@@ -200,11 +201,15 @@ class Queue(Supplier):
 
     One trial of each recipe comes first; then those that take longest, as far as that is known from the
     first ones, so that no long trial runs alone at the end.
+
+    Args:
+        rounds: knows which trials wait for others.
+        gpus: booked for each process of a trial.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
+    def __init__(self, rounds: Rounds, gpus: float = 0.0) -> None:
         super().__init__()  # no metric: nothing is optimised
-        self.rounds = rounds
+        self.rounds, self.gpus = rounds, gpus
         self.waiting: dict[Trial, Prepared] = {}
         #: Trials by number.
         self.begun: list[Prepared] = []
@@ -345,7 +350,7 @@ def run_trials(prepared: Sequence[Prepared], resources: Resources, rounds: Round
         resources: of each process of a trial.
         rounds: takes outcomes, tells what has become ready, and shows both.
     """
-    queue = Queue(rounds)
+    queue = Queue(rounds, resources.gpus_per_process)
     watch = Watch(queue, rounds, resources.retries)
     watch.admit(prepared)
     if not queue.waiting:

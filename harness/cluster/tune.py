@@ -101,7 +101,7 @@ def _short_name(trial: Any) -> str:
 def all_words(trial: Any) -> str:
     """What Tune has noted about the failed attempts of a trial."""
     try:
-        return faults.printable(Path(trial.error_file).read_text(encoding="utf-8", errors="replace"), 2**20)
+        return faults.printable_lines(Path(trial.error_file).read_text(encoding="utf-8", errors="replace"))
     except (OSError, TypeError):
         return "its worker died"
 

@@ -180,7 +180,7 @@ def doctor(data_roots: tuple[str, ...]) -> None:
 
     import torch
 
-    from harness import compat, provenance
+    from harness import compat, devices, provenance
     from harness.errors import UserError
     from harness.files import cache_folder
     from harness.recipes import usable
@@ -191,13 +191,22 @@ def doctor(data_roots: tuple[str, ...]) -> None:
     facts = provenance.hardware(device) | provenance.code()
     rows: list[tuple[str, str, str]] = []
     rows.append(("machine", f"{facts['processor']}, {facts['cores']} cores", ""))
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    built = f"torch {torch.__version__}, " + (
-        f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    found = devices.machine(thoroughly=True)
+    gpus = [torch.cuda.get_device_name(i) for i in range(found.count)]
+    built = f"torch {torch.__version__}, " + (f"CUDA {found.built}" if found.built else "CPU build")
+    if found.present and not gpus:
+        state, remark = "unusable", f"{devices.why_unusable(found)}; {devices.remedy(found)}"
+    elif gpus:
+        state, remark = ", ".join(gpus), devices.without_kernels(found)
+    else:
+        state, remark = "none", f"{built}: the mini suite runs; papers need a GPU"
+    rows.append(("GPU", state, remark))
+    driver = "none" if found.driver is None and found.driver_cuda is None else found.driver or "unknown"
+    newest = (
+        "" if found.driver_cuda is None else f"supports CUDA up to {'.'.join(map(str, found.driver_cuda))}"
     )
-    rows.append(
-        ("GPU", ", ".join(gpus) or "none", "" if gpus else f"{built}: the mini suite runs; papers need a GPU")
-    )
+    rows.append(("NVIDIA driver", driver, newest))
+    rows.append(("torch build", built, " ".join(found.architectures)))
     rows.append(
         ("torchvision", "cured" if compat.CURED else "sound", "see harness/compat.py" if compat.CURED else "")
     )

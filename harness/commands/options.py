@@ -255,11 +255,17 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         track: tuple[str, ...],
         **own: Any,
     ) -> Any:
+        from harness import devices
         from harness.cluster.session import Resources
-        from harness.runs.trial import Options, choose_device
+        from harness.runs.trial import Options
 
-        cuda = choose_device(device).type == "cuda"
+        machine = devices.machine()
+        cuda = devices.choose(device, machine).type == "cuda"
+        if text := devices.unused(device, machine):
+            click.echo(f"warning: {text}", err=True)
         processes, gpus = shares(gpus_per_trial, processes_per_trial, cuda, local)
+        if not local:
+            devices.of_workers(device, gpus)  # refuses what contradicts itself
         if cpus_per_trial is not None and not processes:
             raise UserError(
                 "groups differ from recipe to recipe, so cores are not shared out here",

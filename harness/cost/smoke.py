@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from harness import distributed, evaluation, faults, interruption, provenance
+from harness import devices, distributed, evaluation, faults, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.cluster.session import Resources, ray_session
 from harness.cost.forecast import labels_ready, state_of
@@ -143,6 +143,8 @@ def try_recipe(job: Job) -> Row:
         device = checked.device
         if device.type == "cpu":
             torch.set_num_threads(job.options.threads)
+        else:
+            devices.check_kernels(devices.machine(thoroughly=True))
         provenance.reset_peak_memory(device)
         for stage in _stages(job, found):
             write_stage(job.place, stage)
@@ -453,6 +455,8 @@ def _job(
         checkpoint_seconds=options.checkpoint_seconds,
     )
     processes = options.processes or recipe.batch.groups
+    if resources is not None:
+        options = replace(options, device=devices.of_workers(options.device, resources.gpus_per_process))
     return Job(number, left[0] if left else group[0], len(left), outputs, options, processes, place, row)
 
 

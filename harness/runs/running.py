@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import distributed, evaluation, faults, foreign, interruption, provenance
+from harness import devices, distributed, evaluation, faults, foreign, interruption, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
@@ -70,6 +70,8 @@ def run(prepared: Prepared) -> Iterator[Status]:
 def _run(prepared: Prepared) -> Iterator[Status]:
     if prepared.device.type == "cpu":
         torch.set_num_threads(prepared.options.threads)
+    else:
+        devices.check_kernels(devices.machine(thoroughly=True))
     provenance.reset_peak_memory(prepared.device)
     started, clock = _now(), time.monotonic()
     record = prepared.record

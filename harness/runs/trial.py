@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import distributed, evaluation
+from harness import devices, distributed, evaluation
 from harness.data import own
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.images import save_index
@@ -185,28 +185,12 @@ class Prepared:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises UserError for a device this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}", where="--device", remedy="cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = (
-            f"torch is built for CUDA {built} but sees no GPU"
-            if built
-            else "this torch is built without CUDA"
-        )
-        raise UserError(
-            f"no CUDA device: {why}", where="--device", remedy="use --device cpu, or see `wsss doctor`"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"there is no {name}: this machine has {torch.cuda.device_count()} GPU(s)", where="--device"
-        )
-    return device
+    """The device that a name stands for, as in :func:`harness.devices.choose`, on this machine.
+
+    Raises:
+        UserError: likewise.
+    """
+    return devices.choose(name, devices.machine())
 
 
 @cache

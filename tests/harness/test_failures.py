@@ -3,7 +3,6 @@ other trials go on."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
@@ -63,7 +62,7 @@ def test_in_this_process(troubled, small):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_ray(troubled, small, processes):
     """Of two processes, the first and the second meet errors by turns; which one it was does not matter."""
-    kinds = MIXED if processes == 1 else MIXED[::3]
+    kinds = MIXED if processes == 1 else MIXED[::5]
     ranks = [n % processes if place in ("set-up", "step") else 0 for n, (_, place) in enumerate(kinds)]
     trials = [trial(*mixed, rank) for mixed, rank in zip(kinds, ranks, strict=True)]
     trials.append(trial("none", "none"))
@@ -72,4 +71,3 @@ def test_on_ray(troubled, small, processes):
     )
     outcomes = execute(trials, options, Resources(cpus_per_process=0.5))
     check(troubled, trials, outcomes, 1)
-    assert os.environ["TROUBLES"]

@@ -41,6 +41,38 @@ def test_losses_are_finite_and_reach_every_trainable_parameter(name):
     assert trainable <= reached, f"never reached: {sorted(trainable - reached)[:5]}"
 
 
+#: In bfloat16 one recipe of each method and supervision; in float16, which is slow on a CPU, of each method.
+HALVES = [
+    (name, dtype)
+    for dtype, depth in ((torch.bfloat16, 2), (torch.float16, 1))
+    for name in {tuple(n.replace("/", "-").split("-")[::2][:depth]): n for n in mini_recipes()[::-1]}.values()
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), HALVES, ids=lambda v: str(v).removeprefix("torch."))
+def test_mixed_precision_trains_and_predicts(name, dtype):
+    """Forward, backward, prediction, pseudo labels and maps under autocast; losses stay in float32."""
+    method = build(name)
+    recipe = resolve(name).recipe
+    batch = make_batch(method, recipe.supervision)
+    for fraction in method.probe_steps:
+        method.train().zero_grad()
+        with torch.autocast("cpu", dtype=dtype):
+            terms = method(batch, Progress(int(fraction * 1000), 1000, 10))
+        assert {t.dtype for t in terms.values()} == {torch.float32}
+        assert all(t.isfinite().all() for t in terms.values()), fraction
+        torch.stack([t.sum() for t in terms.values()]).sum().backward()
+        grads = [p.grad for p in method.parameters() if p.grad is not None]
+        assert grads
+        assert all(g.isfinite().all() for g in grads)
+    method.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        for network in method.networks:
+            assert method.predict(batch.images, network).isfinite().all()
+        dict(method.pseudo_labels(batch.images, batch.tags))
+        method.class_maps(batch.images, batch.tags)
+
+
 @pytest.mark.parametrize("name", mini_recipes())
 def test_prediction_has_the_right_shape_is_repeatable_and_independent_of_the_batch(name):
     method = build(name).eval()
