@@ -1,6 +1,6 @@
 """A method of another package that raises what it is told to, where it is told to; for tests of failures.
 
-``installed`` puts it on the path as a package would, so that other processes find it too.
+``troubled_package`` puts it on the path as a package would.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from installed import installed
 from torch import nn
 
-from harness import distributed, recipes, registry
+from harness import distributed
 from harness.data.base import Supervision
 from harness.schema import schema
 from methods.base import Method
@@ -132,44 +133,21 @@ class Troubled(Method):
         return super().parameters(recurse)
 
 
-@contextmanager
-def installed(place: Path) -> Iterator[None]:
-    """The method and its recipe, ``troubled/mini``, as a package in ``place``.
-
-    Args:
-        place: an empty folder.
-    """
-    info = place / "troubled-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: troubled\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[wsss.methods]\ntroubled = troubles:Troubled\n[wsss.recipes]\ntroubled = troubled_recipes\n"
-    )
-    (place / "troubled_recipes").mkdir()
-    (place / "troubled_recipes" / "__init__.py").write_text("")
-    (place / "troubled_recipes" / "troubled.toml").write_text(
-        "[mini]\ndataset = 'mini'\nsupervision = 'scribble'\nbackbone = 'none'\ncrop = 32\n"
-        "batch = {per_group = 2, groups = 2}\nschedule = {steps = 2}\n"
-        "evaluation = [{split = 'val', protocol = 'single'}]\n"
-    )
-    paths = [str(place), str(Path(__file__).parent)]
-    before = os.environ.get("PYTHONPATH")
-    sys.path[:0] = paths
-    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *([before] if before else [])])
-    _forget()
-    try:
-        yield
-    finally:
-        for path in paths:
-            sys.path.remove(path)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-        _forget()
+#: Its one recipe.
+_RECIPES = """
+    [mini]
+    dataset = "mini"
+    supervision = "scribble"
+    backbone = "none"
+    crop = 32
+    batch = {per_group = 2, groups = 2}
+    schedule = {steps = 2}
+    evaluation = [{split = "val", protocol = "single"}]
+"""
 
 
-def _forget() -> None:
-    """Entry points and recipe files are looked up once."""
-    registry._entry_points.cache_clear()
-    recipes._files.cache_clear()
+def troubled_package(place: Path) -> AbstractContextManager[Path]:
+    """The method and its recipe, ``troubled/mini``, as a package that other processes find too."""
+    files = {"troubled_recipes/__init__.py": "", "troubled_recipes/troubled.toml": _RECIPES}
+    entries = {"methods": {"troubled": "troubles:Troubled"}, "recipes": {"troubled": "troubled_recipes"}}
+    return installed(place, "troubled", files, entries)

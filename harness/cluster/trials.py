@@ -15,8 +15,10 @@ from harness import faults, interruption
 from harness.cluster.ranks import Ranks, bundles
 from harness.cluster.session import Resources
 from harness.cluster.tune import REPORT_SECONDS, Supplier, Worker, all_words, fit, last_words, tried
+from harness.errors import UserError
 from harness.faults import TransientFault
-from harness.files import read_json, write_json
+from harness.files import write_json
+from harness.reading import read_json
 from harness.runs.execution import Rounds, guarded, kept, record_error
 from harness.runs.running import record_failure, run
 from harness.runs.trial import Options, Outcome, Prepared, Trial, prepare
@@ -76,11 +78,13 @@ class Steps:
 
     def _heed_earlier(self) -> None:
         word = self.prepared.folder / WORD
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        if not word.exists():
+            return
+        with suppress(OSError, UserError):
             found = read_json(word)
             word.unlink()
-            if found["run"] == self.job.run:
-                raise GivenUp(found["reason"])
+            if isinstance(found, dict) and found.get("run") == self.job.run:
+                raise GivenUp(found.get("reason", ""))
 
     def _work(self) -> Iterator[Status]:
         """Train, evaluate, record; then write labels for those that train on them, while the GPU is here."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
+from harness.errors import UserError
 from harness.recipes import expand
 from harness.runs.apart import run_apart
 from harness.runs.display import Display

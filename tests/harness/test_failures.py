@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from troubles import KINDS, PLACES, installed
+from troubles import KINDS, PLACES, troubled_package
 
 from harness.cluster.session import Resources
 from harness.runs.execution import execute
@@ -20,7 +20,7 @@ MIXED = [(kind, PLACES[number % len(PLACES)]) for number, kind in enumerate(KIND
 @pytest.fixture
 def troubled(tmp_path, monkeypatch):
     monkeypatch.setenv("TROUBLES", str(tmp_path / "troubles.txt"))
-    with installed(tmp_path / "packages"):
+    with troubled_package(tmp_path / "packages"):
         yield tmp_path
 
 
