@@ -8,6 +8,7 @@ it; where a folder called ``harness`` is in the way, ``import wsss_bench`` befor
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,12 @@ def worker_environment() -> dict[str, object]:
     places = {os.path.abspath(os.curdir)}  # noqa: PTH100 - spelled as Ray spells it
     added = os.pathsep.join(sorted(p for p in places if str(Path(p).resolve()) not in here))
     return {"worker_process_setup_hook": "wsss_bench.in_worker", "env_vars": {ADDED: added}}
+
+
+def begin(module: str, function: str, *arguments: object) -> None:
+    """Call one of our functions in a process that was spawned: named by text, so that nothing of ours is
+    looked for before this module has seen to where."""
+    getattr(importlib.import_module(module), function)(*arguments)
 
 
 def taken() -> dict[str, str]:

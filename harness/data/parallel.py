@@ -10,6 +10,8 @@ from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
+import wsss_bench
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,7 +48,9 @@ def ordered_map(
             if kind == "threads":
                 pool = ThreadPoolExecutor(workers)
             else:
-                pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+                spawn = multiprocessing.get_context("spawn")
+                # Read before anything of ours is: it sees to where that is found.
+                pool = ProcessPoolExecutor(workers, spawn, initializer=wsss_bench.prefer_ours)
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             results = pool.map(function, items, chunksize=16)
         yield from tqdm(results, desc=what, total=len(items), disable=None, leave=False, unit="file")

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import wsss_bench
 from harness import faults, interruption
 from harness.errors import UserError
 from harness.runs.running import run
@@ -24,7 +25,7 @@ def run_apart(prepared: Prepared) -> Iterator[Status]:
     ours, theirs = multiprocessing.Pipe()
     # Forking would copy the lost GPU along.
     process = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(prepared.trial, prepared.options, theirs)
+        target=wsss_bench.begin, args=(__name__, "_work", prepared.trial, prepared.options, theirs)
     )
     process.start()
     theirs.close()
