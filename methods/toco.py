@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.batch import Batch, Progress
 from harness.bounds import MOST, MOST_STEPS
@@ -37,12 +38,14 @@ from methods.base import Build, Paper
 from methods.vit_segmenter import (
     Output,
     ViTConfig,
+    Terms,
     ViTNetwork,
     ViTSegmenter,
     balanced_cross_entropy,
     classification_loss,
     dense_energy,
     from_step,
+    weighted,
 )
 
 if TYPE_CHECKING:
@@ -146,38 +149,41 @@ class ToCo(ViTSegmenter):
         }
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """``cls``, ``aux_cls``, and where their weight is not 0 ``ptc``, ``ctc``, ``seg`` and ``reg``."""
+        """``cls``, ``aux_cls``, ``ptc``, ``ctc``, ``seg`` and ``reg``, weighted.
+
+        Terms whose weight is 0 at this step are not computed (``config.before_start``).
+        """
         c, step = self.config, progress.step
         images, source = batch.images, batch.views["local"].images
         if c.second_flip == "released":
             images, source = _coin_flip(images), _coin_flip(source)
         tags = batch.tags[:, 1:]
         output = self.network(images)
-        terms = {
-            "cls": classification_loss(output.cls, tags),
-            "aux_cls": classification_loss(output.aux_cls, tags),
+        terms: Terms = {
+            "cls": (1.0, lambda: classification_loss(output.cls, tags)),
+            "aux_cls": (1.0, lambda: classification_loss(output.aux_cls, tags)),
         }
         ptc = from_step(c.ptc_weight, c.contrast_start, step)
         ctc = from_step(c.ctc_weight, c.contrast_start, step)
         seg = from_step(c.seg_weight, c.seg_start, step)
         reg = from_step(c.reg_weight, c.seg_start, step)
-        if not any((ptc, ctc, seg, reg)):
-            return terms
-        cam, aux_cam = self.cams(images)
-        if ptc:
-            terms["ptc"] = ptc * self.patch_contrast(output, aux_cam, tags, batch.valid)
-        if ctc:
+        if any((ptc, ctc, seg, reg)):
+            cam, aux_cam = self.cams(images)
             second = batch.views["second"].images
-            terms["ctc"] = ctc * self.class_contrast(output, second, source, aux_cam, tags)
-        if seg or reg:
             chosen = cam if step >= c.final_cam_start else aux_cam
-            labels = self.refined_labels(images, chosen, tags, batch.valid)
-            logits = resize(output.seg, images.shape[-2:], align_corners=False)
-            if seg:
-                terms["seg"] = seg * balanced_cross_entropy(logits, labels)
-            if reg:
-                terms["reg"] = reg * dense_energy(logits, images, labels, batch.valid)
-        return terms
+            labels = cache(lambda: self.refined_labels(images, chosen, tags, batch.valid))
+            logits = cache(lambda: resize(output.seg, images.shape[-2:], align_corners=False))
+            terms |= {
+                "ptc": (ptc, lambda: self.patch_contrast(output, aux_cam, tags, batch.valid)),
+                "ctc": (ctc, lambda: self.class_contrast(output, second, source, aux_cam, tags)),
+                "seg": (seg, lambda: balanced_cross_entropy(logits(), labels())),
+                "reg": (reg, lambda: dense_energy(logits(), images, labels(), batch.valid)),
+            }
+        return weighted(terms, self.zeroed())
+
+    def reached(self) -> dict[str, list[nn.Parameter]]:
+        """The projection head learns from ``ctc``, the segmentation head from ``seg`` and ``reg``."""
+        return super().reached() | {"ctc": list(self.proj_head.parameters())}
 
     def patch_contrast(self, output: Output, aux_cam: Tensor, tags: Tensor, valid: Tensor) -> Tensor:
         """PTC of the final tokens by the auxiliary maps' labels.

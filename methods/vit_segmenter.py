@@ -7,7 +7,7 @@ they add; class 0 is the background everywhere here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -82,6 +82,11 @@ class ViTConfig:
     head_lr_scale: float = Field(default=10.0, ge=0)
     """Learning rate of everything but the encoder, relative to it.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
+    before_start: Literal["zero", "skip"] = "zero"
+    """Parts that only terms of weight 0 reach, as before such a term starts: `zero`, the released code
+    multiplies these terms by 0, so their gradient is 0, and Adam decays them and counts their steps from
+    step 0; `skip`, they have no gradient and keep their initial weights until the term starts, and its first
+    steps are the longer for it. [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
 
 
 class Output(NamedTuple):
@@ -177,6 +182,15 @@ class ViTSegmenter(Method):
     def named_network(self, name: str) -> ViTNetwork:
         """The network behind a name of ``networks``; here there is one."""
         return self.network
+
+    def reached(self) -> dict[str, list[nn.Parameter]]:
+        """By name of a term, the parameters that learn from it beside the encoder and the classifiers."""
+        head = list(self.network.decoder.parameters())
+        return {"seg": head, "reg": head}
+
+    def zeroed(self) -> dict[str, list[nn.Parameter]]:
+        """:meth:`reached`, for terms of weight 0, as ``config.before_start`` has it."""
+        return self.reached() if self.config.before_start == "zero" else {}
 
     def predict(self, images: Tensor, network: str = "default") -> Tensor:
         """Logits ``(B, K, H, W)`` at the size of ``images`` ``(B, 3, H, W)``."""
@@ -341,6 +355,42 @@ def from_step(weight: float, start: int, step: int) -> float:
 Terms = dict[str, tuple[float, Callable[[], Tensor]]]
 
 
-def weighted(terms: Terms) -> dict[str, Tensor]:
-    """Evaluate the terms whose weight is not 0, and weigh them."""
-    return {name: weight * term() for name, (weight, term) in terms.items() if weight != 0}
+def weighted(terms: Terms, reached: Mapping[str, Iterable[nn.Parameter]] | None = None) -> dict[str, Tensor]:
+    """Evaluate the terms whose weight is not 0, and weigh them.
+
+    Args:
+        terms: weight and value by name.
+        reached: by name of a term, what learns from it beside the encoder and the classifiers. Where its
+            weight is 0 the term comes as ``0 * term`` would, without being computed: :func:`zero_gradient`.
+    """
+    found = {name: weight * term() for name, (weight, term) in terms.items() if weight != 0}
+    for name, parameters in (reached or {}).items():
+        trained = [p for p in parameters if p.requires_grad]
+        if name not in found and trained:
+            found[name] = zero_gradient(trained)
+    return found
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """0, whose gradient by every argument is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
+def zero_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """What ``0 * loss`` is to the parameters that the loss reaches: a scalar 0 whose gradient is 0.
+
+    A gradient of 0 is not the same as none: with it an optimiser moves its averages, counts a step and
+    decays the weight.
+
+    Args:
+        parameters: at least one.
+    """
+    return _ZeroGradient.apply(*parameters)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.batch import IGNORE, Batch, Progress
 from harness.bounds import MOST, MOST_STEPS, in_order
@@ -242,6 +242,7 @@ class DSKDGC(ViTSegmenter):
         after it.
 
         After warm-up ema runs without gradient, so its parameters get none and the optimiser skips them.
+        Heads of online get a gradient of 0 from terms whose weight is 0 (``config.before_start``).
         """
         c = self.config
         warm = progress.step < c.warmup_steps
@@ -276,7 +277,14 @@ class DSKDGC(ViTSegmenter):
                 "sim": (sim_weight, lambda: self._sim(mirrored, plain)),
                 "punc": (punc_weight, lambda: self._punc(online, plain, chosen, batch.valid, progress)),
             }
-        return weighted(terms)
+        return weighted(terms, self.zeroed())
+
+    def reached(self) -> dict[str, list[nn.Parameter]]:
+        """The head learns from ``seg``, the projector from ``punc``."""
+        return {
+            "seg": list(self.online.decoder.parameters()),
+            "punc": list(self.online.projector.parameters()),
+        }
 
     def _student_cls(self, tokens: Tokens, tags: Tensor) -> Tensor:
         final, aux = self.ema.class_logits(tokens)

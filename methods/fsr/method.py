@@ -132,7 +132,7 @@ class FSR(ViTSegmenter):
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``cls`` (both classifiers), ``class``, ``patch``, ``ptc``, ``seg`` and ``reg``, weighted.
 
-        Terms whose weight is 0 at this step are left out.
+        Terms whose weight is 0 at this step are not computed (``config.before_start``).
         """
         c, step, size = self.config, progress.step, len(batch)
         tags = batch.tags[:, 1:]
@@ -156,7 +156,7 @@ class FSR(ViTSegmenter):
             terms |= self.distillation(part(tokens, slice(size, None)), batch, mask, step)
         if any(self.map_weights(step).values()):
             terms |= self.map_terms(batch, output, step)
-        return weighted(terms)
+        return weighted(terms, self.zeroed())
 
     def mask(self, images: Tensor, tags: Tensor, step: int) -> Tensor:
         """Masked tokens of view 2, ``(B, h, w)`` bool; random numbers from the global generator.

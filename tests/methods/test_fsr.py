@@ -97,13 +97,16 @@ def test_labels_of_one_side_alone_give_finite_terms(thresholds):
     assert all(torch.isfinite(t) for t in terms.values())
 
 
-def test_terms_come_at_their_steps():
-    method, data = build().train(), batch([[1], [2]])
-    always = {"cls", "class", "patch"}
+@pytest.mark.parametrize("before_start", ["zero", "skip"])
+def test_terms_come_at_their_steps(before_start):
+    method, data = build(before_start=before_start).train(), batch([[1], [2]])
+    always, zero = {"cls", "class", "patch"}, {"seg", "reg"} if before_start == "zero" else set()
     for step, more in ((0, set()), (5, {"ptc"}), (19, {"ptc"}), (20, {"ptc", "seg", "reg"})):
-        assert set(method(data, Progress(step, TOTAL, 10))) == always | more
-    without = build(class_weight=0.0, patch_weight=0.0).train()
-    assert set(without(data, Progress(0, TOTAL, 10))) == {"cls"}
+        terms = method(data, Progress(step, TOTAL, 10))
+        assert {name for name, term in terms.items() if term != 0} == always | more
+        assert set(terms) == always | more | zero
+    without = build(class_weight=0.0, patch_weight=0.0, before_start=before_start).train()
+    assert set(without(data, Progress(0, TOTAL, 10))) == {"cls"} | zero
 
 
 def test_maps_are_made_only_where_they_are_used(monkeypatch):

@@ -187,11 +187,16 @@ def test_background_crops_are_negative_and_too_large_ones_refused():
 # --- the method --------------------------------------------------------------------------------------
 
 
-def test_terms_appear_with_their_phases_and_weights():
-    method = make(contrast_start=5, seg_start=10)
+@pytest.mark.parametrize("before_start", ["zero", "skip"])
+def test_terms_appear_with_their_phases_and_weights(before_start):
+    method = make(contrast_start=5, seg_start=10, before_start=before_start)
     names = {}
     for step in (0, 5, 10):
-        names[step] = set(method(batch(), late(step)))
+        terms = method(batch(), late(step))
+        names[step] = {name for name, term in terms.items() if term != 0}
+        # Terms of weight 0 that a head learns from are there and 0, where they are multiplied by 0.
+        zero = {"ctc", "seg", "reg"} - names[step] if before_start == "zero" else set()
+        assert set(terms) - names[step] == zero
     assert names == {
         0: {"cls", "aux_cls"},
         5: {"cls", "aux_cls", "ptc", "ctc"},
@@ -202,7 +207,7 @@ def test_terms_appear_with_their_phases_and_weights():
     torch.manual_seed(1)
     method.config = dataclasses.replace(method.config, ptc_weight=0.4, seg_weight=0.3, ctc_weight=0.0)
     other = method(batch(), late())
-    assert "ctc" not in other
+    assert ("ctc" in other) == (before_start == "zero")
     torch.testing.assert_close(other["ptc"], 2 * one["ptc"])
     torch.testing.assert_close(other["seg"], 3 * one["seg"])
 
