@@ -37,8 +37,8 @@ from harness.specs import AugmentSpec
 from methods.base import Build, Paper
 from methods.vit_segmenter import (
     Output,
-    ViTConfig,
     Terms,
+    ViTConfig,
     ViTNetwork,
     ViTSegmenter,
     balanced_cross_entropy,

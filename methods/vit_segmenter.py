@@ -8,7 +8,7 @@ they add; class 0 is the background everywhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.par import refine_cams
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import schema
+from harness.schema import Neutral, schema
 from methods.base import Build, Lazy, Method
 from methods.segmenter import at_least_float32, outside_autocast, two_sided_cross_entropy
 
@@ -82,7 +82,7 @@ class ViTConfig:
     head_lr_scale: float = Field(default=10.0, ge=0)
     """Learning rate of everything but the encoder, relative to it.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    before_start: Literal["zero", "skip"] = "zero"
+    before_start: Annotated[Literal["zero", "skip"], Neutral("skip")] = "zero"
     """Parts that only terms of weight 0 reach, as before such a term starts: `zero`, the released code
     multiplies these terms by 0, so their gradient is 0, and Adam decays them and counts their steps from
     step 0; `skip`, they have no gradient and keep their initial weights until the term starts, and its first
@@ -290,7 +290,7 @@ def optimiser_groups(
         encoder: prefixes of names that learn at the base rate.
         head_lr_scale: rate of the others, relative to it.
         decay: ``all``, or ``matrices``: no decay of biases, vectors, position tables and learned tokens
-            (FSR utils/optimizer.py).
+            (FSR utils/optim.py).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
