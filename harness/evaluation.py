@@ -25,7 +25,8 @@ from harness.data.base import Dataset
 from harness.data.loading import loaded
 from harness.errors import UserError, nearest
 from harness.nn.dense_crf import crf_parameters, mean_field
-from harness.schema import Aside, load_tables, schema
+from harness.nn.resize import cubic_resize, resize, scaled_side
+from harness.schema import Aside, Neutral, load_tables, schema
 from harness.scores import figures
 from harness.scores import iou_from_counts as iou_from_counts
 from harness.store.records import PerImage
@@ -46,7 +47,10 @@ class Protocol:
     about: Annotated[str, Aside()] = ""
     """One line for listings; not part of the digest."""
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1)
-    """Factors of both sides; a scaled side is `int(side * scale)`."""
+    """Factors of both sides of the picture."""
+    scaled_side: Annotated[Literal["down", "nearest"], Neutral("down")] = "down"
+    """A scaled side that is no whole number is cut off, or rounded as OpenCV does, halves to the even one,
+    and then read by the factor itself (BLPSeg)."""
     flip: bool = False
     """Add the mirrored picture at every scale."""
     merge: Literal["mean-softmax", "mean-logits", "max-logits", "sum-logits"] = "mean-logits"
@@ -107,16 +111,14 @@ def normalise(raw: Tensor) -> Tensor:
     return (raw.float() / 255 - mean) / std
 
 
-def _resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
-
-
-def _scaled(images: Tensor, size: tuple[int, int], p: Protocol) -> Tensor:
+def _scaled(images: Tensor, scale: float, p: Protocol) -> Tensor:
     """The picture at one scale."""
-    if p.picture_resize == "bilinear" or tuple(images.shape[-2:]) == size:
-        return _resize(images, size, p.align_corners)
+    sides, nearest = images.shape[-2:], p.scaled_side == "nearest"
+    size = tuple(scaled_side(side, scale) if nearest else int(side * scale) for side in sides)
+    if p.picture_resize == "bilinear" or tuple(sides) == size:
+        return resize(images, size, align_corners=p.align_corners)
+    if nearest:
+        return cubic_resize(images, (scale, scale), size)
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
@@ -133,7 +135,7 @@ def _view_scores(predict: Callable[[Tensor], Tensor], images: Tensor, p: Protoco
 
     def whole(x: Tensor) -> Tensor:
         logits = predict(x)
-        return _resize(logits, x.shape[-2:], p.align_corners).softmax(1) if soft else logits
+        return resize(logits, x.shape[-2:], align_corners=p.align_corners).softmax(1) if soft else logits
 
     if p.window is None:
         return whole(images)
@@ -144,7 +146,7 @@ def _view_scores(predict: Callable[[Tensor], Tensor], images: Tensor, p: Protoco
         for left in _windows(width, p.window[1], p.overlap):
             rows, columns = slice(top, top + p.window[0]), slice(left, left + p.window[1])
             window = images[..., rows, columns]
-            scores = _resize(whole(window), window.shape[-2:], p.align_corners)
+            scores = resize(whole(window), window.shape[-2:], align_corners=p.align_corners)
             if soft and p.window_softmax == "twice":
                 scores = scores.softmax(1)
             if total is None:
@@ -179,15 +181,14 @@ def predict_scores(
     """
     size = size or (images.shape[-2], images.shape[-1])
     if p.squash is not None:
-        images = _resize(images, p.squash, p.align_corners)
-    height, width = images.shape[-2:]
+        images = resize(images, p.squash, align_corners=p.align_corners)
     merged: Tensor | None = None
     for scale in p.scales:
-        scaled = _scaled(images, (int(height * scale), int(width * scale)), p)
-        scores = _resize(_view_scores(predict, scaled, p), size, p.align_corners)
+        scaled = _scaled(images, scale, p)
+        scores = resize(_view_scores(predict, scaled, p), size, align_corners=p.align_corners)
         if p.flip:
             mirrored = _view_scores(predict, scaled.flip(-1), p).flip(-1)
-            mirrored = _resize(mirrored, size, p.align_corners)
+            mirrored = resize(mirrored, size, align_corners=p.align_corners)
             by_max = p.flip_merge == "max" or (p.flip_merge == "same" and p.merge == "max-logits")
             if by_max:
                 scores = torch.maximum(scores, mirrored)

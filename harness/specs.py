@@ -126,8 +126,12 @@ class AugmentSpec:
     pad: Literal["corner", "centre", "random"] = "corner"
     """`window` only: where padding goes when the picture is smaller than the crop: right and bottom,
     evenly all round, or so that the picture lies anywhere in the crop."""
-    resample: Literal["bilinear", "bicubic"] = "bilinear"
-    """How a resize reads the picture (labels: nearest neighbour)."""
+    shift_rounding: Annotated[Literal["down", "nearest"], Neutral("down")] = "down"
+    """How shifted grey levels become integers: cut off, or rounded (AGMM)."""
+    resample: Literal["bilinear", "bicubic", "opencv-cubic"] = "bilinear"
+    """How a resize reads the picture: Pillow's, which smooth what they shrink, with labels by its nearest
+    neighbour; or OpenCV's cubic kernel (a = -0.75, no smoothing), with labels by OpenCV's nearest neighbour
+    (BLPSeg)."""
 
 
 @schema

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import harness.compat  # noqa: F401  # isort: skip  (its cure must come before torchvision)
 
 import numpy as np
+import torch
 import torchvision.transforms.functional as vision
 from PIL import Image, ImageFilter, ImageOps
 
 from harness.batch import IGNORE
+from harness.nn.resize import cubic_resize
 from harness.specs import AugmentSpec
 
 
@@ -46,7 +48,7 @@ def resize(
 ) -> tuple[Image.Image, Image.Image]:
     """Random long side, an integer uniform in ``scale`` times the present one; proportions are kept.
 
-    Bilinear (AGMM-SASS dataset/transform.py) or bicubic (BLPSeg transform.py) for the picture, nearest
+    Bilinear (AGMM-SASS dataset/transform.py) or cubic (BLPSeg transform.py) for the picture, nearest
     neighbour for the label.
     """
     width, height = image.size
@@ -57,8 +59,36 @@ def resize(
     else:
         size = (side, int(height * side / width + 0.5))
     size = (max(size[0], 1), max(size[1], 1))
-    method = Image.Resampling[resample.upper()]
-    return image.resize(size, method), label.resize(size, Image.Resampling.NEAREST)
+    return resampled(image, label, size, resample, (side / longest, side / longest))
+
+
+def resampled(
+    image: Image.Image,
+    label: Image.Image,
+    size: tuple[int, int],
+    resample: str,
+    factors: tuple[float, float],
+) -> tuple[Image.Image, Image.Image]:
+    """Picture and label at another size.
+
+    Args:
+        image, label: of one size.
+        size: (width, height) of the result.
+        resample: see ``AugmentSpec.resample``.
+        factors: of width and height before the size was rounded; where OpenCV is given them, it reads by
+            them.
+    """
+    if resample != "opencv-cubic":
+        method = Image.Resampling[resample.upper()]
+        return image.resize(size, method), label.resize(size, Image.Resampling.NEAREST)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).movedim(-1, 0)[None]
+    cubic = cubic_resize(pixels, factors, size[::-1])[0].movedim(0, -1)
+    picture = Image.fromarray(cubic.round_().clamp_(0, 255).to(torch.uint8).numpy())
+    columns, rows = (
+        np.minimum(np.floor(np.arange(n) * (1 / factor)).astype(int), old - 1)
+        for n, factor, old in zip(size, factors, label.size, strict=True)
+    )
+    return picture, Image.fromarray(np.array(label)[rows[:, None], columns])
 
 
 def crop(
@@ -119,9 +149,9 @@ def area_crop(
     """Cut out :func:`area_box` and resize it to ``size`` = (height, width); everything is valid."""
     box = area_box(image.size, spec.area, spec.aspect, rng)
     target = (size[1], size[0])
-    method = Image.Resampling[spec.resample.upper()]
-    picture = image.crop(box).resize(target, method)
-    mask = label.crop(box).resize(target, Image.Resampling.NEAREST)
+    inside, marks = image.crop(box), label.crop(box)
+    factors = (target[0] / inside.width, target[1] / inside.height)
+    picture, mask = resampled(inside, marks, target, spec.resample, factors)
     return picture, mask, Image.new("L", target, 1)
 
 
@@ -154,6 +184,8 @@ def recolour(image: Image.Image, spec: AugmentSpec, rng: random.Random) -> Image
         image = ImageOps.solarize(image)
     if spec.shift and rng.random() < spec.shift:
         shifted = np.asarray(image, dtype=np.float32) + rng.uniform(*spec.shift_range)
+        if spec.shift_rounding == "nearest":
+            shifted = shifted.round()
         image = Image.fromarray(shifted.clip(0, 255).astype(np.uint8))
     return image
 

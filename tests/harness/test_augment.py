@@ -14,9 +14,11 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from harness.build import ViewSpec
-from harness.data.augment import area_box, area_crop, augment, crop, resize
+from harness.data.augment import area_box, area_crop, augment, crop, resampled, resize
 from harness.data.loader import StepSampler, TrainingSet, training_loader, view
+from harness.nn.resize import cubic_resize, scaled_side
 from harness.recipes import resolve
+from harness.schema import essential
 from harness.specs import AugmentSpec
 
 
@@ -275,3 +277,56 @@ def test_solarisation_inverts_bright_colours():
     sample = augment(image, image[..., 0], (6, 6), spec, random.Random(0))
     assert sample.image[:, 0, 0].tolist() == [0, 100, 127, 127, 55, 0]
     assert sample.plain[:, 0, 0].tolist() == image[:, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 0.83, 1.1, 1.25])
+def test_opencv_cubic_is_opencvs(golden, factor):
+    """BLPSeg transform.py: `cv2.resize(..., fx=f, fy=f)`, cubic for pictures, nearest for labels."""
+    data = np.load(golden / "blpseg" / "opencv_resize.npz")
+    image, label = Image.fromarray(data["image"]), Image.fromarray(data["label"])
+    wanted = data[f"image_{factor}"]
+    size = tuple(scaled_side(side, factor) for side in image.size)
+    assert size == wanted.shape[1::-1]
+    picture, mask = resampled(image, label, size, "opencv-cubic", (factor, factor))
+    apart = np.abs(np.array(picture).astype(int) - wanted.astype(int))
+    assert apart.max() <= 1  # its weights have eleven bits
+    assert (apart > 0).mean() < 0.02
+    np.testing.assert_array_equal(np.array(mask), data[f"label_{factor}"])
+    pillow, _ = resampled(image, label, size, "bicubic", (factor, factor))
+    assert np.abs(np.array(pillow).astype(int) - wanted.astype(int)).mean() > 1
+    pixels = torch.from_numpy(data["image"] / np.float32(255)).movedim(-1, 0)[None]
+    found = cubic_resize(pixels, (factor, factor), size[::-1])[0].movedim(0, -1)
+    np.testing.assert_allclose(found, data[f"float_{factor}"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["window", "area"])
+def test_opencv_cubic_in_whole_augmentations(mode):
+    """Picture and label move together, for crops that enlarge and shrink, down to a single pixel."""
+    label = (np.arange(37)[:, None] // 4 * np.ones(50, int)).astype(np.uint8)
+    image = np.repeat(label[..., None] * 20, 3, axis=2).astype(np.uint8)
+    spec = AugmentSpec(crop_mode=mode, scale=(0.02, 2.0), area=(0.01, 1.0), resample="opencv-cubic")
+    for seed in range(40):
+        sample = augment(image, label, (24, 31), spec, random.Random(seed))
+        assert sample.image.shape == (24, 31, 3)
+        inside = sample.valid & (sample.label != 255)
+        if inside.sum() < 100:
+            continue
+        off = np.abs(sample.image[..., 0][inside].astype(int) - 20 * sample.label[inside].astype(int))
+        assert np.median(off) <= 20  # up to a step between stripes
+
+
+def test_a_brightness_shift_is_rounded_or_cut_off():
+    """AGMM-SASS dataset/transform.py: `np.around`."""
+    image, label = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.uint8)
+    for shift, down, nearest in ((2.7, 102, 103), (-2.7, 97, 97), (-0.2, 99, 100), (200.0, 255, 255)):
+        spec = AugmentSpec(scale=(1.0, 1.0), flip=0.0, shift=1.0, shift_range=(shift, shift))
+        rounded = dataclasses.replace(spec, shift_rounding="nearest")
+        for s, wanted in ((spec, down), (rounded, nearest)):
+            assert (augment(image, label, (8, 8), s, random.Random(0)).image == wanted).all()
+    assert resolve("agmm/voc-scribble-r101").recipe.augment.shift_rounding == "nearest"
+
+
+def test_new_choices_at_their_former_value_leave_digests_alone():
+    spec = AugmentSpec()
+    assert not {"shift_rounding"} & set(essential(spec))
+    assert "shift_rounding" in essential(dataclasses.replace(spec, shift_rounding="nearest"))

@@ -201,3 +201,29 @@ def test_an_unknown_protocol_names_the_nearest():
 def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match="differ in size"):
         count(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 2)
+
+
+@pytest.mark.parametrize(("rounding", "middle"), [("down", (27, 37)), ("nearest", (28, 38))])
+def test_scaled_sides_are_cut_off_or_rounded(rounding, middle):
+    """37 x 50 at 0.5, 0.75 and 1.25: OpenCV rounds halves to the even side."""
+    seen = set()
+
+    def predict(x):
+        seen.add(tuple(x.shape[-2:]))
+        return x
+
+    p = Protocol(scales=(0.5, 0.75, 1.25), picture_resize="bicubic", scaled_side=rounding)
+    predict_scores(predict, torch.randn(1, 3, 37, 50), p)
+    assert seen == {(18, 25), middle, (46, 62)}
+
+
+def test_scaled_pictures_are_opencvs(golden):
+    """A picture of one colour channel out of range, as normalised ones are, at BLPSeg's test scales."""
+    data = np.load(golden / "blpseg" / "opencv_resize.npz")
+    picture = torch.from_numpy(data["image"] / np.float32(255)).movedim(-1, 0)[None]
+    for scale in (0.5, 0.75, 1.25):
+        seen = []
+        p = dataclasses.replace(protocol("blpseg-ms"), scales=(scale,), flip=False)
+        predict_scores(lambda x, seen=seen: seen.append(x) or x, picture, p)
+        wanted = data[f"float_{scale}"]
+        np.testing.assert_allclose(seen[0][0].movedim(0, -1), wanted, rtol=0, atol=1e-4)
