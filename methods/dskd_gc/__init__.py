@@ -101,9 +101,9 @@ class DSKDGCConfig(CorrectionConfig):
     [our choice]"""
     ptc_form: Literal["paper", "toco"] = "paper"
     """Means of 1 - cosine and cosine, or ToCo's absolute cosines. [paper, E4; toco: ToCo model/losses.py]"""
-    ptc_labels: Literal["class", "binary"] = "class"
-    """Tokens are alike if of one class, or if both are foreground. [ToCo
-    utils/camutils.py; binary: paper, E3]"""
+    ptc_labels: Literal["binary", "class"] = "binary"
+    """Tokens are alike if both are foreground or both background, or if of one class.
+    [paper, E3 and its sentence; class: ToCo utils/camutils.py]"""
     sim_mode: SimilarityMode = "channel"
     """Vectors that L_sim compares: each channel's map, each token's features, or the whole map.
     [paper, E7: channel]"""
@@ -124,12 +124,12 @@ class DSKDGCConfig(CorrectionConfig):
     punc_reduce: Reduce = "pooled"
     """Mean over the uncertain patches of a batch, or of each picture first. [paper, E10: pooled]"""
     dino_temperature: float = Field(default=0.1, gt=0)
-    """`dino` only: temperature of online. [FSR models/losses.py]"""
+    """`dino` only: temperature of online. [FSR losses.py]"""
     dino_target_temperatures: tuple[_Temperature, _Temperature] = (0.04, 0.07)
     """`dino` only: temperature of ema at the first step, and after an eighth of training.
-    [FSR models/losses.py]"""
+    [FSR losses.py]"""
     dino_centre_momentum: float = Field(default=0.9, ge=0, le=1)
-    """`dino` only: momentum of the centre. [FSR models/losses.py]"""
+    """`dino` only: momentum of the centre. [FSR losses.py]"""
     projector_hidden: int = Field(default=2048, ge=1, le=MOST)
     """Hidden width of the projector. [ToCo model/model_seg_neg.py]"""
     projector_bottleneck: int = Field(default=256, ge=1, le=MOST)
@@ -194,7 +194,7 @@ class DSKDGC(ViTSegmenter):
     title = "DSKD+GC"
     paper = Paper(
         title="Dual-stage guided weakly supervised semantic segmentation with Gaussian correction",
-        authors="as listed under the DOI",
+        authors="Xuefei Bai, Yuanhui Wang, Wenjie Xu, Gaoxia Jiang, Wenjian Wang",
         year=2025,
         venue="Journal of Image and Graphics 30(12)",
         doi="10.11834/jig.250040",

@@ -68,15 +68,15 @@ class FSRConfig(ViTConfig):
     patch_weight: float = Field(default=0.1, ge=0)
     """Weight of the masked patches' loss, "unc.FSR". [FSR train_voc.py]"""
     student_temperature: float = Field(default=0.1, gt=0)
-    """Temperature of the student's outputs. [FSR models/losses.py]"""
+    """Temperature of the student's outputs. [FSR losses.py]"""
     teacher_temperature: float = Field(default=0.07, gt=0)
-    """Temperature of the teacher's outputs after its rise. [FSR models/losses.py]"""
+    """Temperature of the teacher's outputs after its rise. [FSR losses.py]"""
     teacher_temperature_start: float = Field(default=0.04, gt=0)
-    """Its value at the first step. [FSR models/losses.py]"""
+    """Its value at the first step. [FSR losses.py]"""
     teacher_temperature_steps: int = Field(default=2500, ge=0, le=MOST_STEPS)
     """Steps of its rise, an eighth of the run. [FSR train_voc.py]"""
     centre_momentum: float = Field(default=0.9, ge=0, le=1)
-    """Momentum of the running means by which the teacher's outputs are centred. [FSR models/losses.py]"""
+    """Momentum of the running means by which the teacher's outputs are centred. [FSR losses.py]"""
     ema_momentum: float = Field(default=0.9995, ge=0, le=1)
     """Momentum of the teacher at the first step; it rises to 1 along half a cosine.
     [FSR train_voc.py: momentum_teacher]"""
@@ -84,8 +84,8 @@ class FSRConfig(ViTConfig):
     local_views: int = Field(default=0, ge=0, le=MOST)
     """Small crops of each picture whose class tokens are distilled as well. [FSR train_voc.py]"""
     local_size: int = Field(default=96, ge=1, le=MOST)
-    """Their side in pixels. They show 5 to 32 % of the picture, as in DINO (our choice).
-    [FSR datasets/transforms.py]"""
+    """Their side in pixels; they show 5 to 32 % of the picture, in colours of their own.
+    [FSR transforms.py]"""
 
     # --- the other terms ---
     ptc_weight: float = Field(default=0.2, ge=0)

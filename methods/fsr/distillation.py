@@ -1,4 +1,4 @@
-"""Self-distillation between two views, on class tokens and on masked patches (FSR models/losses.py)."""
+"""Self-distillation between two views, on class tokens and on masked patches (FSR losses.py)."""
 
 from __future__ import annotations
 

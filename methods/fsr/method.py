@@ -111,14 +111,20 @@ class FSR(ViTSegmenter):
         self.patch_centre = Centre(config.projector_outputs, config.centre_momentum)
 
     def views(self) -> Mapping[str, ViewSpec]:
-        """``second``, view 2: another crop of the same picture; and small local crops where asked for."""
+        """``second``, view 2: another crop of the same picture; and small local crops where asked for.
+
+        [FSR transforms.py]
+        """
         c = self.config
         colours = AugmentSpec(
             crop_mode="area",
             area=(0.05, 0.32),
             resample="bicubic",
-            jitter=0.5,
+            jitter=0.8,
             jitter_strength=(0.4, 0.4, 0.2, 0.1),
+            grey=0.2,
+            blur=0.5,
+            blur_sigma=(0.1, 2.0),
         )
         local = ViewSpec(scale=c.local_size / self.build.crop[0], independent=True, augment=colours)
         return {"second": ViewSpec(independent=True)} | {f"local{i}": local for i in range(c.local_views)}
@@ -288,7 +294,7 @@ class FSR(ViTSegmenter):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder with aggregation blocks at the base rate, the rest at ``head_lr_scale``; no decay of
-        vectors, position table and learned tokens (FSR utils/optimizer.py)."""
+        vectors, position table and learned tokens (FSR utils/optim.py)."""
         encoder = ("network.encoder.", "network.aggregation.")
         return optimiser_groups(self, encoder, self.config.head_lr_scale, decay="matrices")
 
