@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness import trained
 from harness.build import Build
 from harness.errors import UserError, nearest
 from harness.nn.checkpoints import load_checkpoint
@@ -28,16 +31,26 @@ def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:
     return METHODS.get(recipe.method)(resolved.config, build).to(device)
 
 
-def load_weights(method: Method, checkpoint: Path) -> None:
+def load_weights(method: Method, checkpoint: Path, *, asked: Collection[str] = ()) -> list[str]:
     """Load a checkpoint that this harness wrote.
 
+    Args:
+        method: the network, on any device.
+        checkpoint: the file.
+        asked: keys of the method's ``Config`` that were set on purpose, of those that only inference reads.
+
+    Returns:
+        What a reader of any result must know, see :func:`harness.trained.compared`.
+
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: the file is missing, damaged, or of another network: of other shapes, or of values with
+            which the same weights predict something else.
     """
     if not checkpoint.exists():
         raise UserError("no checkpoint", where=checkpoint, remedy="train the recipe again: `wsss run RECIPE`")
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        notes = trained.compared(method, state.get(trained.KEY), checkpoint, asked=asked)
         method.load_state_dict(state["method"])
     except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
         raise UserError(
@@ -45,9 +58,17 @@ def load_weights(method: Method, checkpoint: Path) -> None:
             where=checkpoint,
             remedy="name the recipe that it was trained with, or --table for another code's file",
         ) from error
+    return notes
 
 
-def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, table: str | None) -> Method:
+def load_network(
+    resolved: Resolved,
+    device: torch.device,
+    checkpoint: Path,
+    table: str | None,
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Method:
     """A method in evaluation mode with the weights of a checkpoint.
 
     Args:
@@ -55,6 +76,8 @@ def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, tab
         device: where to put it.
         checkpoint: the file.
         table: None for this project's own, else the name of a key table of the method.
+        say: is told what a reader of any result must know: values that the file does not say and that are
+            assumed to be the recipe's, or that differ from those it was trained with.
 
     Raises:
         UserError: the file is missing, damaged or of another network, or the table is unknown.
@@ -62,7 +85,7 @@ def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, tab
     untrained = replace(resolved, recipe=replace(resolved.recipe, weights="none"))
     method = build_method(untrained, device, seed=0)
     if table is None:
-        load_weights(method, checkpoint)
+        notes = load_weights(method, checkpoint, asked=resolved.inference)
     else:
         tables = method.key_tables()
         if table not in tables:
@@ -72,4 +95,7 @@ def load_network(resolved: Resolved, device: torch.device, checkpoint: Path, tab
                 remedy=nearest(table, tables),
             )
         load_checkpoint(method, checkpoint, tables[table])
+        notes = [trained.assumed(method)]
+    for note in notes:
+        say(note)
     return method.eval()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def segment(
     network: str = "default",
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
+    say: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Path]:
     """Segment pictures; yields each label map's path when it is written.
 
@@ -44,6 +46,7 @@ def segment(
         network: which of the method's networks.
         overrides: recipe overrides that the network was trained with.
         device: ``auto``, ``cpu``, ``cuda``.
+        say: is told what was assumed of the checkpoint, see :func:`harness.networks.load_network`.
 
     Raises:
         UserError: a picture cannot be decoded, two have the same name, or the weights do not fit.
@@ -56,7 +59,7 @@ def segment(
     usual = resolved.recipe.evaluation[0].protocol
     info = DATASETS.get(resolved.recipe.dataset).info
     on = choose_device(device)
-    method = load_network(resolved, on, checkpoint, table)
+    method = load_network(resolved, on, checkpoint, table, say=say)
     p = evaluation.protocol(protocol or usual)
     for file in files:
         image = read_rgb(file)

@@ -11,7 +11,7 @@ import fnmatch
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ from harness import recipe_files
 from harness.errors import UserError, nearest
 from harness.files import read_toml
 from harness.registry import DATASETS, METHODS
-from harness.schema import digest, documentation, dump, essential, fields, load, neutral_values
+from harness.schema import (
+    InferenceOnly,
+    digest,
+    documentation,
+    dump,
+    essential,
+    fields,
+    load,
+    marks,
+    neutral_values,
+)
 from harness.specs import EvaluationSpec, Recipe, SelectionSpec
 from harness.text import clean, cleaned
 
@@ -37,6 +47,8 @@ class Resolved:
         config: the validated ``Config`` of its method.
         origins: dotted key -> ``default``, ``file``, ``inherited from ...`` or ``command line``.
         file: the TOML file.
+        own: of values marked :class:`harness.schema.InferenceOnly` that the command line changed, by their
+            key in ``config``, what they are in the recipe itself.
     """
 
     name: str
@@ -44,11 +56,22 @@ class Resolved:
     config: Any
     origins: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> Resolved:
+        """As it is trained: values that only inference reads are those of the recipe itself."""
+        return replace(self, config=replace(self.config, **self.own), own={}) if self.own else self
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """Values that only inference reads and the command line changed, by their key in ``config``."""
+        return {key: dump(getattr(self.config, key)) for key in self.own}
 
     def training_values(self) -> dict[str, Any]:
         """Everything that may change the trained network, defaults spelled out."""
         values = {k: v for k, v in dump(self.recipe).items() if k not in _NOT_TRAINING}
-        return values | {"config": dump(self.config)}
+        return values | {"config": dump(self.trained.config)}
 
     def neutral_values(self) -> dict[str, Any]:
         """Dotted key to neutral value of every option that has one, those of the method included."""
@@ -58,13 +81,14 @@ class Resolved:
     def essential_values(self) -> dict[str, Any]:
         """The training values without options at their neutral value: what digests are made of."""
         values = {k: v for k, v in essential(self.recipe).items() if k not in _NOT_TRAINING}
-        return values | {"config": essential(self.config)}
+        return values | {"config": essential(self.trained.config)}
 
     def digest(self, *fingerprints: str) -> str:
         """Training digest over the values and the given fingerprints (data, labels, weights).
 
         Paths of files stay out: what they hold is in the fingerprints. So do options at their neutral
-        value, as if there were no such option: records from before it stay valid.
+        value, as if there were no such option: records from before it stay valid. Values that only
+        inference reads enter as the recipe itself has them, whatever the command line says.
         """
         values = self.essential_values()
         for key in ("weights", "labels_from"):
@@ -184,7 +208,30 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
             nested = {parent: nested}
         values = _merge(values, nested)
         origins[key] = "command line"
-    return _validated(name, values, origins)
+    resolved = _validated(name, values, origins)
+    if not overrides or not marks(type(resolved.config), InferenceOnly):
+        return resolved
+    usual = load(type(resolved.config), _inherited(name)[0].get("config", {}), f"{resolved.file} config")
+    keys = marks(type(resolved.config), InferenceOnly)
+    own = {k: getattr(usual, k) for k in keys if getattr(usual, k) != getattr(resolved.config, k)}
+    return replace(resolved, own=own)
+
+
+def training_overrides(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of a recipe that may change what is trained: those that a record is known by.
+
+    Args:
+        name: ``<method>/<table>``.
+        overrides: dotted key to value.
+    """
+    only = marks(METHODS.get(name.partition("/")[0]).Config, InferenceOnly)
+    kept: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key == "config" and isinstance(value, Mapping) and only.keys() & value.keys():
+            kept |= {f"config.{k}": v for k, v in value.items() if k not in only}
+        elif not (key.startswith("config.") and key.split(".")[1] in only):
+            kept[key] = value
+    return kept
 
 
 def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Resolved:

@@ -42,6 +42,18 @@ class Aside:
     """Mark of a value that describes and decides nothing: it never enters a digest."""
 
 
+@dataclasses.dataclass(frozen=True)
+class InferenceOnly:
+    """Mark of a value of a method's ``Config`` that training never reads, such as a threshold of maps: set on
+    the command line, it is part of what is scored and not of what was trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Mark of a value of a method's ``Config`` that decides what given weights predict, such as a dilation:
+    weights are refused under another value. Where a ``Config`` marks none, all of its values count."""
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def schema(cls: type[T]) -> type[T]:
     """Class decorator: a frozen keyword-only dataclass that refuses unknown keys.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness import distributed, interruption
+from harness import distributed, interruption, trained
 from harness.batch import Batch, Progress
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
@@ -243,6 +243,7 @@ class Trainer:
         if not distributed.first():
             return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
+        state[trained.KEY] = trained.described(self.method)
         if not final:
             state["optimiser"] = self.optimiser.state_dict()
             state["scaler"] = self.scaler.state_dict()
@@ -258,6 +259,7 @@ class Trainer:
         if state is None:
             return
         try:
+            trained.compared(self.method, state.get(trained.KEY), self.checkpoint)
             self.method.load_state_dict(state["method"])
             if not state["final"]:
                 self.optimiser.load_state_dict(state["optimiser"])
@@ -401,6 +403,7 @@ class Trainer:
         if miou > self.best.miou:
             self.best = Best(miou, self.step)
             state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
+            state[trained.KEY] = trained.described(self.method)
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou

@@ -138,7 +138,9 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "record": record,
         }
         runs = _of_one_data_set(record, classes, store) if record.finished else []
-        lines += [line | _evaluation_line(run) | {"code": _packages(record, run)} for run in runs or (None,)]
+        for run in runs or (None,):
+            own = {"code": _packages(record, run), **_set_for(record, run)}
+            lines.append(line | _evaluation_line(run) | own)
     frame = pd.DataFrame(lines)
     frame.attrs["left_out"] = [error.brief for error in store.left_out.values()]
     return frame
@@ -171,6 +173,13 @@ def _of_one_data_set(
         problem = f"its classes are not those of {name} ({other})"
         store.note(damaged(run.path / "evaluation.json", problem, "evaluate again"))
     return found
+
+
+def _set_for(record: Record, run: EvaluationRecord | None) -> dict[str, str]:
+    """The overrides of an evaluation that has some of its own, beside those of its record."""
+    own = {} if run is None else run.data.get("config", {})
+    together = record.data.get("overrides", {}) | {f"config.{k}": v for k, v in own.items()}
+    return {"overrides": _text(together)} if own else {}
 
 
 def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -84,7 +84,9 @@ def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu
     from harness.runs.trial import choose_device
 
     on, spec = choose_device(device), run.data["spec"]
-    method = load_network(resolve(row.recipe, row.records[0].data["overrides"]), on, checkpoint, None)
+    own = {f"config.{k}": v for k, v in row.runs[0].data.get("config", {}).items()}
+    resolved = resolve(row.recipe, {**row.records[0].data["overrides"], **own})
+    method = load_network(resolved, on, checkpoint, None, say=lambda note: None)  # the record says what it is
     p = evaluation.protocol(spec["protocol"])
     options: dict[str, Any] = {"network": spec["network"], "device": on, "ids": list(ids)}
     return [found for _, found, _ in evaluation.predictions(method, dataset, spec["split"], p, **options)]

@@ -215,7 +215,8 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     tolerances = [run.data["spec"]["tolerance"] for run in runs]
     tolerance = math.nan if None in tolerances else float(min(tolerances))
 
-    notes, obstacles = [], []
+    notes: list[str] = []
+    obstacles: list[str] = []
     if first["overrides"]:
         obstacles.append(f"the recipe was overridden: {first['overrides']}")
     images, official = int(first["images"]), int(first["official_images"])
@@ -223,6 +224,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
         obstacles.append(f"scored on {images} of {official} images of {first['split']}")
     if first["train_images"] != first["train_official"]:
         obstacles.append(f"trained on {first['train_images']} of {first['train_official']} images")
+    notes += dict.fromkeys(note for run in runs for note in run.data.get("notes", ()))
     spec, selection = runs[0].data["spec"], records[0].recipe.get("selection")
     if spec["checkpoint"] == "best" and selection:
         notes.append(f"best checkpoint, selected on {selection['split']}")

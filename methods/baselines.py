@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from harness.data.base import Supervision
 from harness.nn.cam import log_sum_exp_pool
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.resize import resize
-from harness.schema import schema
+from harness.schema import InferenceOnly, Neutral, Shapes, schema
 from methods.base import Build, Method
 from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
 
@@ -43,11 +43,11 @@ def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 class BaselineConfig(DeepLabConfig):
     """AGMM's network, or for a plain vision transformer that of the image-tag methods on one."""
 
-    decoder: Literal["deeplab", "large_fov"] = "deeplab"
+    decoder: Annotated[Literal["deeplab", "large_fov"], Neutral("deeplab"), Shapes()] = "deeplab"
     """DeepLabV3+, or the LargeFOV head on the last stage, of width `head_width`; of the other keys it
     reads `decoder_dilation` alone. [AGMM-SASS deeplabv3plus.py; large_fov: ToCo
     model/decoder/conv_head.py]"""
-    decoder_dilation: int = Field(default=5, ge=1, le=MOST)
+    decoder_dilation: Annotated[int, Neutral(5), Shapes()] = Field(default=5, ge=1, le=MOST)
     """`large_fov` only: dilation of its 3x3 convolutions. [ToCo model/decoder/conv_head.py]"""
 
 
@@ -108,18 +108,18 @@ class PartialCrossEntropy(FullSupervision):
 class CAMConfig:
     """Classification with class activation maps; where nothing is cited the value is our choice."""
 
-    output_stride: Stride = 16
+    output_stride: Annotated[Stride, Shapes()] = 16
     """Stride of the encoder's last stage. [IRN net/resnet50_cam.py]"""
-    pooling: Literal["average", "max", "token_max", "lse"] = "average"
+    pooling: Annotated[Literal["average", "max", "token_max", "lse"], Shapes()] = "average"
     """How a class score comes about: mean, maximum or log-sum-exp of its map, or from the maximum of every
     feature channel (`token_max`, as the image-tag methods on transformers do). [average: IRN
     net/resnet50_cam.py; token_max: ToCo model/model_seg_neg.py]"""
-    lse_sharpness: float = Field(default=5.0, gt=0)
+    lse_sharpness: Annotated[float, Shapes()] = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
-    background_score: float = Field(default=0.15, ge=0, le=1)
+    background_score: Annotated[float, InferenceOnly()] = Field(default=0.15, ge=0, le=1)
     """A pixel is background where no class's normalised CAM exceeds this. [IRN run_sample.py
     cam_eval_thres]"""
-    presence: float = Field(default=0.5, ge=0, le=1)
+    presence: Annotated[float, InferenceOnly()] = Field(default=0.5, ge=0, le=1)
     """In `predict`, which has no image tags, a class is suppressed when its probability is below this.
     [our choice]"""
     backbone_lr_scale: float = Field(default=0.1, ge=0)

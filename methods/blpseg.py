@@ -32,7 +32,7 @@ from harness.nn.encoders import Encoder
 from harness.nn.local_aggregation import Epsilon, local_aggregation
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import schema
+from harness.schema import Shapes, schema
 from methods.base import Build, Method, Paper
 from methods.segmenter import at_least_float32, outside_autocast
 
@@ -47,7 +47,7 @@ STRIDE = 4  # of the finest features, and the side of a patch of the embedding
 class BLPSegConfig:
     """Hyper-parameters of BLPSeg on VOC."""
 
-    width: int = Field(default=256, ge=1, le=MOST)
+    width: Annotated[int, Shapes()] = Field(default=256, ge=1, le=MOST)
     """Channels of pyramid pooling, decoder, heads and embedding. [BLPSeg experiment/blpseg-voc/config.py]"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Channel dropout after pyramid pooling. [BLPSeg PPM.py]"""
@@ -61,11 +61,11 @@ class BLPSegConfig:
     [BLPSeg experiment/blpseg-voc/config.py]"""
     annotation_weight: float = Field(default=1.0, gt=0)
     """Weight of the annotation head's loss. [BLPSeg blpseg.py]"""
-    aggregate: bool = True
+    aggregate: Annotated[bool, Shapes()] = True
     """Local aggregation of the logits, in training and at test time. [BLPSeg blpseg.py]"""
-    sigma: float = Field(default=6.0, gt=0)
+    sigma: Annotated[float, Shapes()] = Field(default=6.0, gt=0)
     """Standard deviation of its distance term, in cells of 4 pixels. [BLPSeg blpseg.py]"""
-    lam_epsilon: Epsilon = "none"
+    lam_epsilon: Annotated[Epsilon, Shapes()] = "none"
     """`reference` keeps the 1e-7 of local aggregation's normaliser, `none` drops it: at the authors'
     initialisation on photographs it moves fewer than one position in 9216 by a percent. [our choice;
     reference: BLPSeg blpseg.py]"""

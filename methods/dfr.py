@@ -15,7 +15,7 @@ says where it is taken from and over which range it is searched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from harness.nn.encoders import Encoder
 from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import schema
+from harness.schema import Shapes, schema
 from methods.base import Build, Method, Paper
 from methods.baselines import partial_cross_entropy
 from methods.segmenter import (
@@ -57,20 +57,20 @@ class DFRConfig(DeepLabConfig):
     backbone_lr_scale: float = Field(default=1.0, ge=0)
     """Learning rate of the encoder relative to the rest; 0.1 with DeepLabV3+. [mmsegmentation
     upernet_swin; 0.1: TreeEnergyLoss]"""
-    decoder: Literal["upernet", "deeplab"] = "upernet"
+    decoder: Annotated[Literal["upernet", "deeplab"], Shapes()] = "upernet"
     """UPerNet is second-hand for the 2021 version; DeepLabV3+ stands for the 2025 abstract's "different
     backbones". [gyguo list of WSSS papers]"""
-    width: int = Field(default=512, ge=1, le=MOST)
+    width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)
     """UPerNet only: channels. [mmsegmentation upernet_swin]"""
     drop_path: float | None = Field(default=0.3, ge=0, lt=1)
     """UPerNet only: stochastic depth of the encoder; none leaves the encoder's own. [mmsegmentation
     upernet_swin]"""
     auxiliary_weight: float = Field(default=0.4, ge=0)
     """UPerNet only: weight of the auxiliary head on the last but one stage. [mmsegmentation upernet_swin]"""
-    embedding_source: Literal["fused", "stages"] = "fused"
+    embedding_source: Annotated[Literal["fused", "stages"], Shapes()] = "fused"
     """Deep features from the decoder's fused map at stride 4, or from the encoder's last three stages.
     [our choice; stages: A2GNN resnet38_aff_gated.py]"""
-    embedding: int = Field(default=64, ge=2, le=MOST)
+    embedding: Annotated[int, Shapes()] = Field(default=64, ge=2, le=MOST)
     """`fused` only: channels of the unit-length deep features; search 16 to 256. [our choice]"""
     segmentation_loss: Literal["mean", "balanced"] = "mean"
     """Mean over annotated pixels, or mean over background plus mean over foreground. [mean: Tang et al.;

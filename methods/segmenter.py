@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from harness.bounds import MOST, Stride
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.precision import outside_autocast as outside_autocast  # methods take it from here
-from harness.schema import schema
+from harness.schema import Shapes, schema
 from methods.base import Build, Method
 
 
@@ -22,15 +22,15 @@ from methods.base import Build, Method
 class DeepLabConfig:
     """The network of AGMM on VOC; a miniature is the same network with smaller numbers."""
 
-    output_stride: Stride = 8
+    output_stride: Annotated[Stride, Shapes()] = 8
     """Stride of the encoder's last stage. [AGMM-SASS configs/pascal.yaml]"""
-    multi_grid: tuple[Stride, ...] = ()
+    multi_grid: Annotated[tuple[Stride, ...], Shapes()] = ()
     """Factors of the dilations in the last stage; (2, 2, 4) on Cityscapes. [AGMM-SASS configs]"""
-    aspp_rates: tuple[Stride, Stride, Stride] = (6, 12, 18)
+    aspp_rates: Annotated[tuple[Stride, Stride, Stride], Shapes()] = (6, 12, 18)
     """Dilations of ASPP; (12, 24, 36) on Cityscapes. [AGMM-SASS configs/pascal.yaml]"""
-    head_width: int = Field(default=256, ge=1, le=MOST)
+    head_width: Annotated[int, Shapes()] = Field(default=256, ge=1, le=MOST)
     """Channels of ASPP and of the features that are classified. [AGMM-SASS deeplabv3plus.py]"""
-    low_width: int = Field(default=48, ge=1, le=MOST)
+    low_width: Annotated[int, Shapes()] = Field(default=48, ge=1, le=MOST)
     """Channels to which the features of stride 4 are reduced. [AGMM-SASS deeplabv3plus.py]"""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Channel dropout after ASPP. [AGMM-SASS deeplabv3plus.py]"""

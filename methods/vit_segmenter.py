@@ -31,7 +31,7 @@ from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.par import refine_cams
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import Neutral, schema
+from harness.schema import InferenceOnly, Neutral, Shapes, schema
 from methods.base import Build, Lazy, Method
 from methods.segmenter import at_least_float32, outside_autocast, two_sided_cross_entropy
 
@@ -42,7 +42,7 @@ ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss 
 class ViTConfig:
     """Network, maps and pseudo labels as ToCo has them on VOC."""
 
-    aux_layer: int = Field(default=-3, ge=-1000, le=1000)
+    aux_layer: Annotated[int, Shapes()] = Field(default=-3, ge=-1000, le=1000)
     """Block whose tokens the auxiliary classifier reads; -3 is the tenth of twelve.
     [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
     pooling: Literal["max", "lse"] = "max"
@@ -50,9 +50,9 @@ class ViTConfig:
     [ToCo model/model_seg_neg.py; lse: our choice for the miniature suite]"""
     lse_sharpness: float = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
-    decoder_width: int = Field(default=512, ge=1, le=MOST)
+    decoder_width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)
     """Channels of the LargeFOV head. [ToCo model/decoder/conv_head.py]"""
-    decoder_dilation: int = Field(default=5, ge=1, le=MOST)
+    decoder_dilation: Annotated[int, Shapes()] = Field(default=5, ge=1, le=MOST)
     """Dilation of its 3x3 convolutions, in tokens. [ToCo model/decoder/conv_head.py]"""
     decoder_init: Literal["torch", "kaiming"] = "torch"
     """Its initial weights: torch's own, or Kaiming's normal ones (FSR). ToCo's code defines the latter and
@@ -67,9 +67,9 @@ class ViTConfig:
     """Background where no map exceeds this; between both thresholds undecided.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
     _thresholds = in_order("low", "high")
-    background_score: float = Field(default=0.5, ge=0, le=1)
+    background_score: Annotated[float, InferenceOnly()] = Field(default=0.5, ge=0, le=1)
     """The one threshold of maps that are scored; 0.45 on COCO. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    cam_size: int = Field(default=448, ge=0, le=MOST)
+    cam_size: Annotated[int, InferenceOnly()] = Field(default=448, ge=0, le=MOST)
     """Side in pixels to which pictures are squashed before maps are made for scoring; 0 for their own size.
     [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
     refine_iterations: int = Field(default=10, ge=0, le=MOST)

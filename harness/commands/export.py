@@ -91,7 +91,10 @@ def export(
     fingerprint = preflight(dataset, [split], cache=cache_folder(), workers=workers, pictures_only=[split])[
         split
     ]
-    method = load_network(resolved, on, checkpoint, table)
+    notes: list[str] = []
+    method = load_network(resolved, on, checkpoint, table, say=notes.append)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     if network not in method.networks:
         raise UserError(
             f"{resolved.recipe.method} has no network {network!r}",
@@ -108,6 +111,7 @@ def export(
         "checkpoint_sha256": sha256_of(checkpoint),
         "data_fingerprint": fingerprint,
         "code": provenance.code(),
+        "notes": notes,
     }
     if form == "npy":
         if output not in (None, "cam"):

@@ -29,6 +29,8 @@ Examples:
         any folder of <id>.png label maps, from any code base
   wsss evaluate agmm/mini-scribble --protocol agmm-voc
         adds a protocol to finished records, without training
+  wsss evaluate cam/mini-image --split train --output cam --set config.background_score=0.2
+        another threshold of the trained network's maps: an evaluation of its own
   wsss evaluate agmm/voc-point-r101 --checkpoint resnet101_67.80.pth --table agmm-sass --data-root ~/data
         scores a checkpoint that the authors' code saved""",
 )
@@ -120,11 +122,13 @@ def _score_folder(dataset: Dataset, folder: Path, split: str) -> None:
 def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]) -> int:
     """Add an evaluation to every finished record of a recipe."""
     from harness.networks import build_method
+    from harness.recipes import training_overrides
     from harness.runs.running import evaluate_into_record
     from harness.runs.trial import Trial, prepare
 
     store = options.store
-    found = [r for r in store.records(name) if r.finished and r.data["overrides"] == overrides]
+    own = training_overrides(name, overrides)
+    found = [r for r in store.records(name) if r.finished and r.data["overrides"] == own]
     if not found:
         raise UserError(
             f"no finished record of {name}", where=store.place, remedy=f"train it first: wsss run {name}"
@@ -141,7 +145,8 @@ def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]
                     pass
         done = prepared.store.get(prepared.folder)
         assert done is not None
-        _print(dict(done.evaluations[spec.name].data), f"{name} seed {record.seed}: {spec.name}")
+        title = prepared.evaluation_name(spec)
+        _print(dict(done.evaluations[title].data), f"{name} seed {record.seed}: {title}")
     return 0
 
 
@@ -161,7 +166,10 @@ def _score_checkpoint(
     dataset = open_dataset(resolved.recipe.dataset, options.data_roots, options.cache)
     fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]
     device = choose_device(options.device)
-    method = load_network(resolved, device, checkpoint, table)
+    notes: list[str] = []
+    method = load_network(resolved, device, checkpoint, table, say=notes.append)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     p = evaluation.protocol(spec.protocol)
     pairs = evaluation.predictions(
         method,
@@ -186,7 +194,8 @@ def _score_checkpoint(
     figures = evaluation.summarise(counts, dataset.info.classes, p)
     if save is not None:
         counts.save(save / "per_image.npz")
-        facts = {"spec": dump(spec), "protocol": dump(p), "data_fingerprint": fingerprint}
+        facts: dict[str, Any] = {"spec": dump(spec), "protocol": dump(p), "data_fingerprint": fingerprint}
+        facts |= {"config": resolved.inference, "notes": notes}
         write_json(save / "evaluation.json", {**figures, **facts, "checkpoint_sha256": sha256_of(checkpoint)})
     _print(figures, f"{checkpoint.name}: {spec.name}")
 
@@ -241,19 +250,23 @@ def predict(
         network=network,
         overrides=overrides,
         device=device,
+        say=lambda note: click.echo(f"note: {note}", err=True),
     ):
         click.echo(one_line(str(file), 4096))
 
 
 def recorded_checkpoint(recipe: str, seed: int, results: Path | str, overrides: dict[str, Any]) -> Path:
     """The checkpoint of a recipe's finished record. Raises UserError when there is none."""
-    from harness.recipes import resolve
+    from harness.recipes import resolve, training_overrides
     from harness.store.records import Store
 
     resolve(recipe, overrides)  # an unknown recipe is a clearer error than a missing record
+    own = training_overrides(recipe, overrides)
     store = Store(results)
     found = [
-        r for r in store.records(recipe) if r.finished and r.seed == seed and r.data["overrides"] == overrides
+        r
+        for r in store.records(recipe)
+        if r.finished and r.seed == seed and training_overrides(recipe, r.data["overrides"]) == own
     ]
     if not found:
         raise UserError(

@@ -21,6 +21,7 @@ from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.files import recordable, sha256_of, whole_file
 from harness.networks import build_method, load_weights
+from harness.recipes import training_overrides
 from harness.registry import METHODS
 from harness.runs.tracked import tracked
 from harness.runs.trial import Prepared
@@ -76,10 +77,12 @@ def _run(prepared: Prepared) -> Iterator[Status]:
     started, clock = _now(), time.monotonic()
     record = prepared.record
     trained = distributed.from_first(record is not None and record.finished)
-    method = build_method(prepared.resolved, prepared.device, prepared.trial.seed)
+    method = build_method(prepared.resolved.trained, prepared.device, prepared.trial.seed)
     training: dict[str, Any] = {}
     if not trained:
         training = yield from _train(prepared, method)
+    if prepared.resolved.inference:  # scored otherwise than it was trained
+        method = build_method(prepared.resolved, prepared.device, prepared.trial.seed)
     for specs in _passes(distributed.from_first(prepared.missing_evaluations())):
         yield from evaluate_into_record(prepared, method, *specs)
     if not distributed.first():
@@ -112,7 +115,7 @@ def _common(prepared: Prepared) -> dict[str, Any]:
         "method": recipe.method,
         "title": METHODS.get(recipe.method).title,
         "recipe": prepared.resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
-        "overrides": dump(dict(trial.overrides)),
+        "overrides": dump(training_overrides(trial.name, trial.overrides)),
         "seed": trial.seed,
         "digest": prepared.digest,
         "code": provenance.code() | foreign.recorded(prepared.resolved),
@@ -271,7 +274,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
     first = specs[0]
     checkpoint = prepared.folder / "checkpoint" / f"{first.checkpoint}.pt"
     if distributed.first():
-        load_weights(method, checkpoint)
+        load_weights(method, checkpoint, asked=prepared.resolved.inference)
     distributed.broadcast_weights(method)
     ids = prepared.dataset.ids(first.split)
     own = distributed.share(ids)
@@ -316,9 +319,10 @@ def write_evaluation(
         prepared.folder,
         counts,
         {
-            "name": spec.name,
+            "name": prepared.evaluation_name(spec),
             "digest": prepared.evaluation_digest(spec),
             "spec": dump(spec),
+            **({"config": prepared.resolved.inference} if prepared.resolved.inference else {}),
             "protocol": dump(p),
             "official_images": split["official"],
             "data_fingerprint": split["fingerprint"],

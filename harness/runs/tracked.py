@@ -11,6 +11,7 @@ import torch
 from harness import provenance
 from harness.reading import Damaged
 from harness.runs.trial import Prepared
+from harness.schema import dump
 from harness.store.records import read_evaluation
 from harness.training import Status
 from harness.watching.following import Following
@@ -76,6 +77,7 @@ def subject_of(prepared: Prepared) -> Subject:
             "seed": trial.seed,
             "digest": prepared.digest,
             **prepared.resolved.training_values(),
+            "config": dump(prepared.resolved.config),
             "provenance": {
                 "code": provenance.code(),
                 **provenance.environment(),

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -155,7 +157,16 @@ class Prepared:
         split = self.facts["data"]["splits"][spec.split]["fingerprint"]
         parts = [spec.split, values, spec.network, spec.output, spec.checkpoint, split]
         options = {k: v for k, v in essential(spec).items() if k not in _SPEC}
-        return digest([*parts, options] if options else parts)
+        config = self.resolved.inference
+        return digest([*parts, *([options] if options or config else []), *([config] if config else [])])
+
+    def evaluation_name(self, spec: EvaluationSpec) -> str:
+        """What was scored, with the values of inference that are not the recipe's own."""
+        values = [f"{k}-{json.dumps(v)}" for k, v in sorted(self.resolved.inference.items())]
+        text = "-".join(values)
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:80]
+        own = plain if plain == text else f"{plain}-{digest(text, 6)}"
+        return f"{spec.name}-{own}" if values else spec.name
 
     def missing_evaluations(self) -> list[EvaluationSpec]:
         """Evaluations of the recipe that are not on disk yet."""
@@ -167,7 +178,7 @@ class Prepared:
 
     def evaluation_folder(self, spec: EvaluationSpec) -> Path:
         """Where an evaluation stands."""
-        return self.folder / "evaluations" / f"{spec.name}-{self.evaluation_digest(spec)}"
+        return self.folder / "evaluations" / f"{self.evaluation_name(spec)}-{self.evaluation_digest(spec)}"
 
     @property
     def record(self) -> Record | None:

@@ -163,7 +163,7 @@ def plan_search(
         objective.values(),
         prepared.facts["data"]["splits"][objective.spec.split]["fingerprint"],
     ]
-    name = digest(parts)
+    name = digest([*parts, prepared.resolved.inference] if prepared.resolved.inference else parts)
     store = options.store
     place = beside(options.results) if store.mirror is None else store.root
     return Plan(

@@ -206,6 +206,8 @@ class EvaluationDocument(Document):
     pixel_accuracy: Percent | None = None
     coverage: Annotated[float, Field(ge=0, le=1)] | None = None
     packages: list[PackageFacts] = Field(default_factory=list)
+    config: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
 
 
 D = TypeVar("D", bound=Document)

@@ -102,6 +102,8 @@ class EvaluationRecord:
     Keys of ``data``: ``schema, name, digest, spec`` (split, protocol, network, output, checkpoint, cells,
     tolerance), ``protocol`` (every value), ``images, official_images, classes, miou`` (percent),
     ``iou`` (percent per class, None where absent), ``absent`` (class names), ``pixel_accuracy``,
+    ``config`` (values that only inference reads, where they are not the recipe's own), ``notes`` (what a
+    reader must know of the checkpoint),
     ``coverage`` (share of pixels with a decision), ``data_fingerprint, checkpoint_sha256, seconds``, and
     ``packages`` where code of others took part (:mod:`harness.foreign`).
     """

@@ -64,7 +64,9 @@ def resolved_of(name: str, values: Mapping[str, Any]) -> Resolved:
 
 def evaluation_digest(spec: EvaluationSpec, fingerprint: str = "data") -> str:
     facts = {"data": {"splits": {spec.split: {"fingerprint": fingerprint}}}}
-    return Prepared.evaluation_digest(SimpleNamespace(facts=facts), spec)  # type: ignore[arg-type]
+    return Prepared.evaluation_digest(
+        SimpleNamespace(facts=facts, resolved=SimpleNamespace(inference={})), spec
+    )  # type: ignore[arg-type]
 
 
 def label_digest(spec: LabelSpec, supervision: str) -> str:

@@ -12,7 +12,7 @@ from small_methods import SIDE, build, make_batch, mini_recipes
 from harness.batch import Progress
 from harness.recipes import recipe_names, resolve
 from harness.registry import METHODS
-from harness.schema import fields, load
+from harness.schema import InferenceOnly, fields, load, marks
 
 
 def test_every_method_has_a_miniature_recipe_for_every_supervision_it_accepts():
@@ -71,6 +71,30 @@ def test_mixed_precision_trains_and_predicts(name, dtype):
             assert method.predict(batch.images, network).isfinite().all()
         dict(method.pseudo_labels(batch.images, batch.tags))
         method.class_maps(batch.images, batch.tags)
+
+
+class _Guarded:
+    """A configuration of which some values must not be read."""
+
+    def __init__(self, config, closed):
+        self.__dict__.update(own=config, closed=closed)
+
+    def __getattr__(self, name):
+        assert name not in self.closed, f"training reads config.{name}, which is marked InferenceOnly"
+        return getattr(self.own, name)
+
+
+@pytest.mark.parametrize("name", [n for n in mini_recipes() if marks(type(resolve(n).config), InferenceOnly)])
+def test_training_does_not_read_what_is_marked_for_inference_only(name):
+    method = build(name).train()
+    batch = make_batch(method, resolve(name).recipe.supervision)
+    method.config = _Guarded(method.config, marks(type(method.config), InferenceOnly))
+    for fraction in method.probe_steps:
+        progress = Progress(int(fraction * 1000), 1000, 10)
+        method(batch, progress)
+        method.after_step(progress)
+    method.parameter_groups()
+    method.views()
 
 
 @pytest.mark.parametrize("name", mini_recipes())
