@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 import harness
-from harness.errors import UserError, nearest
+from harness import interruption
+from harness.errors import UserError, causes, nearest
 from harness.files import refusal
 from harness.interruption import Terminated
 from harness.registry import COMMANDS
@@ -92,9 +93,12 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 done, 1 some trials failed, 2 a mistake the user can mend, 130 interrupted, 143
-    terminated (SIGTERM)."""
+    terminated (SIGTERM), 129 by a terminal that was closed (SIGHUP)."""
     prepare_streams()
-    sys.exit(flush_streams(invoke(cli, arguments)))
+    code = flush_streams(invoke(cli, arguments))
+    if code >= 128:
+        interruption.ignore()
+    sys.exit(code)
 
 
 def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
@@ -107,6 +111,11 @@ def invoke(command: click.Command, arguments: list[str] | None = None) -> int:
 
 def guarded(work: Callable[[], Any]) -> int:
     """Exit code of a piece of work, errors printed without a traceback where a user can mend them."""
+    with interruption.handled():  # what is said of a signal is not cut short by the next one
+        return _coded(work)
+
+
+def _coded(work: Callable[[], Any]) -> int:
     try:
         result = work()
     except UserError as error:
@@ -118,10 +127,10 @@ def guarded(work: Callable[[], Any]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
-        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
-        text = "terminated" if terminated else "interrupted"
+        ended = next((e for e in causes(error) if isinstance(e, Terminated)), None)
+        text = "interrupted" if ended is None else "terminated"
         say(f"{text}: the same command goes on where this one stopped")
-        return 143 if terminated else 130
+        return 130 if ended is None else 128 + ended.number
     except Exception as error:  # the last resort: what is foreseen is a UserError where it happens
         clear = refusal(error)
         if clear is None and isinstance(error, OSError):

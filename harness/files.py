@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import platformdirs
 
+from harness import interruption
 from harness.errors import UserError, causes
 from harness.reading import check_regular, read_text
 from harness.text import cleaned
@@ -45,13 +46,11 @@ _MOST_TOML = 16 << 20
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only if the block succeeds, with everything on disk."""
+    name: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        _name(error, path)
-        raise
-    try:
+        with interruption.held():  # or a signal between the two would leave the draft behind
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
@@ -61,7 +60,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
         Path(name).replace(path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        if name is not None:
+            with interruption.held():
+                Path(name).unlink(missing_ok=True)
         _name(error, path)
         raise
 

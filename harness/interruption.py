@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM: work stops at once, or, while a network trains, where it can go on from.
+"""Ctrl-C, SIGTERM and SIGHUP: work stops at once, or, while a network trains, where it can go on from.
 
-Slurm and Kubernetes send SIGTERM some seconds before they kill. A trial that trains finishes its step and
-writes a checkpoint, if both take no longer than :data:`PATIENCE`; a second signal stops it at once.
+Slurm and Kubernetes send SIGTERM some seconds before they kill; a terminal that is closed sends SIGHUP. A
+trial that trains finishes its step and writes a checkpoint, if both take no longer than :data:`PATIENCE`; a
+second signal stops it at once. What has begun to stop is left :data:`TIDYING` to remove its drafts: a
+further signal within it changes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,10 +19,24 @@ from types import FrameType
 #: Seconds that the rest of a step and a checkpoint may take after a signal. Ray Tune gives its workers
 #: the same time.
 PATIENCE = 5.0
+#: Seconds for which work that has begun to stop hears of no other signal.
+TIDYING = 2.0
+
+#: Signals that are taken: Ctrl-C, and those that end a process from outside (Windows has no SIGHUP).
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, *ENDING)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; otherwise like Ctrl-C. The command line exits with 143 in place of 130."""
+    """SIGTERM or SIGHUP; otherwise like Ctrl-C. The command line exits with 143 or 129 in place of 130.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 class _State:
@@ -29,6 +46,9 @@ class _State:
         self.first: int | None = None
         self.waits = False
         self.worker = False
+        self.raised = -TIDYING
+        self.held = 0
+        self.late: int | None = None
         self.timer: threading.Timer | None = None
 
 
@@ -47,7 +67,7 @@ def note() -> None:
 
 def forget() -> None:
     """The work that was asked to stop has stopped; other work may begin."""
-    _state.first = None
+    _state.first, _state.raised, _state.late = None, -TIDYING, None
 
 
 def asked(found: BaseException) -> bool:
@@ -64,9 +84,19 @@ def leave_to_driver() -> None:
     _state.worker = True
 
 
+def ignore() -> None:
+    """This process ends because of a signal: another Ctrl-C shall not interrupt how it does."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)
+
+
 def error() -> KeyboardInterrupt:
-    """What to raise: :class:`Terminated` after SIGTERM, else KeyboardInterrupt."""
-    return Terminated() if _state.first == signal.SIGTERM else KeyboardInterrupt()
+    """What to raise: :class:`Terminated` after SIGTERM and SIGHUP, else KeyboardInterrupt."""
+    _state.raised = time.monotonic()
+    first = _state.first or signal.SIGINT
+    return Terminated(first) if first in ENDING else KeyboardInterrupt()
 
 
 def stop_if_noted() -> None:
@@ -76,7 +106,12 @@ def stop_if_noted() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGTERM and signal.getsignal(signal.SIGINT) not in _NOBODY:
+    if _state.held:
+        _state.late = number
+        return
+    if time.monotonic() - _state.raised < TIDYING:
+        return
+    if number in ENDING and signal.getsignal(signal.SIGINT) not in _NOBODY:
         _state.first = number
         signal.raise_signal(signal.SIGINT)  # to whom Ctrl-C belongs for now: Ray Tune
         return
@@ -87,6 +122,23 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _state.timer = threading.Timer(PATIENCE, _insist)
     _state.timer.daemon = True
     _state.timer.start()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let a few instructions be whole: a signal that comes meanwhile is heard at their end. Signals come to
+    the main thread alone, so that others have nothing to hold."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.held += 1
+    try:
+        yield
+    finally:
+        _state.held -= 1
+    if not _state.held and _state.late is not None:
+        late, _state.late = _state.late, None
+        _handle(late, None)
 
 
 #: Who may hold Ctrl-C without wanting to hear of SIGTERM.
@@ -102,25 +154,22 @@ def _insist() -> None:
 
 
 def install() -> None:
-    """Take both signals; again after a library has taken one (``ray.init`` takes SIGTERM). Nothing in
+    """Take the signals; again after a library has taken one (``ray.init`` takes SIGTERM). Nothing in
     another thread than the main one."""
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _handle)
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle both signals as the module says; in another thread than the main one, as Python does."""
-    if threading.current_thread() is not threading.main_thread() or _handle in (
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-    ):
+    """Handle the signals as the module says; in another thread than the main one, as Python does."""
+    if threading.current_thread() is not threading.main_thread() or _handle in map(signal.getsignal, SIGNALS):
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     forget()
     install()
     try:

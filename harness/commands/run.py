@@ -31,7 +31,7 @@ Examples:
   wsss run mini --results s3://bucket/wsss          records in a bucket; see docs/storage.md
 
 Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
-130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 hung up (SIGHUP).
 Running the same command again goes on where it stopped and repeats nothing; what is finished is kept, and
 it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
 )

@@ -31,7 +31,7 @@ Examples:
   wsss search agmm/voc-point-r101 --results s3://bucket/wsss --address auto    nodes share the bucket alone
 
 Exit codes: 0 done, 1 some trials failed, 2 refused before training,
-130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 hung up (SIGHUP).
 Running the same command again goes on where it stopped; a larger --trials adds trials.""",
 )
 @click.argument("recipe")
