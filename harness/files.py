@@ -27,6 +27,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WSSS_CACHE") or platformdirs.user_cache_dir("wsss-bench"))
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with ``~`` and ``~user`` filled in. Raises UserError for a user without a home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            "there is no home folder that ~ could mean here", where=path, remedy="write the path out"
+        ) from None
+
+
 def read_toml(file: Path) -> dict[str, Any]:
     """The content of a TOML file, its text cleaned (:mod:`harness.text`).
 

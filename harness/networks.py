@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
 
 from harness import trained
 from harness.build import Build
-from harness.errors import UserError, nearest
+from harness.errors import UserError
+from harness.names import check_table
 from harness.nn.checkpoints import load_checkpoint
 from harness.recipes import Resolved
 from harness.registry import DATASETS, METHODS
@@ -52,9 +52,10 @@ def load_weights(method: Method, checkpoint: Path, *, asked: Collection[str] = (
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         notes = trained.compared(method, state.get(trained.KEY), checkpoint, asked=asked)
         method.load_state_dict(state["method"])
-    except (RuntimeError, KeyError, EOFError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # unpickling bytes of any origin: the errors have no common base
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"the checkpoint does not fit this recipe: {str(error).splitlines()[0]}",
+            f"the checkpoint does not fit this recipe: {why}",
             where=checkpoint,
             remedy="name the recipe that it was trained with, or --table for another code's file",
         ) from error
@@ -88,12 +89,7 @@ def load_network(
         notes = load_weights(method, checkpoint, asked=resolved.inference)
     else:
         tables = method.key_tables()
-        if table not in tables:
-            raise UserError(
-                f"{resolved.recipe.method} reads no checkpoints of {table!r}",
-                where="--table",
-                remedy=nearest(table, tables),
-            )
+        check_table(resolved, table)
         load_checkpoint(method, checkpoint, tables[table])
         notes = [trained.assumed(method)]
     for note in notes:

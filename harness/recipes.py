@@ -17,7 +17,8 @@ from typing import Any
 
 from harness import recipe_files
 from harness.errors import UserError, nearest
-from harness.files import read_toml
+from harness.files import expanded, read_toml
+from harness.names import check_network, check_protocol
 from harness.registry import DATASETS, METHODS
 from harness.schema import (
     InferenceOnly,
@@ -121,7 +122,9 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in extra.items():
         both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(dict(merged[key]), value) if both else value
-    if "schedule" in extra:  # a child's length replaces its parent's, whichever unit it is in
+    if isinstance(
+        extra.get("schedule"), Mapping
+    ):  # a child's length replaces its parent's, whichever unit it is in
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             if key in extra["schedule"] and other not in extra["schedule"]:
                 merged["schedule"].pop(other, None)
@@ -156,6 +159,10 @@ def lineage(name: str) -> list[str]:
     return list(found)
 
 
+#: Dots in a key, at most; the tables of recipes are two deep.
+_DEEPEST = 16
+
+
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string.
 
@@ -164,9 +171,11 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for text in assignments:
         if text.startswith("@"):
-            overrides |= _flatten(read_toml(Path(text[1:]).expanduser()))
+            overrides |= _flatten(read_toml(expanded(text[1:])))
             continue
         key, equals, value = text.partition("=")
+        if key.count(".") > _DEEPEST:
+            raise UserError("no key of a recipe lies that deep", where=f"--set {key[:40]}...")
         if not equals or not key.strip():
             raise UserError(
                 f"cannot read {text!r}", where="--set", remedy="write KEY=VALUE, as in optimiser.lr=0.005"
@@ -235,8 +244,6 @@ def training_overrides(name: str, overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Resolved:
-    from harness.evaluation import protocol  # imports torch.nn; listing recipes does not need it
-
     method_name = name.partition("/")[0]
     where = f"{recipe_files.file_of(method_name)} [{name.partition('/')[2]}]"
     if values.setdefault("method", method_name) != method_name:
@@ -270,13 +277,8 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     elif any(e.checkpoint == "best" for e in recipe.evaluation):
         raise UserError("an evaluation of the best checkpoint needs a [selection]", where=where)
     for evaluation in scored:
-        protocol(evaluation.protocol)
-        if evaluation.network not in method.networks:
-            raise UserError(
-                f"{recipe.method} has no network {evaluation.network!r}",
-                where=where,
-                remedy=nearest(evaluation.network, method.networks),
-            )
+        check_protocol(evaluation.protocol, where)
+        check_network(method, evaluation.network, where)
     return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where)
 
 

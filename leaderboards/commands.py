@@ -9,6 +9,7 @@ import click
 
 from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, left_out, together
 from harness.commands.usage import Verb
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.store.records import Store
@@ -30,7 +31,10 @@ _DATASET = click.option("--dataset", metavar="NAME", help="Only this data set.")
 
 
 def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError("no format is named", where="--format", remedy="separate formats by commas")
+    return parts
 
 
 def _ended(store: Store) -> int:
@@ -156,16 +160,18 @@ def plot(
     from harness.store.records import Store
     from leaderboards.gathering import gather
     from leaderboards.plotting import check_kinds, write_plots
-    from leaderboards.report import require_records
+    from leaderboards.report import check_formats, require_records
     from leaderboards.tables import leaderboard as rows_of
 
     if kind != "qualitative":
         check_kinds(kind)
+    wanted = _split(formats)
+    check_formats(wanted, ("png", "svg", "pdf"))
     store = Store(results)
     frame = gather(store)
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
-    place, wanted = out / "plots", _split(formats)
+    place = out / "plots"
     if kind == "qualitative":
         from leaderboards.qualitative import write
 
@@ -329,7 +335,6 @@ def import_(
 
     Predictions are scored by the same evaluator as everything else and marked as external.
     """
-    from harness.errors import UserError
     from harness.files import cache_folder
     from harness.runs.trial import open_dataset
     from harness.store.object_store import shown

@@ -72,8 +72,8 @@ def export(
     from harness import export as forms
     from harness.commands.score import recorded_checkpoint
     from harness.data.verify import preflight
-    from harness.errors import nearest
     from harness.files import cache_folder, sha256_of, write_json
+    from harness.names import check_scored
     from harness.networks import load_network
     from harness.recipes import parse_overrides, resolve
     from harness.runs.trial import choose_device, open_dataset
@@ -81,12 +81,20 @@ def export(
     overrides = parse_overrides(assignments)
     resolved = resolve(recipe, overrides)
     name = resolved.recipe.dataset
+    check_scored(
+        resolved,
+        split=split,
+        protocol=protocol_name,
+        network=network,
+        table=table,
+        output=None if form == "npy" else output,
+    )
+    on = choose_device(device)
     split = split or ("test" if form == "server" else resolved.recipe.train_split)
     if form == "server" and name != "voc2012":
         raise UserError(f"{name} has no evaluation server of this form", where="--format server")
     if checkpoint is None:
         checkpoint = recorded_checkpoint(recipe, seed, results, overrides)
-    on = choose_device(device)
     dataset = open_dataset(name, data_roots, cache_folder())
     fingerprint = preflight(dataset, [split], cache=cache_folder(), workers=workers, pictures_only=[split])[
         split
@@ -95,12 +103,6 @@ def export(
     method = load_network(resolved, on, checkpoint, table, say=notes.append)
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    if network not in method.networks:
-        raise UserError(
-            f"{resolved.recipe.method} has no network {network!r}",
-            where="--network",
-            remedy=nearest(network, method.networks),
-        )
     protocol_name = protocol_name or resolved.recipe.evaluation[0].protocol
     protocol = evaluation.protocol(protocol_name)
     facts: dict[str, Any] = {

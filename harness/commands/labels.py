@@ -8,6 +8,7 @@ import click
 
 from harness.commands.options import COUNT, DATA_ROOT, SEED, Real, opened, together
 from harness.commands.usage import Verb
+from harness.files import expanded
 
 _KINDS = ("scribble", "point", "block", "box", "image")
 _FORMATS = ("png", "xml", "polyline", "clicks", "voc-boxes", "coco-boxes", "onehot")
@@ -135,7 +136,7 @@ def _absolute(folder: str, root: Path) -> str:
     """A place relative to the data set's folder, or where the user stands, as absolute."""
     if not folder:
         return ""
-    given = Path(folder).expanduser()
+    given = expanded(folder)
     here = given if given.is_absolute() or (root / given).exists() or not given.exists() else given.absolute()
     return str(here)
 

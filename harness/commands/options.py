@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from harness.errors import UserError
+from harness.files import expanded
 from harness.store.object_store import is_uri
 
 if TYPE_CHECKING:
@@ -305,8 +306,8 @@ def _absolute(root: str) -> str:
     """Workers may stand in another folder: make the path of ``[NAME=]DIR`` absolute."""
     name, equals, path = root.partition("=")
     if equals and not Path(root).exists():
-        return f"{name}={Path(path).expanduser().absolute()}"
-    return str(Path(root).expanduser().absolute())
+        return f"{name}={expanded(path).absolute()}"
+    return str(expanded(root).absolute())
 
 
 def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:

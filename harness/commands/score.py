@@ -65,8 +65,9 @@ def evaluate(
     workers: int,
 ) -> int:
     """Score a folder of predictions, a checkpoint, or finished records by another protocol."""
+    from harness.names import check_scored
     from harness.recipes import parse_overrides, resolve
-    from harness.runs.trial import Options, open_dataset
+    from harness.runs.trial import Options, choose_device, open_dataset
     from harness.specs import EvaluationSpec
 
     options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
@@ -78,6 +79,8 @@ def evaluate(
     if recipe is None:
         raise UserError("nothing to score", remedy="name a recipe, or a folder with --predictions")
     resolved = resolve(recipe, parse_overrides(assignments))
+    check_scored(resolved, split=split, protocol=protocol_name, network=network, output=output, table=table)
+    choose_device(device)
     usual = resolved.recipe.evaluation[0]
     spec = EvaluationSpec(
         split=split or usual.split, protocol=protocol_name or usual.protocol, network=network, output=output
@@ -233,10 +236,14 @@ def predict(
     device: str,
 ) -> None:
     """Segment pictures: palette PNGs and overlays. PICTURES are files or folders."""
+    from harness.names import check_scored
     from harness.prediction import segment
-    from harness.recipes import parse_overrides
+    from harness.recipes import parse_overrides, resolve
+    from harness.runs.trial import choose_device
 
     overrides = parse_overrides(assignments)
+    check_scored(resolve(recipe, overrides), protocol=protocol_name, network=network, table=table)
+    choose_device(device)
     if checkpoint is None:
         checkpoint = recorded_checkpoint(recipe, seed, results, overrides)
     files = list_pictures(pictures)

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from harness.data.base import UNLABELLED, LabelSpec, Supervision
 from harness.data.images import read_index
 from harness.errors import UserError, nearest
+from harness.files import expanded
 
 #: Which files can carry which weak label.
 _FORMATS: Mapping[Supervision, tuple[str, ...]] = {
@@ -62,7 +63,7 @@ def _folder(root: Path, spec: LabelSpec, field: str = "folder") -> Path:
             where=f"labels.{field}",
             remedy="name a folder (a JSON file for clicks), absolute or relative to the data set's folder",
         )
-    path = root / Path(value).expanduser()
+    path = root / expanded(value)
     if not path.exists():
         raise UserError("no such folder or file of weak labels", where=path, remedy=f"check labels.{field}")
     return path

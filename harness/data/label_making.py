@@ -23,7 +23,7 @@ from harness.data.layout import mask_tags
 from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
-from harness.files import write_json
+from harness.files import expanded, write_json
 from harness.schema import digest, essential
 
 Source = Literal["simulated", "official", "voc-boxes", "coco-boxes", "onehot"]
@@ -202,7 +202,7 @@ def _label(
 
 
 def _place(dataset: Dataset, making: Making, usual: str) -> Path:
-    path = dataset.root / Path(making.place or usual).expanduser()
+    path = dataset.root / expanded(making.place or usual)
     if not path.exists():
         raise UserError("no such folder or file of labels", where=path, remedy="name it with --folder")
     return path

@@ -24,7 +24,7 @@ from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervisio
 from harness.data.images import image_size, read_index, write_index
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
-from harness.files import write_with
+from harness.files import expanded, write_with
 from harness.schema import digest, essential
 
 #: Values of :class:`LabelSpec` that the simulator does not read.
@@ -193,7 +193,7 @@ def _source(
     info = dataset.info
     tags = partial(_label_tags, info.num_classes)
     if labels_from is not None:
-        pseudo = Path(labels_from).expanduser()
+        pseudo = expanded(labels_from)
         if not pseudo.is_dir():
             raise UserError(
                 "no folder of pseudo labels", where=pseudo, remedy="export them first, or mend labels_from"

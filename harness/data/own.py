@@ -32,7 +32,7 @@ from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
 from harness.errors import UserError, nearest
-from harness.files import read_toml
+from harness.files import expanded, read_toml
 from harness.registry import DATASETS
 from harness.schema import load, schema
 from harness.text import one_line
@@ -205,7 +205,7 @@ def register(data_roots: Iterable[str]) -> None:
     """
     for text in data_roots:
         name, equals, path = text.partition("=")
-        place = Path(path).expanduser()
+        place = expanded(path)
         if not equals or Path(text).exists() or not place.exists():
             continue
         if name not in DATASETS or (

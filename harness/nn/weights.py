@@ -20,7 +20,7 @@ from torch import Tensor
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
-from harness.files import sha256_of
+from harness.files import expanded, sha256_of
 
 #: Folder of the packaged files.
 PRETRAINED = Path(__file__).with_name("pretrained")
@@ -84,7 +84,7 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     if weights == "packaged":
         return _packaged_file(backbone)
     if is_file(weights):
-        path = Path(weights).expanduser()
+        path = expanded(weights)
         if not path.is_file():
             raise UserError("weights file not found", where=path, remedy="check `weights` in the recipe")
         return path

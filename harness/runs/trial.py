@@ -25,7 +25,8 @@ from harness.data.layout import is_archive
 from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
-from harness.files import cache_folder, write_json
+from harness.files import cache_folder, expanded, write_json
+from harness.names import check_labels_from, check_output
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
 from harness.recipes import Resolved, recipe_names, resolve
@@ -228,7 +229,7 @@ def open_dataset(name: str, data_roots: tuple[str, ...], cache_root: Path) -> Da
                 where=f"--data-root {text}",
                 remedy=nearest(known, DATASETS.names()),
             )
-        root = Path(path if has_name else text).expanduser()
+        root = expanded(path if has_name else text)
         described = has_name and own.is_own(known) and root.is_file()
         if not root.is_dir() and not described:
             packed = root.is_file() and is_archive(root)
@@ -295,6 +296,10 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     if evaluations is not None:
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
+    for spec in recipe.evaluation:
+        check_output(resolved, spec.output, f"{resolved.file} evaluation")
+    if recipe.labels_from is not None:
+        check_labels_from(recipe.labels_from, f"{resolved.file} labels_from")
     device = choose_device(options.device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]

@@ -1,0 +1,122 @@
+"""Names that a recipe or a verb gives: each is checked in one place, before anything is written.
+
+``where`` is the recipe's file, or the option on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError, nearest
+from harness.registry import DATASETS, METHODS
+
+if TYPE_CHECKING:
+    from harness.evaluation import Protocol
+    from harness.recipes import Resolved
+    from methods.base import Method
+
+SEGMENTATION = "segmentation"
+
+
+def check_protocol(name: str, where: str = "--protocol") -> Protocol:
+    """The protocol of that name. Raises UserError for an unknown one."""
+    from harness.evaluation import protocols  # imports torch.nn; listing recipes does not need it
+
+    _known(name, protocols(), "unknown protocol", where)
+    return protocols()[name]
+
+
+def check_network(method: type[Method], name: str, where: str = "--network") -> None:
+    """Raises UserError where the method has no such network."""
+    _known(name, method.networks, f"{method.name} has no network", where)
+
+
+def check_split(dataset: str, name: str, where: str = "--split") -> None:
+    """Raises UserError where the data set has no such split."""
+    _known(name, DATASETS.get(dataset).info.splits, f"{dataset} has no split", where)
+
+
+def check_table(resolved: Resolved, name: str, where: str = "--table") -> None:
+    """Raises UserError where the recipe's method reads no checkpoints of that code."""
+    method = METHODS.get(resolved.recipe.method)
+    _known(name, method.key_tables(), f"{resolved.recipe.method} reads no checkpoints of", where)
+
+
+def check_output(resolved: Resolved, name: str, where: str = "--output") -> None:
+    """Raises UserError where the recipe's method gives no such output."""
+    if name == SEGMENTATION:
+        return
+    known = outputs(resolved)
+    if known is not None:
+        _known(name, [SEGMENTATION, *known], f"{resolved.recipe.method} gives no output", where)
+
+
+def check_labels_from(labels_from: str, where: str = "labels_from") -> None:
+    """Raises UserError where ``labels_from`` names a recipe that gives no such pseudo labels."""
+    from harness.recipes import recipe_names, resolve
+
+    recipe, _, output = labels_from.partition(":")
+    if recipe not in recipe_names():
+        return  # a folder
+    known = outputs(resolve(recipe))
+    if known is None:
+        return
+    if not known:
+        raise UserError(
+            f"the recipe {recipe} makes no pseudo labels", where=where, remedy="name a recipe that does"
+        )
+    if output:
+        _known(output, known, f"{recipe} gives no pseudo label", where)
+
+
+def outputs(resolved: Resolved) -> tuple[str, ...] | None:
+    """Names of the pseudo labels that a recipe's method gives, in its order; None where they
+    cannot be told without values: its networks are asked without weights and without memory for them."""
+    import torch
+
+    from harness.build import Build
+    from methods.base import Method
+
+    recipe = resolved.recipe
+    method = METHODS.get(recipe.method)
+    if method.pseudo_labels is Method.pseudo_labels:
+        return ()
+    info = DATASETS.get(recipe.dataset).info
+    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, "none")
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            made = method(resolved.config, build).eval()
+            tags = torch.ones(1, info.num_classes)
+            return tuple(made.pseudo_labels(torch.zeros(1, 3, *recipe.crop_size), tags))
+    except UserError:
+        raise
+    except Exception:  # what a method cannot do without values has no common base
+        return None
+
+
+def check_scored(
+    resolved: Resolved,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    network: str = "default",
+    output: str | None = None,
+    table: str | None = None,
+) -> None:
+    """Everything that a verb names about a trained network; None is not checked."""
+    method = METHODS.get(resolved.recipe.method)
+    if split is not None:
+        check_split(resolved.recipe.dataset, split)
+    if protocol is not None:
+        check_protocol(protocol)
+    check_network(method, network)
+    if table is not None:
+        check_table(resolved, table)
+    if output is not None:
+        check_output(resolved, output)
+
+
+def _known(name: str, known: Collection[str], problem: str, where: str) -> None:
+    if name not in known:
+        raise UserError(f"{problem} {name!r}", where=where, remedy=nearest(name, known))
