@@ -77,7 +77,10 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     (f"search {RECIPE} --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
     (f"run {RECIPE} --seed 1", {"--seeds": ["3"]}),
     (f"run {RECIPE} --dry-run", {"--smoke": []}),
-    (f"run {RECIPE} --smoke", {"--save-predictions": [], "--tensorboard": [], "--track": ["mlflow"]}),
+    (
+        f"run {RECIPE} --smoke",
+        {"--again": [], "--save-predictions": [], "--tensorboard": [], "--track": ["mlflow"]},
+    ),
     (f"search {RECIPE}", {"--grid-points": ["3"]}),
     (f"search {RECIPE} --objective-split val", {"--held-out": ["0.2"]}),
     (f"show {RECIPE} --json", {"--docs": []}),
