@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
 from harness.nn.ema import cosine_momentum
+from harness.recipes import resolve
 from harness.specs import OptimiserSpec
 from harness.training import create_optimiser
 from methods.base import Build
@@ -510,3 +511,16 @@ def test_training_pulls_the_mirror_images_together():
     for _ in range(8):
         step(method, optimiser, WARM, batch)
     assert method(batch, WARM)["sim"].item() < first - 0.05
+
+
+def test_what_the_text_prints_is_the_default():
+    """Equation 3 and its sentence, the augmentation, the authors; other readings are recipes by name."""
+    printed = resolve("dskd_gc/voc-image-vitb")
+    assert DSKDGCConfig().ptc_labels == printed.config.ptc_labels == "binary"
+    augment = printed.recipe.augment
+    assert (augment.crop_mode, augment.flip, augment.jitter) == ("area", 0.0, 0.0)
+    other = resolve("dskd_gc/voc-image-vitb-mirror-jitter").recipe.augment
+    assert (other.flip, other.jitter) == (0.5, 0.5)
+    assert resolve("dskd_gc/voc-image-vitb-class-contrast").config.ptc_labels == "class"
+    assert DSKDGC.paper is not None
+    assert DSKDGC.paper.authors.startswith("Xuefei Bai, ")

@@ -308,3 +308,9 @@ def test_the_older_state_differs_in_what_the_commit_changed():
     assert {k: v for k, v in other.items() if v != one[k]} == changed
     assert (head.recipe.schedule.kind, older.recipe.schedule.kind) == ("cosine", "poly")
     assert (head.recipe.optimiser.weight_decay, older.recipe.optimiser.weight_decay) == (0.05, 0.01)
+
+
+def test_local_views_have_the_colours_of_the_code():
+    """FSR transforms.py: transform2."""
+    local = build(local_views=1, local_size=16).views()["local0"].augment
+    assert (local.area, local.jitter, local.grey, local.blur) == ((0.05, 0.32), 0.8, 0.2, 0.5)
