@@ -33,6 +33,11 @@ _OWN: dict[str, tuple[str, str, str]] = {
     "run": ("harness.commands.run", "run", "Train, evaluate and record recipes or suites."),
     "search": ("harness.commands.search", "search", "Search hyper-parameters of a recipe."),
     "predict": ("harness.commands.score", "predict", "Segment pictures with a trained network."),
+    "verify-store": (
+        "harness.commands.verify",
+        "verify_store",
+        "Read a whole record store, and name what is not what was recorded.",
+    ),
     "evaluate": (
         "harness.commands.score",
         "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -15,8 +16,10 @@ from harness.build import Build
 from harness.errors import UserError
 from harness.names import check_table
 from harness.nn.checkpoints import load_checkpoint
+from harness.nn.torch_files import read_torch
 from harness.recipes import Resolved
 from harness.registry import DATASETS, METHODS
+from harness.store.checkpoints import check_recorded
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -32,7 +35,7 @@ def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:
 
 
 def load_weights(method: Method, checkpoint: Path, *, asked: Collection[str] = ()) -> list[str]:
-    """Load a checkpoint that this harness wrote.
+    """Load a checkpoint that this harness wrote; in a trial's folder, the one that was recorded.
 
     Args:
         method: the network, on any device.
@@ -43,16 +46,19 @@ def load_weights(method: Method, checkpoint: Path, *, asked: Collection[str] = (
         What a reader of any result must know, see :func:`harness.trained.compared`.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network: of other shapes, or of values with
-            which the same weights predict something else.
+        UserError: the file is missing, damaged, not the one that was recorded, or of another network: of
+            other shapes, or of values with which the same weights predict something else.
     """
-    if not checkpoint.exists():
+    if not os.path.lexists(checkpoint):
         raise UserError("no checkpoint", where=checkpoint, remedy="train the recipe again: `wsss run RECIPE`")
+    check_recorded(checkpoint)
+    state = read_torch(checkpoint)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         notes = trained.compared(method, state.get(trained.KEY), checkpoint, asked=asked)
         method.load_state_dict(state["method"])
-    except Exception as error:  # unpickling bytes of any origin: the errors have no common base
+    except UserError:
+        raise
+    except Exception as error:  # a state of any origin: the errors have no common base
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"the checkpoint does not fit this recipe: {why}",
@@ -90,6 +96,7 @@ def load_network(
     else:
         tables = method.key_tables()
         check_table(resolved, table)
+        check_recorded(checkpoint)
         load_checkpoint(method, checkpoint, tables[table])
         notes = [trained.assumed(method)]
     for note in notes:

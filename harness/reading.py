@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,13 @@ MOST_DOCUMENT = 64 << 20
 
 
 class Damaged(UserError):
-    """A file that cannot be believed: unreadable, not whole, or not what was recorded."""
+    """A file that cannot be believed: unreadable, not whole, or not what was recorded.
+
+    Attributes:
+        mendable: whether a run may move it aside and make it again.
+    """
+
+    mendable = True
 
     @property
     def brief(self) -> str:
@@ -39,6 +46,14 @@ class Damaged(UserError):
 
 class Newer(Damaged):
     """A file that a newer version of this project wrote: not damaged, and never to be replaced."""
+
+    mendable = False
+
+
+class Misplaced(Damaged):
+    """A sound file of something else than its place says, such as a copy: never to be replaced."""
+
+    mendable = False
 
 
 _AGAIN = "restore the file, or delete it where it can be made again"
@@ -167,6 +182,27 @@ def remembered(path: Path, understand: Callable[[dict[str, Any]], T], nothing: T
         return understand(read_object(path))
     except (Damaged, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
         return nothing
+
+
+#: A name that is one part of a path on every system: no separator, control character or leading dot or dash.
+PART = r"[^\x00-\x20\x7f/\\:*?\"<>|.-][^\x00-\x1f\x7f/\\:*?\"<>|]*"
+#: Longest such name.
+LONGEST = 200
+
+
+def check_part(name: str, what: str, where: object) -> str:
+    """A name from somebody's file that becomes part of a path.
+
+    Raises:
+        UserError: it could lead elsewhere, or is no name of a file.
+    """
+    if len(name) > LONGEST or not re.fullmatch(PART, name):
+        raise UserError(
+            f"{what} {name[:60]!r} cannot be part of a path",
+            where=where,
+            remedy="letters, digits, - and _, not beginning with a dot or a dash",
+        )
+    return name
 
 
 def _kind(value: Any) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,8 @@ from harness.batch import Batch, Progress
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import append, sync, whole_file, write_with
+from harness.nn.torch_files import read_torch
+from harness.reading import Damaged, Misplaced, damaged, read_text, set_aside
 from harness.schema import digest
 from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
 
@@ -83,11 +85,23 @@ def step_seed(seed: int, step: int, group: int) -> int:
 
 
 def read_rows(history: Path) -> list[dict[str, str]]:
-    """Rows of a training curve on disk; a last line that a kill cut is left out."""
-    if not history.exists():
+    """Rows of a training curve on disk; a last line that a kill cut is left out.
+
+    Raises:
+        Damaged: it is no such file.
+    """
+    if not os.path.lexists(history):
         return []
-    with history.open(encoding="utf-8", newline="") as stream:
-        return [row for row in csv.DictReader(stream) if None not in row.values()]
+    try:
+        text = read_text(history)
+        rows = [row for row in csv.DictReader(io.StringIO(text, "")) if None not in row.values()]
+        if text.strip() and not text.startswith("step,"):
+            raise ValueError("its first column is not step")
+        if any(not row["step"].isdecimal() for row in rows):
+            raise ValueError("a step is no number")
+    except (csv.Error, KeyError, AttributeError, ValueError) as error:
+        raise damaged(history, f"it is no training curve: {error}") from None
+    return rows
 
 
 class History:
@@ -230,6 +244,8 @@ class Trainer:
         #: Sums of the loss terms since the last row of the history, and the step of that row.
         self.sums: dict[str, float] = {}
         self.logged = 0
+        #: What the user shall be told of files that were damaged.
+        self.told: list[str] = []
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -243,7 +259,7 @@ class Trainer:
         if not distributed.first():
             return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
-        state[trained.KEY] = trained.described(self.method)
+        state |= {"seed": self.seed, trained.KEY: trained.described(self.method)}
         if not final:
             state["optimiser"] = self.optimiser.state_dict()
             state["scaler"] = self.scaler.state_dict()
@@ -271,13 +287,34 @@ class Trainer:
         self.step = self.resumed_at = state["step"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The checkpoint, on the CPU; None where there is none."""
-        try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+        """The checkpoint, on the CPU; None where there is none, or a damaged one, which is moved aside."""
+        if not os.path.lexists(self.checkpoint):
             return None
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            raise self._unreadable(error) from error
+        try:
+            state = read_torch(self.checkpoint)
+            if not isinstance(state, dict) or not {"method", "step", "final"} <= set(state):
+                raise damaged(self.checkpoint, "it holds no state of a training")
+        except Damaged as error:
+            aside = set_aside(self.checkpoint)
+            self.told.append(f"{error.brief}; moved to {aside}, training starts afresh")
+            return None
+        seed = state.get("seed", self.seed)
+        if seed != self.seed:
+            raise Misplaced(
+                f"the checkpoint is that of seed {seed}",
+                where=self.checkpoint,
+                remedy="move this trial's folder away to start it afresh",
+            )
+        return state
+
+    def _history(self) -> History:
+        """The training curve up to here; a damaged one is moved aside, and a new one begins."""
+        file = self.folder / "history.csv"
+        try:
+            return History(file, self.step)
+        except Damaged as error:
+            self.told.append(f"{error.brief}; moved to {set_aside(file)}, a new curve begins")
+            return History(file, self.step)
 
     def _unreadable(self, error: Exception) -> UserError:
         return UserError(
@@ -334,7 +371,9 @@ class Trainer:
             NonFiniteLossError: a term is NaN or infinite; nothing is written after the step before it.
         """
         self.resume()
-        history = History(self.folder / "history.csv", self.step) if distributed.first() else None
+        history = self._history() if distributed.first() else None
+        if self.told:
+            yield Status(self.step, self.total, 0.0, warnings=tuple(self.told))
         per_group = self.recipe.batch.per_group
         sampler = StepSampler(
             len(self.data),

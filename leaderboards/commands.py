@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, left_out, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, ended, left_out, together
 from harness.commands.usage import Verb
 from harness.errors import UserError
-
-if TYPE_CHECKING:
-    from harness.store.records import Store
 
 _OUT = click.option(
     "--out",
@@ -35,13 +32,6 @@ def _split(text: str) -> list[str]:
     if not parts:
         raise UserError("no format is named", where="--format", remedy="separate formats by commas")
     return parts
-
-
-def _ended(store: Store) -> int:
-    """Exit code of a verb that reads a store; what was left out is named."""
-    for error in store.left_out.values():
-        click.echo(f"left out: {error.brief}", err=True)
-    return 1 if store.left_out else 0
 
 
 def _recipes() -> dict[str, Any]:
@@ -98,7 +88,7 @@ def leaderboard(
     click.echo(done.tables)
     for file in done.files:
         click.echo(f"wrote {file}")
-    return _ended(store)
+    return ended(store)
 
 
 def _validate() -> int:
@@ -180,7 +170,7 @@ def plot(
         files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
     for file in files:
         click.echo(f"wrote {file}")
-    return _ended(store)
+    return ended(store)
 
 
 def _aside(text: str) -> None:
@@ -223,7 +213,7 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
     click.echo(done.tables)
     for file in done.files:
         click.echo(f"wrote {file}")
-    return _ended(store)
+    return ended(store)
 
 
 @click.command(
@@ -272,7 +262,7 @@ def report(
     )
     for file in done:
         click.echo(f"wrote {file}")
-    return _ended(store)
+    return ended(store)
 
 
 @click.command(
@@ -304,7 +294,7 @@ def compare(first: str, second: str, evaluation: str | None, results: Path | str
     frame = gather(store)
     require_records(frame, store)
     click.echo(markdown(compared(frame, _recipes(), first, second, evaluation=evaluation)))
-    return _ended(store)
+    return ended(store)
 
 
 @click.command(
@@ -323,14 +313,14 @@ A metadata file:
   supervision = "scribble"         backbone = "ResNet-101"
   protocol = "multi-scale, CRF"    source = "https://..., commit abc"
 
-Exit codes: 0 done, 2 refused.""",
+Exit codes: 0 done, 1 done, and damaged files were left out, 2 refused.""",
 )
 @click.argument("folder", type=RecordStore(), metavar="FOLDER|URI")
 @click.option("--metadata", type=click.Path(path_type=Path), help="TOML file about a folder of predictions.")
 @together(DATA_ROOT, RESULTS)
 def import_(
     folder: Path | str, metadata: Path | None, data_roots: tuple[str, ...], results: Path | str
-) -> None:
+) -> int:
     """Predictions or records from outside enter the tables.
 
     Predictions are scored by the same evaluator as everything else and marked as external.
@@ -343,9 +333,10 @@ def import_(
 
     store = Store(results)
     if metadata is None:
-        written, present = import_records(folder, store)
+        origin = Store(folder)
+        written, present = import_records(origin, store)
         click.echo(f"{len(written)} records imported, {len(present)} were there already")
-        return
+        return ended(origin) | ended(store)
     if isinstance(folder, str):
         raise UserError("predictions are read from a folder", where=shown(folder), remedy="copy them first")
     known = read_metadata(metadata)
@@ -356,3 +347,4 @@ def import_(
     was = "" if before is None or before == run.miou else f" (in place of {before:.2f}, imported before)"
     click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures{was}")
     click.echo(f"wrote {record.path}")
+    return 0

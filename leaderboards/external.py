@@ -6,21 +6,25 @@ is known of its training beyond what the metadata say, so it is never judged aga
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pydantic import Field
 
 from harness import evaluation, foreign
+from harness.boundary import Boundary
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
-from harness.files import cache_folder, read_toml
+from harness.files import cache_folder, read_toml, write_with
+from harness.reading import Damaged, damaged, read_bytes
 from harness.schema import digest, dump, load, schema
+from harness.store.arrays import MOST_FILE
 from harness.store.records import EvaluationRecord, Record, Store
 from leaderboards.gathering import external_digest
 
@@ -58,7 +62,7 @@ class External:
 def read_metadata(file: Path) -> External:
     """Read a metadata file. Raises UserError for a missing file, an unknown key or a wrong value."""
     metadata = load(External, read_toml(file), file)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", metadata.name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}", metadata.name):
         raise UserError(
             f"the name {metadata.name!r} is no folder name", where=file, remedy="letters, digits, - and _"
         )
@@ -153,18 +157,21 @@ def import_predictions(
         )
 
 
-#: What a record is without its checkpoint, predictions and traces of a running trial.
-_PARTS = ("evaluations", "history.csv", "record.json")
+#: Files of an evaluation; the JSON last: the evaluation exists when it does.
+_EVALUATION = ("per_image.npz", "boundary.npz", "evaluation.json")
 
 
-def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[Path]]:
+def import_records(source: Path | str | Store, store: Store) -> tuple[list[Path], list[Path]]:
     """Copy finished records of another store, checkpoints and predictions left behind.
 
     A record that is here already has the same numbers there, or nothing is imported at all. Evaluations of
     it that only the other store has are added; one that has failed here is replaced.
 
+    Every file of a record is read and checked before the first byte of it is written; only files that a
+    record is known to have are copied, and no link is followed. What is damaged is left out and noted.
+
     Args:
-        source: the other ``results`` folder, or its URI.
+        source: the other ``results`` folder, its URI, or its store (whose ``left_out`` grows).
         store: where they go.
 
     Returns:
@@ -173,40 +180,43 @@ def import_records(source: Path | str, store: Store) -> tuple[list[Path], list[P
     Raises:
         UserError: the folder holds no finished record; or a number of a record that is here too differs.
     """
-    origin = Store(source)
+    origin = source if isinstance(source, Store) else Store(source)
     found = [record for record in origin.records() if record.finished]
     if not found:
+        others = "".join(f"; left out: {error.brief}" for error in origin.left_out.values())
         raise UserError(
-            "no finished record and no metadata file",
+            f"no finished record and no metadata file{others}",
             where=origin.place,
             remedy="name a results folder, or add --metadata FILE for a folder of predictions",
         )
     store.refresh(*{record.name for record in found})
-    places = [store.folder(record.name, record.digest, record.seed) for record in found]
-    here = [store.get(place) for place in places]
+    pairs: list[tuple[Path, Record, Record | None]] = []
+    for record in found:
+        place = store.folder(record.name, record.digest, record.seed)
+        try:
+            pairs.append((place, record, store.get(place)))
+        except Damaged as error:  # a record of another trial, or a damaged one: it is not touched
+            store.note(error)
     _refuse_differences(
-        [(own, record) for own, record in zip(here, found, strict=True) if own is not None and own.finished],
-        origin,
+        [(own, record) for _, record, own in pairs if own is not None and own.finished], origin
     )
     written, present = [], []
-    for place, record, own in zip(places, found, here, strict=True):
-        parts: tuple[str, ...] = _PARTS
+    for place, record, own in pairs:
+        lacking: Collection[str] | None = None
         if own is not None and own.finished:
             present.append(place)
-            lacking = record.evaluations.keys() - own.evaluations.keys()
-            parts = tuple(f"evaluations/{record.evaluations[name].path.name}" for name in sorted(lacking))
-            if not parts:
+            lacking = record.sound.keys() - own.sound.keys()
+            if not lacking:
                 continue
+        try:
+            parts = _parts(record, origin.root, lacking)
+        except Damaged as error:
+            origin.note(error)
+            continue
         with store.work(place):
-            for name in parts:  # the record last: it exists when its JSON does
-                part = record.path / name
-                if part.is_dir():
-                    ignored = shutil.ignore_patterns("predictions")
-                    shutil.copytree(part, place / name, ignore=ignored, dirs_exist_ok=True)
-                elif part.exists():
-                    place.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(part, place / name)
-        if place not in present:
+            for name, content in parts:
+                write_with(place / name, partial(_put, content))
+        if lacking is None:
             written.append(place)
     return written, present
 
@@ -232,10 +242,10 @@ def _refuse_differences(pairs: Sequence[tuple[Record, Record]], origin: Store) -
 def _differences(ours: Record, theirs: Record) -> list[str]:
     """Every evaluation with other numbers, both of them named."""
     found = []
-    for name, run in theirs.evaluations.items():
-        own, where = ours.evaluations.get(name), f"{theirs.name} seed {theirs.seed}, {name}"
+    for name, run in theirs.sound.items():
+        own, where = ours.sound.get(name), f"{theirs.name} seed {theirs.seed}, {name}"
         if own is None:
-            known = {e.data.get("checkpoint_sha256") for e in ours.evaluations.values()}
+            known = {e.data.get("checkpoint_sha256") for e in ours.sound.values()}
             if run.data.get("checkpoint_sha256") not in known:
                 found.append(f"{where}: {run.miou:.2f} there, of another trained network than the one here")
         elif own.data["digest"] == run.data["digest"] and not _same_counts(own, run):
@@ -250,3 +260,51 @@ def _same_counts(one: EvaluationRecord, other: EvaluationRecord) -> bool:
     a, b = one.per_image, other.per_image
     parts = ("intersection", "predicted", "labelled")
     return a.ids == b.ids and all(np.array_equal(getattr(a, p), getattr(b, p)) for p in parts)
+
+
+def _put(content: bytes, stream: IO[bytes]) -> None:
+    stream.write(content)
+
+
+def _parts(record: Record, root: Path, only: Collection[str] | None = None) -> list[tuple[str, bytes]]:
+    """Names and contents of a record's files, ``record.json`` last.
+
+    Args:
+        record: what to copy.
+        root: of the record's store.
+        only: these evaluations alone; everything by default.
+
+    Raises:
+        Damaged: the record, or a file of it, lies behind a link.
+    """
+    _no_link(record.path / "record.json", root)
+    files = []
+    for run in record.all_evaluations if only is None else [record.sound[name] for name in sorted(only)]:
+        try:
+            run.load()
+            _no_link(run.path / "evaluation.json", root)
+            Boundary.load(run.path / "boundary.npz")
+        except Damaged as error:
+            record.note(error)
+            continue
+        files += [run.path / name for name in _EVALUATION]
+    if only is None:
+        files += [record.path / "history.csv"] if not record.history().empty else []
+        files.append(record.path / "record.json")
+    parts = []
+    for file in files:
+        if os.path.lexists(file):
+            _no_link(file, root)
+            parts.append((file.relative_to(record.path).as_posix(), read_bytes(file, MOST_FILE)))
+    return parts
+
+
+def _no_link(file: Path, root: Path) -> None:
+    """Raises Damaged where a file, or a folder between it and its store, is a link."""
+    for place in (file, *file.parents):
+        if place == root:
+            return
+        if place.is_symlink():
+            raise damaged(
+                place, "it is a link, and an import follows none", "name the folder that it leads to"
+            )

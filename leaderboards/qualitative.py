@@ -24,6 +24,7 @@ from scipy.ndimage import distance_transform_edt
 from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpec
 from harness.errors import UserError
 from harness.files import cache_folder
+from harness.reading import Damaged
 from harness.schema import load
 from harness.scores import iou_from_counts
 from harness.store.remote import present
@@ -69,6 +70,14 @@ def choose(rows: Sequence[Row], quantiles: Sequence[float] = QUANTILES) -> list[
 
 def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu") -> list[np.ndarray] | None:
     """``(H, W)`` uint8 predictions of a row's first seed; None where nothing can make them."""
+    try:
+        return _predicted(row, ids, dataset, device)
+    except Damaged as error:
+        row.records[0].note(error)
+        return None
+
+
+def _predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str) -> list[np.ndarray] | None:
     from harness.data.images import read_index
 
     run = row.runs[0]

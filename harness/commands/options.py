@@ -16,6 +16,7 @@ from harness.store.object_store import is_uri
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
+    from harness.store.records import Store
 
 
 class Number(click.ParamType):
@@ -308,6 +309,13 @@ def _absolute(root: str) -> str:
     if equals and not Path(root).exists():
         return f"{name}={expanded(path).absolute()}"
     return str(expanded(root).absolute())
+
+
+def ended(store: Store) -> int:
+    """Exit code of a verb that reads a store: 1, and a line for each, where damaged files were left out."""
+    for error in store.left_out.values():
+        click.echo(f"left out: {error.brief}", err=True)
+    return 1 if store.left_out else 0
 
 
 def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:

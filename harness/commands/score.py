@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, ended, together
 from harness.commands.usage import Verb
 from harness.errors import UserError
+from harness.reading import Damaged
 from harness.text import one_line
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]
     """Add an evaluation to every finished record of a recipe."""
     from harness.networks import build_method
     from harness.recipes import training_overrides
+    from harness.runs.mending import make_way
     from harness.runs.running import evaluate_into_record
     from harness.runs.trial import Trial, prepare
 
@@ -133,24 +135,33 @@ def _score_records(name: str, spec: Any, options: Any, overrides: dict[str, Any]
     own = training_overrides(name, overrides)
     found = [r for r in store.records(name) if r.finished and r.data["overrides"] == own]
     if not found:
+        others = "".join(f"; left out: {error.brief}" for error in store.left_out.values())
         raise UserError(
-            f"no finished record of {name}", where=store.place, remedy=f"train it first: wsss run {name}"
+            f"no finished record of {name}{others}",
+            where=store.place,
+            remedy=f"train it first: wsss run {name}",
         )
     for record in found:
         prepared = prepare(Trial(name, record.seed, overrides), options, evaluations=(spec,))
         if prepared.digest != record.digest:
             click.echo(f"skipped {record.path}: its recipe, data or weights have changed since", err=True)
             continue
-        if prepared.missing_evaluations():
-            method = build_method(prepared.resolved, prepared.device, record.seed)
-            with store.work(prepared.folder):
-                for _ in evaluate_into_record(prepared, method, spec):
-                    pass
+        try:
+            if prepared.missing_evaluations():
+                method = build_method(prepared.resolved, prepared.device, record.seed)
+                with store.work(prepared.folder):
+                    for line in make_way(prepared):
+                        click.echo(line, err=True)
+                    for _ in evaluate_into_record(prepared, method, spec):
+                        pass
+        except Damaged as error:  # the other seeds go on
+            store.note(error)
+            continue
         done = prepared.store.get(prepared.folder)
         assert done is not None
         title = prepared.evaluation_name(spec)
         _print(dict(done.evaluations[title].data), f"{name} seed {record.seed}: {title}")
-    return 0
+    return ended(store)
 
 
 def _score_checkpoint(
@@ -276,12 +287,13 @@ def recorded_checkpoint(recipe: str, seed: int, results: Path | str, overrides: 
         if r.finished and r.seed == seed and training_overrides(recipe, r.data["overrides"]) == own
     ]
     if not found:
+        others = "".join(f"; left out: {error.brief}" for error in store.left_out.values())
         raise UserError(
-            f"no finished record of {recipe} seed {seed}",
+            f"no finished record of {recipe} seed {seed}{others}",
             where=store.place,
             remedy=f"train it (wsss run {recipe}) or pass --checkpoint",
         )
-    newest = max(found, key=lambda r: r.data["ended"])
+    newest = max(found, key=lambda r: r.data.get("ended") or "")
     store.pull(newest.path, lambda file: file == "checkpoint/last.pt")
     return newest.path / "checkpoint" / "last.pt"
 

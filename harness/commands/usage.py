@@ -171,6 +171,7 @@ TABLE: Mapping[str, Usage] = {
         (Only("docs", _lacks("as_json"), "with --json", "to the listing for people"),),
     ),
     "doctor": Usage("data_roots"),
+    "verify-store": Usage("results"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(
         f"targets chosen assignments {_PLACES} dry_run",

@@ -67,5 +67,6 @@ def stand_in_labels(dataset: Dataset, split: str, folder: Path) -> StandIn:
         fingerprint="stand-in",
         statistics={"images": len(ids)},
         masks={},
+        hashes={},
         dataset=dataset,
     )

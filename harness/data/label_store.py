@@ -9,12 +9,13 @@ same labels at once. The index is written last: labels are prepared when it exis
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from harness.data.images import image_size, read_index, write_index
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.files import expanded, write_with
+from harness.reading import Damaged, damaged, set_aside
 from harness.schema import digest, essential
+from harness.store.arrays import read_arrays
 
 #: Values of :class:`LabelSpec` that the simulator does not read.
 _OFFICIAL = ("source", "format", "folder", "background", "unlabelled")
@@ -45,6 +48,8 @@ class LabelStore:
         tags: ``(N, K)`` uint8 multi-hot in the order of ``ids``: the official tags under ``image``,
             otherwise the classes of the whole weak label.
         fingerprint: SHA-256 over ids, label values and tags, independent of files and their format.
+        masks: image id to the data set's own mask, where those serve.
+        hashes: image id to the SHA-256 of its prepared label, which :meth:`read` compares.
         statistics: ``images``; ``labelled_share`` (of all pixels, those with a class);
             ``without_label`` (number of images with no labelled pixel; every image under ``image``).
     """
@@ -55,6 +60,22 @@ class LabelStore:
     fingerprint: str
     statistics: Mapping[str, Any]
     masks: Mapping[str, Path]
+    hashes: Mapping[str, bytes]
+
+    def read(self, image_id: str) -> np.ndarray | None:
+        """``(H, W)`` uint8 label of an image, as it was prepared; None if there is none.
+
+        Raises:
+            Damaged: it is not what was prepared. It is deleted, and the next start makes it again.
+        """
+        path = self.path(image_id)
+        if path is None:
+            return None
+        label, expected = read_index(path), self.hashes.get(image_id)
+        if expected is not None and self.folder is not None and _content(label) != expected:
+            path.unlink(missing_ok=True)
+            raise damaged(path, "the label is not the one that was prepared", "run the same command again")
+        return label
 
     def path(self, image_id: str) -> Path | None:
         """The index PNG of an image (``0..K-1``, 254, and 255 for void under ``full``), None if none."""
@@ -146,13 +167,14 @@ def prepare_labels(
             "without_label": sum(r.labelled == 0 for r in rows),
         },
         masks=masks,
+        hashes={} if own_masks else {i: row.sha256 for i, row in zip(ids, rows, strict=True)},
     )
 
 
 def _tags_only(dataset: Dataset, ids: tuple[str, ...]) -> LabelStore:
     tags = np.asarray(dataset.tags(ids), np.uint8)
     statistics = {"images": len(ids), "labelled_share": 0.0, "without_label": len(ids)}
-    return LabelStore(ids, None, tags, _fingerprint(ids, [b""] * len(ids), tags), statistics, {})
+    return LabelStore(ids, None, tags, _fingerprint(ids, [b""] * len(ids), tags), statistics, {}, {})
 
 
 def _fingerprint(ids: Sequence[str], hashes: Sequence[bytes], tags: np.ndarray) -> str:
@@ -279,14 +301,19 @@ def _prepare(
             )
         if path is not None:
             write_index(path, label)
-    content = np.array(label.shape, np.int64).tobytes() + np.ascontiguousarray(label).tobytes()
     return _Row(
-        sha256=hashlib.sha256(content).digest(),
+        sha256=_content(label),
         tags=tags(image_id, label),
         labelled=int(np.count_nonzero(label < num_classes)),
         pixels=label.size,
         bytes=0 if path is None else path.stat().st_size,
     )
+
+
+def _content(label: np.ndarray) -> bytes:
+    """SHA-256 of a label's size and values, whatever its file."""
+    shape = np.array(label.shape, np.int64).tobytes()
+    return hashlib.sha256(shape + np.ascontiguousarray(label).tobytes()).digest()
 
 
 def _whole(path: Path) -> np.ndarray | None:
@@ -311,27 +338,52 @@ def _write_index(folder: Path, ids: Sequence[str], rows: Sequence[_Row]) -> None
 
 def _read_index(folder: Path, ids: Sequence[str], *, with_files: bool) -> list[_Row] | None:
     """The rows of prepared labels; None where they are not prepared, or files have gone since."""
+    file = folder / "index.npz"
     try:
-        with np.load(folder / "index.npz", allow_pickle=False) as data:
-            columns = {name: data[name] for name in ("ids", "sha256", "tags", "labelled", "pixels", "bytes")}
-    except (OSError, ValueError, KeyError, BadZipFile):
+        columns = read_arrays(file)
+        if set(columns) != set(_COLUMNS) or {len(columns[name]) for name in _COLUMNS} != {len(ids)}:
+            return None
+        if [i.decode() for i in columns["ids"].tolist()] != list(ids):
+            return None
+        written = file.stat().st_mtime_ns
+    except (Damaged, OSError, ValueError, TypeError, AttributeError):
         return None
-    if [i.decode() for i in columns["ids"].tolist()] != list(ids):
+    if columns["sha256"].shape != (len(ids), 32) or columns["tags"].ndim != 2:
         return None
     rows = [
         _Row(sha256.tobytes(), tags, int(labelled), int(pixels), int(size))
         for sha256, tags, labelled, pixels, size in zip(
-            *(columns[name] for name in ("sha256", "tags", "labelled", "pixels", "bytes")), strict=True
+            *(columns[name] for name in _COLUMNS[1:]), strict=True
         )
     ]
     if with_files:
         changed = [
             path
             for image_id, row in zip(ids, rows, strict=True)
-            if not (path := folder / f"{image_id}.png").exists() or path.stat().st_size != row.bytes
+            if not _as_prepared(path := folder / f"{image_id}.png", row, written)
         ]
         for path in changed:
-            path.unlink(missing_ok=True)
+            if os.path.lexists(path):
+                warnings.warn(f"{path} has changed since it was prepared: it is made again", stacklevel=2)
+                set_aside(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if changed:
             return None
     return rows
+
+
+#: Arrays of an index, ids first.
+_COLUMNS = ("ids", "sha256", "tags", "labelled", "pixels", "bytes")
+
+
+def _as_prepared(path: Path, row: _Row, written: int) -> bool:
+    """Whether a label is what its index says: by its size, and by its content where it is newer than that.
+
+    Whatever else was changed is found when the label is read (:meth:`LabelStore.read`).
+    """
+    try:
+        status = path.stat()
+        if status.st_size != row.bytes:
+            return False
+        return status.st_mtime_ns <= written or _content(read_index(path)) == row.sha256
+    except (OSError, UserError):
+        return False

@@ -20,7 +20,6 @@ from torch.utils.data import Sampler
 from harness.batch import UNLABELLED, Batch, View
 from harness.data.augment import Sample, augment, jitter, recolour
 from harness.data.base import Dataset
-from harness.data.images import read_index
 from harness.data.loading import in_worker, loaded
 from harness.errors import UserError
 from harness.evaluation import normalise
@@ -111,8 +110,8 @@ class TrainingSet(TorchDataset):
         image_id = self.ids[index]
         rng = random.Random(f"{self.seed}/{step}/{place}")
         image = self.dataset.read_image(image_id)
-        path = self.labels.path(image_id)
-        label = np.full(image.shape[:2], UNLABELLED, np.uint8) if path is None else read_index(path)
+        known = self.labels.read(image_id)
+        label = np.full(image.shape[:2], UNLABELLED, np.uint8) if known is None else known
         sample = augment(image, label, self.recipe.crop_size, self.recipe.augment, rng)
         return {
             "id": image_id,

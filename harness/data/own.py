@@ -33,6 +33,7 @@ from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
 from harness.errors import UserError, nearest
 from harness.files import expanded, read_toml
+from harness.reading import check_part
 from harness.registry import DATASETS
 from harness.schema import load, schema
 from harness.text import one_line
@@ -133,6 +134,7 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
     Raises:
         UserError: missing, malformed, or not consistent.
     """
+    check_part(name, "the data set's name", f"--data-root {name}={path}")
     file = (path / FILE if path.is_dir() else path).absolute()
     try:
         found = file.stat()
@@ -157,6 +159,8 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
             where=file.parent,
             remedy="write train.txt and val.txt beside it, one id (file name without ending) for each line",
         )
+    for split in lists:
+        check_part(split, "the split's name", file)
     made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists})
     folder = file.parent / spec.images
     sizes = {}

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
 from harness.files import expanded, sha256_of
+from harness.nn.torch_files import read_torch
 
 #: Folder of the packaged files.
 PRETRAINED = Path(__file__).with_name("pretrained")
@@ -55,10 +55,10 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch(path)
     except Exception as error:  # unpickling and header errors have no common base
         raise UserError(
-            f"not a readable weights file: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"not a readable weights file: {_first_line(error)}",
             where=path,
             remedy="save a plain state dict with torch.save(network.state_dict(), path), or .safetensors",
         ) from error
@@ -71,6 +71,11 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if state and all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
     return state
+
+
+def _first_line(error: Exception) -> str:
+    text = error.problem if isinstance(error, UserError) else str(error)
+    return text.splitlines()[0] if text else repr(error)
 
 
 def weights_file(backbone: str, weights: str) -> Path | None:

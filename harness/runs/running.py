@@ -23,6 +23,7 @@ from harness.files import recordable, sha256_of, whole_file
 from harness.networks import build_method, load_weights
 from harness.recipes import training_overrides
 from harness.registry import METHODS
+from harness.runs.mending import make_way
 from harness.runs.tracked import tracked
 from harness.runs.trial import Prepared
 from harness.schema import dump
@@ -75,6 +76,9 @@ def _run(prepared: Prepared) -> Iterator[Status]:
         devices.check_kernels(devices.machine(thoroughly=True))
     provenance.reset_peak_memory(prepared.device)
     started, clock = _now(), time.monotonic()
+    told = distributed.from_first(make_way(prepared) if distributed.first() else None)
+    if told:
+        yield Status(0, prepared.steps, 0.0, warnings=tuple(told))
     record = prepared.record
     trained = distributed.from_first(record is not None and record.finished)
     method = build_method(prepared.resolved.trained, prepared.device, prepared.trial.seed)
@@ -221,8 +225,17 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         "steps": trainer.total,
         "resumed": trainer.resumed_at,
         "steps_per_second": fresh / seconds if fresh else None,
-        "best": None if trainer.best.step < 0 else {"miou": trainer.best.miou, "step": trainer.best.step},
+        "best": _best(trainer),
     }
+
+
+def _best(trainer: Trainer) -> dict[str, Any] | None:
+    """What the record says of the best network, None without validation."""
+    if trainer.best.step < 0:
+        return None
+    file = trainer.checkpoint.with_name("best.pt")
+    sha256 = sha256_of(file) if distributed.first() else None
+    return {"miou": trainer.best.miou, "step": trainer.best.step, "sha256": sha256}
 
 
 def _passes(specs: Sequence[EvaluationSpec]) -> list[list[EvaluationSpec]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -25,12 +26,14 @@ from harness.data.layout import is_archive
 from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
-from harness.files import cache_folder, expanded, write_json
+from harness.files import cache_folder, expanded, sha256_of, write_json
 from harness.names import check_labels_from, check_output
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
+from harness.reading import Damaged, set_aside
 from harness.recipes import Resolved, recipe_names, resolve
 from harness.registry import DATASETS
+from harness.runs.mending import is_scored, is_whole
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec
 from harness.store.locks import locked
@@ -171,11 +174,7 @@ class Prepared:
 
     def missing_evaluations(self) -> list[EvaluationSpec]:
         """Evaluations of the recipe that are not on disk yet."""
-        return [
-            spec
-            for spec in self.resolved.recipe.evaluation
-            if not (self.evaluation_folder(spec) / "evaluation.json").exists()
-        ]
+        return [spec for spec in self.resolved.recipe.evaluation if not is_scored(self, spec)]
 
     def evaluation_folder(self, spec: EvaluationSpec) -> Path:
         """Where an evaluation stands."""
@@ -183,8 +182,17 @@ class Prepared:
 
     @property
     def record(self) -> Record | None:
-        """The record, None before the trial has ended."""
-        return self.store.get(self.folder)
+        """The record, None before the trial has ended, or where it is damaged and will be written again.
+
+        Raises:
+            Damaged: it is of a newer version, or of another trial.
+        """
+        try:
+            return self.store.get(self.folder)
+        except Damaged as error:
+            if not error.mendable:
+                raise
+            return None
 
     @property
     def done(self) -> bool:
@@ -432,10 +440,12 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
     output = chosen_output(method, source.device, labels_from)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
     source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
-    complete = place / "complete.json"
-    if not complete.exists():
+    complete, ids = place / "complete.json", source.dataset.ids(split)
+    if not is_whole(place, ids):
         with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
-            if not complete.exists():
+            if not is_whole(place, ids):
+                if set_aside(complete) is not None:
+                    warnings.warn(f"{place} is damaged: its labels are made again", stacklevel=2)
                 pairs = evaluation.predictions(
                     method,
                     source.dataset,
@@ -447,7 +457,8 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
                 )
                 for image_id, labels, _ in pairs:
                     save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
-                write_json(complete, {"split": split, "output": output, "seed": seed})
+                made = {i: sha256_of(place / f"{i}.png") for i in ids}
+                write_json(complete, {"split": split, "output": output, "seed": seed, "sha256": made})
                 with reported():  # whoever does not find them makes them again
                     source.store.push(source.folder)
     return place, f"{name}:{output} {source.digest}"

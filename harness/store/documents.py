@@ -15,17 +15,15 @@ import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.reading import damaged, read_object
+from harness.reading import LONGEST, PART, damaged, read_object
 from harness.scores import figures
 
 #: Version of both files. Readers accept every version ever written.
 SCHEMA = 1
 
-#: A name that is one part of a path: no separator, no control character, no leading dot or dash.
-PART = r"[\p{L}\p{N}_][\p{L}\p{N}_.+ -]{0,99}"
-Part = Annotated[str, Field(pattern=f"^{PART}$")]
-RecipeName = Annotated[str, Field(pattern=f"^{PART}/{PART}$", max_length=200)]
-Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,80}$")]
+Part = Annotated[str, Field(pattern=f"^{PART}$", max_length=LONGEST)]
+RecipeName = Annotated[str, Field(pattern=f"^{PART}/{PART}$", max_length=2 * LONGEST + 1)]
+Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=80)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

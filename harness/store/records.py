@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from harness.files import cache_folder, write_json, write_with
-from harness.reading import Damaged, damaged, read_text, unreadable
+from harness.reading import Damaged, Misplaced, damaged, read_text, unreadable
 from harness.store.arrays import read_arrays
 from harness.store.documents import SCHEMA, EvaluationDocument, RecordDocument, fault_of_counts, read_document
 from harness.store.driver_claim import only_driver
@@ -191,16 +191,29 @@ class Record:
         return self.data["status"] == "finished"
 
     @cached_property
-    def evaluations(self) -> dict[str, EvaluationRecord]:
-        """Evaluations by name; where a protocol changed, the one written last. Damaged ones are left out."""
+    def all_evaluations(self) -> tuple[EvaluationRecord, ...]:
+        """Every evaluation, by the time of writing. Damaged ones are left out."""
         found = []
         for place in self._noted(entries, self.path / "evaluations") or ():
             file = place / "evaluation.json"
             if os.path.lexists(file) or _leads_nowhere(place):
                 one = self._noted(read_evaluation, place)
                 found += [] if one is None else [one]
-        found.sort(key=lambda e: (e.data.get("written", ""), e.path.name))
-        return {e.name: e for e in found}
+        return tuple(sorted(found, key=lambda e: (e.data.get("written", ""), e.path.name)))
+
+    @cached_property
+    def evaluations(self) -> dict[str, EvaluationRecord]:
+        """Evaluations by name; where a protocol changed, the one written last. Damaged ones are left out."""
+        return {e.name: e for e in self.all_evaluations}
+
+    def sha256_of_checkpoint(self, name: str) -> str | None:
+        """The recorded hash of ``last.pt`` or ``best.pt``, None where none is recorded."""
+        facts = self.data.get("checkpoint" if name == "last.pt" else "best") or {}
+        if facts.get("sha256") or name == "last.pt":
+            return facts.get("sha256")
+        scored = [e.data for e in self.evaluations.values() if f"{e.data['spec']['checkpoint']}.pt" == name]
+        hashes = {data.get("checkpoint_sha256") for data in scored}
+        return hashes.pop() if len(hashes) == 1 else None
 
     @cached_property
     def sound(self) -> dict[str, EvaluationRecord]:
@@ -342,7 +355,7 @@ class Store:
         own = self.folder(record.name, record.digest, record.seed)
         if own.parts[-4:] != folder.parts[-4:]:
             says = own.relative_to(self.root).as_posix()
-            raise damaged(file, f"it says that it is {says}: a copy", _COPY)
+            raise Misplaced(f"it says that it is {says}: a copy", where=file, remedy=_COPY)
         return record
 
     def records(self, pattern: str = "*") -> Iterator[Record]:

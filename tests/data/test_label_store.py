@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import ANY
 
 from harness.data import label_store, weak_labels
 from harness.data.base import LabelSpec, Supervision
@@ -219,6 +221,46 @@ def test_damaged_labels_are_made_again(tiny_voc: VOC2012, place: Path, damage: s
     again = _prepare(tiny_voc, place, "scribble")
     assert again.fingerprint == first.fingerprint
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_label_that_was_poisoned_in_the_cache_is_not_trained_on(
+    tiny_voc: VOC2012, place: Path, old: bool
+) -> None:
+    store = _prepare(tiny_voc, place, "scribble")
+    file = store.path("2007_000004")
+    assert file is not None
+    sound = read_index(file)
+    other = np.where(sound == 0, np.uint8(1), sound)
+    before = file.stat()
+    write_index(file, other)
+    with file.open("ab") as stream:  # as large as before, or the size would tell
+        stream.write(b"\0" * max(before.st_size - file.stat().st_size, 0))
+    grown = file.stat().st_size != before.st_size
+    if old:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if not grown:
+            assert _prepare(tiny_voc, place, "scribble").fingerprint == store.fingerprint
+        with pytest.raises(UserError, match="not the one that was prepared"):
+            store.read("2007_000004")
+    again = _prepare(tiny_voc, place, "scribble")
+    found = again.read("2007_000004")
+    assert found is not None
+    np.testing.assert_array_equal(found, sound)
+    assert again.fingerprint == store.fingerprint
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_a_damaged_index_or_label_is_made_again(tiny_voc: VOC2012, place: Path, name: str) -> None:
+    store = _prepare(tiny_voc, place, "scribble")
+    assert store.folder is not None
+    for file in (store.folder / "index.npz", store.folder / "2007_000004.png"):
+        ANY[name](file)
+        if file.suffix == ".npz" and name == "folder":
+            file.rmdir()
+        again = _prepare(tiny_voc, place, "scribble")
+        assert again.fingerprint == store.fingerprint
+        assert again.read("2007_000004") is not None
 
 
 def test_two_runs_may_prepare_the_same_labels_at_once(tiny_voc: VOC2012, place: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from damage import ANY
 from torch import nn
 
 from harness.batch import Batch
@@ -81,7 +83,7 @@ class Labels:
 
     tags = np.eye(4, dtype=np.uint8)[np.arange(20) % 4]
 
-    def path(self, image_id):
+    def read(self, image_id):
         return None
 
 
@@ -190,10 +192,52 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     assert torch.equal(weights(again), undisturbed[0])
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="cannot be resumed"):
+def damaged_copy(undisturbed, tmp_path):
+    """A trial that has a checkpoint in the middle, and its curve."""
+    run = make_trainer(tmp_path)
+    states = run.run()
+    next(states)
+    run.save()
+    states.close()
+    return tmp_path / "checkpoint" / "last.pt"
+
+
+@pytest.mark.parametrize("name", [*(n for n in ANY if n != "huge"), "a bit", "another file"])
+def test_a_damaged_checkpoint_is_moved_aside_and_training_starts_afresh(undisturbed, tmp_path, name):
+    file = damaged_copy(undisturbed, tmp_path)
+    if name == "a bit":
+        data = bytearray(file.read_bytes())
+        data[data.index(b"data/0") + 100] ^= 1
+        file.write_bytes(data)
+    elif name == "another file":
+        torch.save([1, 2], file)
+    else:
+        ANY[name](file)
+    again = make_trainer(tmp_path)
+    states = list(again.run())
+    assert any(str(file) in text and "afresh" in text for s in states for text in s.warnings)
+    assert os.path.lexists(file.with_name("last.pt.damaged"))
+    assert again.resumed_at == 0
+    assert torch.equal(weights(again), undisturbed[0])
+
+
+#: An empty or half a curve lacks rows, as one that a kill cut; a huge one takes long to read.
+@pytest.mark.parametrize("name", [name for name in ANY if name not in ("empty", "half", "huge")])
+def test_a_damaged_curve_is_moved_aside_and_training_goes_on(undisturbed, tmp_path, name):
+    damaged_copy(undisturbed, tmp_path)
+    ANY[name](tmp_path / "history.csv")
+    again = make_trainer(tmp_path)
+    states = list(again.run())
+    assert again.resumed_at > 0
+    assert any("history.csv" in text for s in states for text in s.warnings)
+    assert torch.equal(weights(again), undisturbed[0])
+
+
+def test_the_checkpoint_of_another_seed_is_refused(undisturbed, tmp_path):
+    file = damaged_copy(undisturbed, tmp_path)
+    state = torch.load(file, weights_only=True)
+    torch.save({**state, "seed": state["seed"] + 1}, file)
+    with pytest.raises(UserError, match="that of seed"):
         list(make_trainer(tmp_path).run())
 
 

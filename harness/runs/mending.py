@@ -1,0 +1,74 @@
+"""What is on disk of a trial already: whether it can be believed, and what has to make way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.boundary import Boundary
+from harness.files import sha256_of
+from harness.reading import Damaged, remembered, set_aside
+from harness.store.records import read_evaluation
+
+if TYPE_CHECKING:
+    from harness.runs.trial import Prepared
+    from harness.specs import EvaluationSpec
+
+
+def is_scored(prepared: Prepared, spec: EvaluationSpec) -> bool:
+    """Whether an evaluation is on disk, whole, with counts of these pictures that say what it says."""
+    place = prepared.evaluation_folder(spec)
+    if not os.path.lexists(place / "evaluation.json"):
+        return False
+    try:
+        counts = read_evaluation(place).load()
+        if counts.ids != tuple(prepared.dataset.ids(spec.split)):
+            return False
+        if spec.output != "segmentation":
+            return True
+        bands = Boundary.load(place / "boundary.npz")
+    except Damaged as error:
+        if not error.mendable:
+            raise
+        return False
+    return bands is not None and bands.fits(
+        (counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))
+    )
+
+
+def make_way(prepared: Prepared) -> list[str]:
+    """Move damaged files aside, in whose places a run will write; what the user shall be told of it.
+
+    Raises:
+        Damaged: a file is of a newer version, or of another trial.
+    """
+    told = []
+    try:
+        prepared.store.get(prepared.folder)
+    except Damaged as error:
+        if not error.mendable:
+            raise
+        aside = set_aside(prepared.folder / "record.json")
+        told.append(f"{error.brief}; moved to {aside}, the trial goes on from its checkpoint")
+    for spec in prepared.missing_evaluations():
+        place = prepared.evaluation_folder(spec)
+        if os.path.lexists(place) and not place.is_dir():
+            set_aside(place)
+        for name in ("evaluation.json", "per_image.npz", "boundary.npz"):
+            if os.path.lexists(place / name):
+                aside = set_aside(place / name)
+                told.append(f"{place / name}: damaged; moved to {aside}, {spec.name} is scored again")
+    return told
+
+
+def is_whole(place: Path, ids: Sequence[str]) -> bool:
+    """Whether a folder of pseudo labels holds what was written, byte for byte."""
+    recorded = remembered(place / "complete.json", lambda found: dict(found["sha256"]), None)
+    if recorded is None or set(recorded) != set(ids):
+        return False
+    try:
+        return all(sha256_of(place / f"{i}.png") == sha256 for i, sha256 in recorded.items())
+    except Damaged:
+        return False

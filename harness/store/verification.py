@@ -1,0 +1,169 @@
+"""Everything in a store read and compared with what was recorded: ``wsss verify-store``.
+
+Other verbs check what they use, and where a user has many of something, its size and time. Here every byte
+is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.boundary import Boundary
+from harness.data.images import read_index
+from harness.errors import UserError
+from harness.files import sha256_of
+from harness.nn.torch_files import read_torch
+from harness.reading import Damaged, damaged, read_object
+from harness.registry import DATASETS
+from harness.store.checkpoints import FOLDER
+from harness.store.records import EvaluationRecord, Record, Store, read_curve
+
+#: A record lies this deep: method, recipe, digest, seed.
+_DEPTH = 4
+
+
+@dataclass
+class Verified:
+    """What was read.
+
+    Attributes:
+        records, evaluations, checkpoints: how many were found sound.
+        breaches: what is wrong, one error for each place.
+    """
+
+    records: int = 0
+    evaluations: int = 0
+    checkpoints: int = 0
+    breaches: dict[str, Damaged] = field(default_factory=dict)
+
+    def note(self, error: Damaged) -> None:
+        """Remember a breach; each place once."""
+        self.breaches.setdefault(str(error.where), error)
+
+    def sound(self, work: Iterator[None]) -> bool:
+        """Whether a piece of work meets no damaged file."""
+        try:
+            for _ in work:
+                pass
+        except Damaged as error:
+            self.note(error)
+            return False
+        return True
+
+
+def verify(store: Store) -> Verified:
+    """Read a whole store; under a URI, after everything was brought.
+
+    Raises:
+        UserError: the store is not there, or cannot be reached.
+    """
+    done = Verified()
+    for record in store.records():
+        store.pull(record.path, lambda name: True)
+        before = len(store.left_out) + len(done.breaches)
+        _record(record, done)
+        done.records += before == len(store.left_out) + len(done.breaches)
+    for folder, names in _folders(store.root):
+        _others(store.root, folder, names, done)
+    for error in store.left_out.values():
+        done.note(error)
+    return done
+
+
+def _record(record: Record, done: Verified) -> None:
+    known = _classes(record)
+    for run in record.all_evaluations:
+        done.evaluations += done.sound(_evaluation(run, known))
+    record.history()
+    for name in ("last.pt", "best.pt"):
+        file = record.path / FOLDER / name
+        if os.path.lexists(file):
+            done.checkpoints += done.sound(_checkpoint(file, record.sha256_of_checkpoint(name)))
+
+
+def _classes(record: Record) -> tuple[str, ...] | None:
+    try:
+        return tuple(DATASETS.get(record.recipe["dataset"]).info.classes)
+    except UserError:  # its package is not installed
+        return None
+
+
+def _evaluation(run: EvaluationRecord, known: tuple[str, ...] | None) -> Iterator[None]:
+    counts = run.load()
+    if known is not None and tuple(run.data["classes"]) != known:
+        raise damaged(run.path / "evaluation.json", "its classes are not those of the data set")
+    bands = Boundary.load(run.path / "boundary.npz")
+    totals = (counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))
+    if bands is not None and not bands.fits(totals):
+        raise damaged(run.path / "boundary.npz", "more pixels lie in its bands than were counted")
+    yield
+
+
+def _checkpoint(file: Path, expected: str | None) -> Iterator[None]:
+    found = sha256_of(file)
+    if expected is not None and found != expected:
+        raise damaged(file, f"its SHA-256 is {found[:12]}, {expected[:12]} is recorded", "restore the file")
+    read_torch(file)
+    yield
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder and the names of its files, links not followed, in a fixed order."""
+    for place, inner, names in os.walk(root):
+        inner.sort()
+        yield Path(place), sorted(names)
+
+
+def _others(root: Path, folder: Path, names: list[str], done: Verified) -> None:
+    """Files that no record speaks of: what is still trained, pseudo labels, what is out of place."""
+    depth = len(folder.relative_to(root).parts)
+    if "record.json" in names and depth != _DEPTH:
+        done.note(damaged(folder / "record.json", "no record is looked for here", "move it out of the store"))
+    if folder.name == FOLDER and not os.path.lexists(folder.parent / "record.json"):
+        for name in names:
+            if name.endswith(".pt"):
+                done.checkpoints += done.sound(_checkpoint(folder / name, None))
+    if "history.csv" in names and not os.path.lexists(folder / "record.json"):
+        done.sound(_curve(folder / "history.csv"))
+    if "complete.json" in names:
+        done.sound(_labels(folder))
+    if folder.name == "predictions":
+        for name in names:
+            if name.endswith(".png"):
+                done.sound(_picture(folder / name))
+    for name in names:
+        if name.endswith(".json") and name not in ("record.json", "evaluation.json", "complete.json"):
+            done.sound(_object(folder / name))
+
+
+def _curve(file: Path) -> Iterator[None]:
+    read_curve(file)
+    yield
+
+
+def _object(file: Path) -> Iterator[None]:
+    read_object(file)
+    yield
+
+
+def _picture(file: Path) -> Iterator[None]:
+    try:
+        read_index(file)
+    except UserError as error:
+        raise damaged(file, error.problem, error.remedy or "") from None
+    yield
+
+
+def _labels(folder: Path) -> Iterator[None]:
+    """Pseudo labels that another recipe trains on, against the hashes that were written with them."""
+    recorded = read_object(folder / "complete.json").get("sha256", {})
+    if not isinstance(recorded, dict):
+        raise damaged(folder / "complete.json", "key 'sha256': an object is wanted")
+    for image_id, sha256 in recorded.items():
+        file = folder / f"{image_id}.png"
+        if sha256_of(file) != sha256:
+            raise damaged(file, "it is not the label that was written", "delete it: it is made again")
+        yield
