@@ -111,8 +111,10 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     from harness.cost.forecast import concurrent, forecast, free_mebibytes, wall_seconds
     from harness.cost.smoke_report import duration
     from harness.recipes import resolve
+    from harness.runs.overlay import overlay
 
-    rows = forecast(trials, options)
+    with overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
+        rows = forecast(trials, replace(options, cache=cache))
     table = [
         (
             str(row.trial),

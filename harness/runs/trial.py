@@ -338,6 +338,30 @@ def check_processes(checked: Checked, options: Options) -> None:
     distributed.check_groups(recipe, options.processes or recipe.batch.groups, known)
 
 
+def labels_of(checked: Checked, trial: Trial, options: Options) -> tuple[LabelStore, str | None]:
+    """The labels of a checked trial in one encoding, made once; and what made them where that is another
+    recipe's network (:func:`exported`), None otherwise.
+
+    Raises:
+        UserError: labels are missing or malformed, or the trial that makes them is not finished.
+    """
+    recipe = checked.resolved.recipe
+    labels_from, origin = recipe.labels_from, None
+    if labels_from is not None and is_recipe(labels_from):
+        folder, origin = exported(labels_from, trial.seed, recipe.train_split, options)
+        labels_from = str(folder)
+    labels = _labels(
+        checked.dataset,
+        recipe.train_split,
+        recipe.supervision,
+        recipe.labels,
+        options.cache,
+        options.workers,
+        labels_from,
+    )
+    return labels, origin
+
+
 def prepare(
     trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None
 ) -> Prepared:
@@ -356,19 +380,7 @@ def prepare(
     """
     checked = inspect(trial, options, evaluations)
     recipe, dataset = checked.resolved.recipe, checked.dataset
-    labels_from, origin = recipe.labels_from, None
-    if labels_from is not None and is_recipe(labels_from):
-        folder, origin = exported(labels_from, trial.seed, recipe.train_split, options)
-        labels_from = str(folder)
-    labels = _labels(
-        dataset,
-        recipe.train_split,
-        recipe.supervision,
-        recipe.labels,
-        options.cache,
-        options.workers,
-        labels_from,
-    )
+    labels, origin = labels_of(checked, trial, options)
     # Seeds of one row have labels of their own where another trial of the same seed made them.
     fingerprint = origin or labels.fingerprint
     facts = {

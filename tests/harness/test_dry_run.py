@@ -1,0 +1,68 @@
+"""A look leaves no trace: ``--dry-run`` writes neither into the cache nor beside the records."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.cli import invoke
+from harness.commands.explore import list_, show
+from harness.commands.run import run
+from harness.runs.overlay import overlay
+
+
+def trace(*places: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything below some folders."""
+    found = {}
+    for place in places:
+        for folder, _, files in os.walk(place):
+            for path in (Path(folder), *(Path(folder, name) for name in files)):
+                stat = path.lstat()
+                found[str(path)] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+TARGETS = ["full/mini-full", "agmm/mini-scribble", "agmm/mini-box", "cam/mini-image", "agmm/mini-image"]
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh cache", "used cache"])
+def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
+    fresh: bool, tmp_path: Path, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = ["--data-root", str(small)]
+    if fresh:  # the data set itself is still to be generated
+        monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
+        where = []
+    before = trace(tmp_path, cache, small)
+    common = ["--seeds", "1", "--local", "--device", "cpu", "--results", str(tmp_path / "results")]
+    targets = TARGETS[1:] if fresh else TARGETS
+    assert invoke(run, [*targets, *common, *where, "--dry-run"]) == 0
+    assert f"{len(targets)} of {len(targets)} trials to run" in capsys.readouterr().out
+    assert trace(tmp_path, cache, small) == before
+
+
+def test_list_and_show_leave_no_trace(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = trace(tmp_path, cache)
+    assert invoke(list_, ["recipes"]) == 0
+    assert invoke(show, ["agmm/mini-scribble"]) == 0
+    assert trace(tmp_path, cache) == before
+
+
+def test_an_overlay_shows_what_is_there_and_keeps_writes_to_itself(tmp_path: Path) -> None:
+    real = tmp_path / "cache"
+    (real / "labels").mkdir(parents=True)
+    (real / "labels" / "a.png").write_text("a")
+    before = trace(real)
+    with overlay(real) as place:
+        assert (place / "labels" / "a.png").read_text() == "a"
+        (place / "labels" / "a.png").unlink()
+        (place / "labels" / "b.png").write_text("b")
+        kept = place
+    assert not kept.exists()
+    assert trace(real) == before
+    with overlay(tmp_path / "none") as place:
+        assert not list(place.iterdir())
