@@ -9,10 +9,11 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from installed import installed
 from torch import nn
@@ -146,8 +147,12 @@ _RECIPES = """
 """
 
 
-def troubled_package(place: Path) -> AbstractContextManager[Path]:
-    """The method and its recipe, ``troubled/mini``, as a package that other processes find too."""
+@contextmanager
+def troubled_package(place: Path) -> Iterator[None]:
+    """The method and its recipe, ``troubled/mini``, as a package that workers find too."""
     files = {"troubled_recipes/__init__.py": "", "troubled_recipes/troubled.toml": _RECIPES}
     entries = {"methods": {"troubled": "troubles:Troubled"}, "recipes": {"troubled": "troubled_recipes"}}
-    return installed(place, "troubled", files, entries)
+    paths = [str(place), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch, installed(place, "troubled", files, entries):
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        yield

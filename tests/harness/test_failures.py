@@ -20,6 +20,7 @@ MIXED = [(kind, PLACES[number % len(PLACES)]) for number, kind in enumerate(KIND
 @pytest.fixture
 def troubled(tmp_path, monkeypatch):
     monkeypatch.setenv("TROUBLES", str(tmp_path / "troubles.txt"))
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work its workers would starve
     with troubled_package(tmp_path / "packages"):
         yield tmp_path
 
