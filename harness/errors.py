@@ -49,8 +49,20 @@ def _rebuild(cls: type, problem: str, where: str | None, remedy: str | None) -> 
     return cls(problem, where=where, remedy=remedy)
 
 
-class NonFiniteLossError(UserError):
+class NonFiniteError(UserError):
+    """Something that decides a number is NaN or infinite: what was trained has diverged."""
+
+
+class NonFiniteLossError(NonFiniteError):
     """A loss term became NaN or infinite; training stops and says at which step, term and images."""
+
+
+class NonFiniteWeightsError(NonFiniteError):
+    """A step, of which no later loss tells, left weights that are not finite."""
+
+
+class NonFiniteScoresError(NonFiniteError):
+    """Scores of a picture decide nothing: NaN, plus infinity, or no possible class."""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

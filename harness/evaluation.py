@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness import distributed
-from harness.batch import IGNORE
+from harness import distributed, finite
 from harness.bounds import Factor, Side
+from harness.contract import check_label_map, check_logits, place
+from harness.counting import count as count
 from harness.data.base import Dataset
 from harness.data.loading import loaded
 from harness.errors import UserError, nearest
@@ -207,7 +208,8 @@ def predict_scores(
         keep = tags.to(merged.device) > 0
         if background is not None:
             keep[background] = True
-        merged = merged.masked_fill(~keep.view(1, -1, 1, 1), -math.inf)
+        broken = merged.isnan().any(1, keepdim=True)  # stays so, in a class ruled out as well
+        merged = merged.masked_fill(~keep.view(1, -1, 1, 1), -math.inf).masked_fill(broken, math.nan)
     return merged
 
 
@@ -230,35 +232,50 @@ def post_process(scores: Tensor, raw: Tensor, p: Protocol) -> Tensor:
     return mean_field(probabilities, raw, p.crf, engine=p.crf_engine)
 
 
-# --- counting ----------------------------------------------------------------------------------------
-
-
-def count(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> tuple[np.ndarray, ...]:
-    """Confusion statistics of one picture.
+def label_map(
+    method: Method,
+    raw: Tensor,
+    p: Protocol,
+    *,
+    network: str = "default",
+    tags: Tensor | None = None,
+    name: str = "",
+) -> np.ndarray:
+    """The best class of every pixel of one picture, under a protocol.
 
     Args:
-        prediction: ``(H, W)`` integers, ``0..K-1``; any other value is 'no decision'.
-        mask: ``(H, W)`` integers, ``0..K-1``; pixels with 255 are not counted.
-        num_classes: K.
+        method: a trained method in evaluation mode.
+        raw: ``(3, H, W)`` uint8 picture on the method's device.
+        p: the protocol.
+        network: which of the method's networks.
+        tags: ``(K,)`` image tags; used when absent classes are suppressed.
+        name: of the picture, for errors.
 
     Returns:
-        Intersection, predicted and labelled pixels by class, each ``(K,)`` int64.
+        ``(H, W)`` uint8.
 
     Raises:
-        ValueError: the shapes differ.
+        NonFiniteScoresError: scores of a pixel are NaN or plus infinity, or rule every class out.
+        UserError: the network gives another number of classes.
     """
-    if prediction.shape != mask.shape:
-        raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} differ in size")
-    counted = mask != IGNORE
-    truth = mask[counted].astype(np.int64)
-    predicted = prediction[counted].astype(np.int64)
-    decided = (predicted >= 0) & (predicted < num_classes)
-    agree = predicted == truth
+    classes, images = method.build.num_classes, normalise(raw)[None]
 
-    def histogram(values: np.ndarray) -> np.ndarray:
-        return np.bincount(values, minlength=num_classes)[:num_classes].astype(np.int64)
+    def predict(x: Tensor) -> Tensor:
+        logits = method.grid_logits(x, network)
+        if logits.ndim != 4 or logits.shape[1] != classes:
+            check_logits(logits, method, x, network, whole=False)
+        return logits.float()
 
-    return histogram(truth[agree]), histogram(predicted[decided]), histogram(truth)
+    background = method.build.dataset.background
+    scores = predict_scores(predict, images, p, tags=tags, background=background)
+    wrong = finite.decide_nothing(scores)
+    if p.crf is not None and not wrong:  # a CRF takes its time: this one wait does not matter
+        scores = post_process(scores, raw[None], p)
+        wrong = finite.decide_nothing(scores)
+    labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    if wrong:  # known by now: no further wait for the device
+        raise finite.scores_error(f"the scores of the network {network!r}", name)
+    return labels
 
 
 def summarise(counts: PerImage, classes: Sequence[str], p: Protocol) -> dict[str, Any]:
@@ -320,16 +337,12 @@ def predictions(
     tags = torch.from_numpy(dataset.tags(ids)).float() if p.absent == "suppress" else None
     method.eval()
     for index, (name, image, mask) in enumerate(pictures(dataset, split, ids, workers)):
-        raw = _tensor(image, device)
-        scores = predict_scores(
-            lambda x: method.grid_logits(x, network).float(),
-            normalise(raw)[None],
-            p,
-            tags=None if tags is None else tags[index],
-            background=dataset.info.background,
+        present = None if tags is None else tags[index]
+        yield (
+            name,
+            label_map(method, _tensor(image, device), p, network=network, tags=present, name=name),
+            mask,
         )
-        prediction = post_process(scores, raw[None], p).argmax(1)[0]
-        yield name, prediction.to(torch.uint8).cpu().numpy(), mask
 
 
 @torch.inference_mode()
@@ -346,22 +359,27 @@ def pseudo_labels(
     """Yield (id, label map ``(H, W)`` uint8 by output, mask or None) over a split: one pass for all outputs.
 
     Raises:
-        UserError: the method gives no such output.
+        NonFiniteScoresError: the maps that labels are made from are not finite.
+        UserError: the method gives no such output, or no label map under that name.
     """
     ids = list(dataset.ids(split)) if ids is None else list(ids)
     tags = torch.from_numpy(dataset.tags(ids)).float()
     method.eval()
     for index, (name, image, mask) in enumerate(pictures(dataset, split, ids, workers)):
-        labels = method.pseudo_labels(
-            normalise(_tensor(image, device))[None], tags[index : index + 1].to(device)
-        )
+        images = normalise(_tensor(image, device))[None]
+        with finite.of_picture(name):
+            labels = method.pseudo_labels(images, tags[index : index + 1].to(device))
         for output in outputs:
             if output not in labels:
                 raise UserError(
                     f"the method gives no output {output!r}",
                     remedy=nearest(output, ["segmentation", *labels]),
                 )
-        yield name, {o: labels[o][0].to(torch.uint8).cpu().numpy() for o in outputs}, mask
+        with finite.of_picture(name):  # some are made when they are asked for
+            maps = {output: labels[output] for output in outputs}
+        for output, made in maps.items():
+            check_label_map(made, images, output, method.name, place(method))
+        yield name, {o: made[0].to(torch.uint8).cpu().numpy() for o, made in maps.items()}, mask
 
 
 def _tensor(image: np.ndarray, device: torch.device | str) -> Tensor:

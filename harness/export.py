@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from harness import evaluation
+from harness import evaluation, finite
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.errors import UserError
@@ -61,7 +61,10 @@ def activation_maps(
     method.eval()
     for index, (name, image, _) in enumerate(evaluation.pictures(dataset, split, ids, workers)):
         raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
-        maps = method.class_maps(evaluation.normalise(raw)[None], tags[index : index + 1].to(device))
+        with finite.of_picture(name):
+            maps = method.class_maps(evaluation.normalise(raw)[None], tags[index : index + 1].to(device))
+            if maps is not None:
+                finite.require_finite(maps, "the activation maps")
         if maps is None:
             raise UserError(
                 f"{type(method).title} makes no activation maps",

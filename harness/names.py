@@ -47,9 +47,7 @@ def check_output(resolved: Resolved, name: str, where: str = "--output") -> None
     """Raises UserError where the recipe's method gives no such output."""
     if name == SEGMENTATION:
         return
-    known = outputs(resolved)
-    if known is not None:
-        _known(name, [SEGMENTATION, *known], f"{resolved.recipe.method} gives no output", where)
+    _known(name, [SEGMENTATION, *outputs(resolved)], f"{resolved.recipe.method} gives no output", where)
 
 
 def check_labels_from(labels_from: str, where: str = "labels_from") -> None:
@@ -60,8 +58,6 @@ def check_labels_from(labels_from: str, where: str = "labels_from") -> None:
     if recipe not in recipe_names():
         return  # a folder
     known = outputs(resolve(recipe))
-    if known is None:
-        return
     if not known:
         raise UserError(
             f"the recipe {recipe} makes no pseudo labels", where=where, remedy="name a recipe that does"
@@ -70,29 +66,18 @@ def check_labels_from(labels_from: str, where: str = "labels_from") -> None:
         _known(output, known, f"{recipe} gives no pseudo label", where)
 
 
-def outputs(resolved: Resolved) -> tuple[str, ...] | None:
-    """Names of the pseudo labels that a recipe's method gives, in its order; None where they
-    cannot be told without values: its networks are asked without weights and without memory for them."""
-    import torch
+def outputs(resolved: Resolved) -> tuple[str, ...]:
+    """Names of the pseudo labels that a recipe's method gives, in its order.
 
-    from harness.build import Build
+    Raises:
+        UserError: its networks cannot be built, see :mod:`harness.rehearsal`.
+    """
+    from harness.rehearsal import tried  # imports torch.nn; listing recipes does not need it
     from methods.base import Method
 
-    recipe = resolved.recipe
-    method = METHODS.get(recipe.method)
-    if method.pseudo_labels is Method.pseudo_labels:
+    if METHODS.get(resolved.recipe.method).pseudo_labels is Method.pseudo_labels:
         return ()
-    info = DATASETS.get(recipe.dataset).info
-    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, "none")
-    try:
-        with torch.device("meta"), torch.inference_mode():
-            made = method(resolved.config, build).eval()
-            tags = torch.ones(1, info.num_classes)
-            return tuple(made.pseudo_labels(torch.zeros(1, 3, *recipe.crop_size), tags))
-    except UserError:
-        raise
-    except Exception:  # what a method cannot do without values has no common base
-        return None
+    return tried(resolved).outputs
 
 
 def check_scored(

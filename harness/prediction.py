@@ -56,7 +56,7 @@ def segment(
     if twice is not None:
         raise UserError(f"two pictures are called {twice!r}", remedy="predict them into different folders")
     resolved = resolve(recipe, overrides)
-    usual = resolved.recipe.evaluation[0].protocol
+    usual = resolved.recipe.usual_evaluation.protocol
     info = DATASETS.get(resolved.recipe.dataset).info
     on = choose_device(device)
     method = load_network(resolved, on, checkpoint, table, say=say)
@@ -64,11 +64,7 @@ def segment(
     for file in files:
         image = read_rgb(file)
         raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(on)
-        scores = evaluation.predict_scores(
-            lambda x: method.grid_logits(x, network).float(), evaluation.normalise(raw)[None], p
-        )
-        scores = evaluation.post_process(scores, raw[None], p)
-        labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        labels = evaluation.label_map(method, raw, p, network=network, name=str(file))
         save_index(out / f"{file.stem}.png", labels, info.palette)
         blended = Image.fromarray(overlay(image, labels, info.palette, info.background))
         with whole_file(out / f"{file.stem}_overlay.png", "wb") as stream:

@@ -8,6 +8,7 @@ nearest valid one; every effective value knows where it comes from (:class:`Reso
 from __future__ import annotations
 
 import fnmatch
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,12 +28,13 @@ from harness.schema import (
     dump,
     essential,
     fields,
+    is_schema,
     load,
     marks,
     neutral_values,
 )
 from harness.specs import EvaluationSpec, Recipe, SelectionSpec
-from harness.text import clean, cleaned
+from harness.text import cleaned
 
 #: Fields that cannot change the trained network and stay out of the training digest.
 _NOT_TRAINING = ("evaluation", "suites", "sources", "remarks")
@@ -122,12 +124,11 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in extra.items():
         both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(dict(merged[key]), value) if both else value
-    if isinstance(
-        extra.get("schedule"), Mapping
-    ):  # a child's length replaces its parent's, whichever unit it is in
+    schedule, length = merged.get("schedule"), extra.get("schedule")
+    if isinstance(schedule, dict) and isinstance(length, Mapping):
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
-            if key in extra["schedule"] and other not in extra["schedule"]:
-                merged["schedule"].pop(other, None)
+            if length.get(key) is not None and length.get(other) is None:
+                schedule.pop(other, None)  # a child's length replaces its parent's, in either unit
     return merged
 
 
@@ -166,6 +167,7 @@ _DEEPEST = 16
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string.
 
+    What ``wsss show`` prints is read too: JSON, with ``null`` for a value that is not set.
     ``@FILE`` stands for all values of a TOML file, such as the ``best.toml`` of a search.
     """
     overrides: dict[str, Any] = {}
@@ -180,11 +182,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise UserError(
                 f"cannot read {text!r}", where="--set", remedy="write KEY=VALUE, as in optimiser.lr=0.005"
             )
-        try:
-            overrides[key.strip()] = cleaned(_literal(value.strip()))
-        except (ValueError, RecursionError):  # no TOML, or beyond what Python reads
-            overrides[key.strip()] = clean(value.strip())
+        overrides[key.strip()] = cleaned(_value(value.strip()))
     return overrides
+
+
+def _value(text: str) -> Any:
+    """A value as it is written on the command line: TOML, else JSON, else a word."""
+    for read in (_literal, json.loads):
+        try:
+            return read(text)
+        except (ValueError, RecursionError):  # not this language, or beyond what Python reads
+            continue
+    return text
 
 
 def _literal(text: str) -> Any:
@@ -284,6 +293,12 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
 
 def _config(method: Any, recipe: Recipe, where: str) -> Any:
     """The method's own hyper-parameters, validated."""
+    if not is_schema(method.Config):
+        raise UserError(
+            f"the Config of the method {recipe.method!r} is no frozen dataclass of harness.schema",
+            where=f"{method.__module__}.{method.__qualname__}.Config",
+            remedy="write it as docs/methods.md says: a class under @schema",
+        )
     try:
         return load(method.Config, recipe.config, f"{where} config")
     except UserError:

@@ -76,6 +76,12 @@ def schema(cls: type[T]) -> type[T]:
     return made
 
 
+def is_schema(cls: Any) -> bool:
+    """Whether a class is a frozen dataclass that pydantic validates, as :func:`schema` makes them."""
+    frozen = getattr(getattr(cls, "__dataclass_params__", None), "frozen", False)
+    return isinstance(cls, type) and frozen and "__pydantic_fields__" in vars(cls)
+
+
 def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
     """Build ``cls`` from plain values.
 

@@ -227,6 +227,11 @@ class Recipe:
     """What a reader must know: where the paper is silent, what is ours."""
 
     @property
+    def usual_evaluation(self) -> EvaluationSpec:
+        """What a verb scores by where nothing else is asked for: the first evaluation, or the defaults."""
+        return self.evaluation[0] if self.evaluation else EvaluationSpec()
+
+    @property
     def crop_size(self) -> tuple[int, int]:
         """(H, W)."""
         return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,11 @@ from torch.optim import Optimizer
 
 from harness import distributed, interruption, trained
 from harness.batch import Batch, Progress
+from harness.contract import check_terms
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
 from harness.files import append, sync, whole_file, write_with
+from harness.finite import require_finite_weights
 from harness.nn.torch_files import read_torch
 from harness.reading import Damaged, Misplaced, damaged, read_text, set_aside
 from harness.schema import digest
@@ -246,6 +248,8 @@ class Trainer:
         self.logged = 0
         #: What the user shall be told of files that were damaged.
         self.told: list[str] = []
+        #: Sets of loss terms that were checked.
+        self._known_terms: set[frozenset[str]] = set()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -255,7 +259,12 @@ class Trainer:
         return self.folder / "checkpoint" / "last.pt"
 
     def save(self, *, final: bool = False) -> None:
-        """Write a checkpoint; the final one holds the weights alone."""
+        """Write a checkpoint; the final one holds the weights alone.
+
+        Raises:
+            NonFiniteWeightsError: weights are not finite; the checkpoint before stays.
+        """
+        require_finite_weights(self.method, self.step)  # no loss tells of the last step; all processes know
         if not distributed.first():
             return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
@@ -349,6 +358,9 @@ class Trainer:
                 share = len(piece) / len(batch) / len(groups)
                 last = number == self.groups[-1] and piece is pieces[-1]
                 terms = self._piece_loss(piece, progress, last=last)
+                if not isinstance(terms, Mapping) or frozenset(terms) not in self._known_terms:
+                    check_terms(terms, self.method, self.device)  # before the optimiser moves
+                    self._known_terms.add(frozenset(terms))
                 loss = torch.stack([t.float().sum() for t in terms.values()]).sum() * share
                 self.scaler.scale(loss).backward()
                 for name, term in terms.items():
@@ -369,6 +381,8 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: a term is NaN or infinite; nothing is written after the step before it.
+            NonFiniteWeightsError: weights are, when a checkpoint is due.
+            UserError: the loss breaks the contract of a method (:mod:`harness.contract`).
         """
         self.resume()
         history = self._history() if distributed.first() else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.batch import IGNORE, Batch, Progress
 from harness.bounds import MOST, Stride
 from harness.data.base import Supervision
+from harness.finite import require_finite
 from harness.nn.cam import log_sum_exp_pool
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.resize import resize
@@ -207,7 +208,8 @@ class ClassActivationMap(Method):
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
         """``cam``: best class of the tagged ones or background, ``(B, H, W)`` int64; one scale."""
         present = tags[:, self.foreground] > 0
-        return {"cam": self.scores(images, self.maps(images), present).argmax(1)}
+        scores = self.scores(images, self.maps(images), present)
+        return {"cam": require_finite(scores, "the activation maps").argmax(1)}
 
     @torch.no_grad()
     def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harness.batch import IGNORE
 from harness.bounds import MOST, Factor, Stride, in_order
 from harness.errors import UserError
+from harness.finite import require_finite
 from harness.nn.cam import (
     activation_maps,
     cam_to_label,
@@ -252,7 +253,7 @@ class ViTSegmenter(Method):
         """``cam`` and ``aux-cam`` by the one threshold, and ``refined`` training labels (255 undecided)."""
         size, present = images.shape[-2:], tags[:, 1:]
         maps = self.cams(self.squashed(images), self.network)
-        cam, aux = (resize(c, size, align_corners=False) for c in maps)
+        cam, aux = (resize(require_finite(c, "the activation maps"), size, align_corners=False) for c in maps)
         score = self.config.background_score
         return Lazy(
             {

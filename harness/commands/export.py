@@ -103,7 +103,7 @@ def export(
     method = load_network(resolved, on, checkpoint, table, say=notes.append)
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    protocol_name = protocol_name or resolved.recipe.evaluation[0].protocol
+    protocol_name = protocol_name or resolved.recipe.usual_evaluation.protocol
     protocol = evaluation.protocol(protocol_name)
     facts: dict[str, Any] = {
         "recipe": recipe,

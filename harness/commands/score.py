@@ -82,7 +82,7 @@ def evaluate(
     resolved = resolve(recipe, parse_overrides(assignments))
     check_scored(resolved, split=split, protocol=protocol_name, network=network, output=output, table=table)
     choose_device(device)
-    usual = resolved.recipe.evaluation[0]
+    usual = resolved.recipe.usual_evaluation
     spec = EvaluationSpec(
         split=split or usual.split, protocol=protocol_name or usual.protocol, network=network, output=output
     )

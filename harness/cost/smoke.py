@@ -37,8 +37,9 @@ from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
+from harness.rehearsal import source_output
 from harness.runs.execution import waves
-from harness.runs.trial import Options, Trial, check_processes, chosen_output, inspect, is_recipe, prepare
+from harness.runs.trial import Options, Trial, check_processes, inspect, is_recipe, prepare
 from harness.schema import digest
 from harness.specs import EvaluationSpec, SelectionSpec
 from harness.training import Trainer
@@ -307,7 +308,7 @@ def _passes(
         scored = partial(_pseudo_labels, method, dataset, split, names, device, True)
         yield ", ".join(s.name for s in specs), 1, scored, len(dataset.ids(split))
     for source in job.outputs:
-        output = chosen_output(method, device, source)
+        output = source_output(resolved, source)
         made = partial(_pseudo_labels, method, dataset, recipe.train_split, [output], device, False)
         yield f"{EXPORT}{output}", 1, made, len(dataset.ids(recipe.train_split))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.errors import UserError, nearest
+from harness.finite import scores_error
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
@@ -222,12 +223,15 @@ def mean_field(
 
     Raises:
         UserError: unknown parameter set, or pydensecrf asked for and not installed.
+        NonFiniteScoresError: a probability is NaN.
         ValueError: sizes that do not match, or an unknown engine.
     """
     p = crf_parameters(parameters) if isinstance(parameters, str) else parameters
     if (probabilities.shape[0], *probabilities.shape[2:]) != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"images of {tuple(images.shape)} beside probabilities {tuple(probabilities.shape)}")
     colours = images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
+    if bool(probabilities.isnan().any()):  # minus infinity counts as 1e-5; infinity is cut to 1
+        raise scores_error("the probabilities that enter the CRF")
     with outside_autocast(probabilities.device):
         unary = probabilities.float().clamp(1e-5, 1).log_().neg_()
         if engine == "pydensecrf":

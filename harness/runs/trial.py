@@ -27,12 +27,13 @@ from harness.data.loader import StepSampler
 from harness.data.verify import preflight
 from harness.errors import UserError, nearest
 from harness.files import cache_folder, expanded, sha256_of, write_json
-from harness.names import check_labels_from, check_output
+from harness.names import check_labels_from
 from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
 from harness.reading import Damaged, set_aside
 from harness.recipes import Resolved, recipe_names, resolve
 from harness.registry import DATASETS
+from harness.rehearsal import rehearse, source_output
 from harness.runs.mending import is_scored, is_whole
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec
@@ -42,7 +43,7 @@ from harness.store.records import Record, Store
 from harness.store.remote import for_work, reported
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    pass
 
 
 #: Values of an evaluation that its digest holds one by one, and those that decide nothing.
@@ -296,6 +297,7 @@ class Checked:
 def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, ...] | None = None) -> Checked:
     """Everything that can be checked before the labels of a trial exist.
 
+    Its networks are built and tried without allocating anything (:mod:`harness.rehearsal`).
     Every picture and mask that it will touch is decoded once (and remembered), and backbone weights
     are found. Arguments and errors as :func:`prepare`.
     """
@@ -304,10 +306,11 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     if evaluations is not None:
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
-    for spec in recipe.evaluation:
-        check_output(resolved, spec.output, f"{resolved.file} evaluation")
+    rehearse(resolved)
     if recipe.labels_from is not None:
         check_labels_from(recipe.labels_from, f"{resolved.file} labels_from")
+        if is_recipe(recipe.labels_from):
+            source_output(resolve(recipe.labels_from.partition(":")[0]), recipe.labels_from)
     device = choose_device(options.device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     scored = [e.split for e in recipe.evaluation]
@@ -449,7 +452,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
         )
     method = build_method(source.resolved, source.device, seed)
     load_weights(method, source.folder / "checkpoint" / "last.pt")
-    output = chosen_output(method, source.device, labels_from)
+    output = source_output(source.resolved, labels_from)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
     source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
     complete, ids = place / "complete.json", source.dataset.ids(split)
@@ -474,21 +477,3 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
                 with reported():  # whoever does not find them makes them again
                     source.store.push(source.folder)
     return place, f"{name}:{output} {source.digest}"
-
-
-def chosen_output(method: Method, device: torch.device, labels_from: str) -> str:
-    """Which of a method's pseudo labels ``labels_from`` means: the one it names, or the only one.
-
-    Raises:
-        UserError: the method gives no such output, or several and none is named.
-    """
-    name, _, output = labels_from.partition(":")
-    tag = torch.zeros(1, method.build.num_classes, device=device)
-    given = list(method.eval().pseudo_labels(torch.zeros(1, 3, 64, 64, device=device), tag))
-    if not given or (output and output not in given) or (not output and len(given) > 1):
-        raise UserError(
-            f"{name} gives {' and '.join(given) or 'no pseudo labels'}",
-            where=f"labels_from = {labels_from!r}",
-            remedy=f"name one, as in {name}:{given[-1]}" if given else "choose another recipe",
-        )
-    return output or given[0]

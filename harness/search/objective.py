@@ -18,7 +18,7 @@ import torch
 
 from harness import evaluation, faults, interruption
 from harness.data.loader import TrainingSet
-from harness.errors import NonFiniteLossError, UserError
+from harness.errors import NonFiniteError, UserError
 from harness.files import write_json
 from harness.networks import build_method
 from harness.reading import remembered
@@ -270,7 +270,7 @@ def events(job: Job, *, again: bool = False) -> Iterator[Event]:
     """
     try:
         yield from measure(job)
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         yield Event(ended="diverged", reason=str(error))
     except Elsewhere as error:
         yield Event(ended="failed", reason=str(error))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from harness.batch import IGNORE, Batch, Progress
 from harness.bounds import MOST, MOST_STEPS, in_order
 from harness.data.base import Supervision
+from harness.finite import require_finite
 from harness.nn.cam import cam_to_label, present_cam
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.projector import Projector
@@ -430,6 +431,8 @@ class DSKDGC(ViTSegmenter):
         squashed = self.squashed(images)
         tokens = network.encoder(squashed)
         maps = self._maps(network, tokens, squashed, present)
+        for m in maps:
+            require_finite(m, "the activation maps")
         valid = squashed.new_ones(len(squashed), *squashed.shape[-2:]).bool()
         labels = cache(lambda: self._labels(network, tokens, maps, squashed, present, valid))
         final, aux = (

@@ -1,0 +1,228 @@
+"""A recipe's method is built and tried before it is trusted, on the meta device, where nothing is allocated.
+
+What a run would meet hours later is found here: a backbone that does not exist or does not fit, networks and
+outputs that the method does not have, trainable parameters that no optimiser group holds, predictions of
+another shape. A method that needs values where the meta device has none is tried with random weights on the
+CPU instead.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.contract import check_label_map, check_logits, check_parameters, check_views, place
+from harness.errors import UserError
+from harness.names import check_network, check_output
+from harness.networks import build_method
+from harness.registry import METHODS
+from harness.schema import digest, dump
+
+if TYPE_CHECKING:
+    from harness.recipes import Resolved
+    from methods.base import Method
+
+_META = torch.device("meta")
+#: Largest side of pictures that are tried with values.
+_SIDE = 96
+#: Words of errors that arise because tensors have no values.
+_NO_VALUES = ("meta", "unsupported scalartype", "same device", "data-dependent", "data dependent")
+_ONE_VALUE = "more than 1 value per channel"
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a method can be asked for.
+
+    Attributes:
+        networks: names that ``predict`` serves.
+        outputs: names that ``pseudo_labels`` gives.
+    """
+
+    networks: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def rehearse(resolved: Resolved) -> Rehearsed:
+    """Build the method of a recipe with random weights, try it, and check what the recipe asks of it.
+
+    Everything that needs a network calls this first: a run, a search, ``--smoke`` and ``--dry-run`` by
+    :func:`harness.runs.trial.inspect`. Names given elsewhere are checked by :mod:`harness.names`.
+    The same network is tried once per process.
+
+    Raises:
+        UserError: it cannot be built, it breaks the contract of :class:`methods.base.Method`, or it lacks a
+            network or an output that the recipe evaluates.
+    """
+    found = tried(resolved)
+    where = resolved.file
+    method = METHODS.get(resolved.recipe.method)
+    for spec in resolved.recipe.evaluation:
+        check_network(method, spec.network, where)
+        check_output(resolved, spec.output, where)
+    if resolved.recipe.selection is not None:
+        check_network(method, resolved.recipe.selection.network, where)
+    return found
+
+
+def source_output(source: Resolved, labels_from: str) -> str:
+    """Which pseudo labels of its source ``labels_from`` means: those it names, or the only ones.
+
+    Raises:
+        UserError: the source's method gives no such output, or several and none is named.
+    """
+    name, _, output = labels_from.partition(":")
+    given = tried(source).outputs
+    if not given or (output and output not in given) or (not output and len(given) > 1):
+        raise UserError(
+            f"{name} gives {' and '.join(given) or 'no pseudo labels'}",
+            where=f"labels_from = {labels_from!r}",
+            remedy=f"name one, as in {name}:{given[-1]}" if given else "choose another recipe",
+        )
+    return output or given[0]
+
+
+# --- trying ------------------------------------------------------------------------------------------
+
+_known: dict[str, Rehearsed] = {}
+
+
+def tried(resolved: Resolved) -> Rehearsed:
+    """What the method of a recipe can be asked for, found by building and trying it.
+
+    Raises:
+        UserError: it cannot be built, or breaks the contract of a method.
+    """
+    recipe = resolved.recipe
+    parts = (recipe.method, recipe.dataset, recipe.supervision, recipe.backbone, recipe.crop_size)
+    pieces = (recipe.batch.per_group, recipe.accumulate, recipe.batch.sync_bn)
+    key = digest([*parts, *pieces, dump(resolved.config)])
+    if key not in _known:
+        rng = torch.get_rng_state()
+        try:
+            _known[key] = _try(resolved)
+        finally:
+            torch.set_rng_state(rng)
+    return _known[key]
+
+
+class _NeedsValues(Exception):
+    """The method cannot be tried on the meta device."""
+
+
+def _try(resolved: Resolved) -> Rehearsed:
+    try:
+        return _try_on(resolved, _META)
+    except _NeedsValues:
+        return _try_on(resolved, torch.device("cpu"))
+
+
+def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
+    from methods.base import Method
+
+    recipe = resolved.recipe
+    bare = replace(resolved, recipe=replace(recipe, weights="none"))
+    name = recipe.method
+
+    def attempt(what: str, work: Callable[[], Any]) -> Any:
+        with torch.no_grad(), device:
+            return _attempt(f"{name} {what}", work, device)
+
+    method: Method = attempt("cannot be built", lambda: build_method(bare, device, seed=0))
+    check_parameters(method)
+    check_views(method)
+    _probe_encoders(method, recipe.backbone, recipe.crop_size, device)
+    side = recipe.crop_size if device == _META else tuple(min(s, _SIDE) for s in recipe.crop_size)
+    images = torch.zeros(1, 3, *side, device=device)
+    if recipe.batch.sync_bn == "off":
+        _check_one_picture(method, resolved, images)
+    method.eval()
+    for network in method.networks:
+        logits = attempt(
+            f"cannot predict with its network {network!r}", partial(method.predict, images, network)
+        )
+        check_logits(logits, method, images, network)
+        if type(method).grid_logits is not Method.grid_logits:
+            grid = attempt(
+                f"has no logits on the grid of its network {network!r}",
+                partial(method.grid_logits, images, network),
+            )
+            check_logits(grid, method, images, network, whole=False)
+    tags = torch.zeros(1, method.build.num_classes, device=device)
+    labels = attempt("cannot make pseudo labels", lambda: method.pseudo_labels(images, tags))
+    if not isinstance(labels, Mapping):
+        raise UserError(
+            f"{name}: pseudo_labels gives {type(labels).__name__}, not label maps by name",
+            where=place(method),
+            remedy="return a dictionary, or nothing but the inherited method",
+        )
+    for output, made in labels.items() if isinstance(labels, dict) else ():  # others make them when asked
+        check_label_map(made, images, output, name, place(method))
+    return Rehearsed(tuple(method.networks), tuple(labels))
+
+
+def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        text = str(error)
+        lacks = isinstance(error, NotImplementedError) or any(words in text.lower() for words in _NO_VALUES)
+        if device == _META and lacks:
+            raise _NeedsValues from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        first = text.splitlines()[0] if text.strip() else "no message"
+        raise UserError(
+            f"{what}: {type(error).__name__}: {first}",
+            where=f"{frame.filename}, line {frame.lineno}",
+            remedy="mend the method, or the recipe's values",
+        ) from error
+
+
+def _probe_encoders(method: Method, backbone: str, crop: tuple[int, int], device: torch.device) -> None:
+    from harness.nn.encoders import Encoder, probe
+
+    if device != _META:
+        return
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            with torch.no_grad():  # pictures of any size are evaluated
+                probe(module.eval(), (crop[0] + 33, crop[1] + 14), backbone)
+
+
+def _check_one_picture(method: Method, resolved: Resolved, images: Tensor) -> None:
+    """Batch normalisation cannot train on one value per channel: one picture, or one left over, where the
+    network has come down to one cell."""
+    recipe = resolved.recipe
+    smallest = min(len(piece) for piece in torch.arange(recipe.batch.per_group).chunk(recipe.accumulate))
+    if smallest > 1:
+        return
+    method.train()
+    for network in method.networks:
+        try:
+            with torch.no_grad():
+                method.predict(images, network)
+        except ValueError as error:
+            if _ONE_VALUE in str(error):
+                raise one_picture_error(resolved) from error
+        except Exception:
+            continue
+
+
+def one_picture_error(resolved: Resolved) -> UserError:
+    """The error for batch normalisation over a single value."""
+    batch, pieces = resolved.recipe.batch, resolved.recipe.accumulate
+    return UserError(
+        "batch normalisation cannot train on one picture: a layer sees one value per channel",
+        where=f"batch.per_group = {batch.per_group}" + (f", accumulate = {pieces}" if pieces > 1 else ""),
+        remedy="give every piece of a group two pictures or more: a smaller accumulate"
+        if pieces > 1
+        else "give every group two pictures or more: a larger batch.per_group",
+    )

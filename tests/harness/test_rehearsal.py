@@ -1,0 +1,252 @@
+"""Networks are built and tried before they are trusted; what a method gets wrong is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from runs import wsss
+from small_methods import make_batch
+
+from harness import rehearsal
+from harness.batch import Progress
+from harness.build import Build
+from harness.contract import check_terms
+from harness.errors import UserError
+from harness.recipes import recipe_names, resolve
+from harness.registry import DATASETS, METHODS
+from harness.rehearsal import rehearse, source_output
+from methods.baselines import PartialCrossEntropy
+
+RECIPE = "pce/mini-scribble"
+
+
+def one_of_each(every: bool) -> list[str]:
+    """A recipe for every network that a method builds, or for every method and backbone."""
+    found: dict[str, str] = {}
+    for name in recipe_names():
+        r = resolve(name)
+        key = (r.recipe.method, r.recipe.backbone)
+        found.setdefault(str((*key, r.config, r.recipe.dataset, r.recipe.crop) if every else key), name)
+    return list(found.values())
+
+
+def built(name: str) -> None:
+    found = rehearse(resolve(name))
+    assert found.networks == METHODS.get(resolve(name).recipe.method).networks
+
+
+@pytest.mark.parametrize("name", one_of_each(every=False))
+def test_every_method_can_be_built_on_every_backbone_of_its_recipes(name):
+    built(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", one_of_each(every=True))
+def test_every_registered_recipe_can_be_built(name):
+    built(name)
+
+
+def steps() -> list[str]:
+    """A recipe for every method and backbone whose phases are worth a step; others share their losses."""
+    found: dict[tuple[str, str], str] = {}
+    for name in recipe_names():
+        recipe = resolve(name).recipe
+        if "/mini-" not in name:
+            found.setdefault((recipe.method, recipe.backbone), name)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", steps())
+def test_every_method_takes_a_step_of_each_phase_on_its_backbone(name):
+    resolved = resolve(name)
+    recipe = resolved.recipe
+    build = Build(DATASETS.get(recipe.dataset).info, recipe.supervision, (48, 48), recipe.backbone, "none")
+    method = METHODS.get(recipe.method)(resolved.config, build).train()
+    batch = make_batch(method, recipe.supervision, size=2)
+    for fraction in method.probe_steps:
+        method.zero_grad()
+        terms = method(batch, Progress(int(fraction * 1000), 1000, 10))
+        check_terms(terms, method, torch.device("cpu"))
+        torch.stack([t.sum() for t in terms.values()]).sum().backward()
+        assert any(p.grad is not None for p in method.parameters())
+
+
+# --- recipes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (RECIPE, "backbone=resnet118", "unknown backbone 'resnet118'"),
+        (RECIPE, "backbone=mini_vit", "is a vision transformer"),
+        (RECIPE, "backbone=vit_tiny_patch16_224", "no feature pyramid"),
+        (RECIPE, "backbone=hrnet_w18_small", "cannot be dilated to 8"),
+        ("toco/mini-image", "backbone=resnet18", "not a plain vision transformer"),
+        ("cam/mini-image", 'evaluation=[{output="camm"}]', "gives no output 'camm'"),
+        ("pce/mini-scribble", 'evaluation=[{output="cam"}]', "gives no output 'cam'"),
+        (RECIPE, "accumulate=16", "batch normalisation cannot train on one picture"),
+        (RECIPE, "batch.per_group=1", "batch normalisation cannot train on one picture"),
+    ],
+)
+def test_a_recipe_that_cannot_be_built_or_scored_is_refused_at_once(recipe, override, message, small, capsys):
+    arguments = ["run", recipe, "--set", "weights=none", "--set", override, "--dry-run", "--device", "cpu"]
+    assert wsss(*arguments, "--data-root", small) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_picture_is_legal_where_no_layer_sees_a_single_value():
+    rehearse(resolve("toco/mini-image", {"batch.per_group": 1}))  # no batch normalisation
+    rehearse(resolve("cam/mini-image", {"batch.per_group": 1}))  # many cells of one picture
+
+
+def test_the_output_that_labels_come_from_is_checked_before_the_source_is_trained():
+    assert source_output(resolve("cam/mini-image"), "cam/mini-image") == "cam"
+    for labels_from in ("fsr/mini-image", "fsr/mini-image:refind"):
+        with pytest.raises(UserError, match=r"fsr/mini-image gives cam and aux-cam and refined"):
+            source_output(resolve("fsr/mini-image"), labels_from)
+
+
+def test_nothing_is_allocated_and_no_random_number_is_drawn():
+    before = torch.get_rng_state()
+    rehearsal._known.clear()
+    rehearse(resolve("agmm/voc-point-r101"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- methods -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Rehearse a recipe with a method of the test's own in place of its method."""
+
+    def go(cls: type) -> rehearsal.Rehearsed:
+        monkeypatch.setattr(rehearsal, "_known", {})
+        get = METHODS.get
+        monkeypatch.setattr(METHODS, "get", lambda name: cls if name == "pce" else get(name))
+        return rehearse(resolve(RECIPE))
+
+    return go
+
+
+def _method(**members) -> type:
+    return type("Mine", (PartialCrossEntropy,), members)
+
+
+def _forgotten(self, config, build):
+    PartialCrossEntropy.__init__(self, config, build)
+    self.extra = torch.nn.Conv2d(3, 3, 1)
+
+
+MISTAKES = {
+    "would stay at their random start.*": {
+        "__init__": _forgotten,
+        "parameter_groups": PartialCrossEntropy.parameter_groups,
+    },
+    "stand in two parameter groups": {
+        "parameter_groups": lambda self: [{"params": list(self.parameters())}] * 2
+    },
+    "gives no list of dictionaries": {"parameter_groups": lambda self: list(self.parameters())},
+    "has the key 'lr'": {"parameter_groups": lambda self: [{"params": list(self.parameters()), "lr": 1}]},
+    r"gives logits of \(1, 5,": {
+        "predict": lambda self, images, network="default": images.new_zeros(1, 5, 9, 9)
+    },
+    r"gives logits of \(1, 7, 9, 9\)": {
+        "predict": lambda self, images, network="default": images.new_zeros(1, 7, 9, 9)
+    },
+    "gives torch.int64 of": {
+        "predict": lambda self, images, network="default": images.new_zeros(1, 7, *images.shape[2:]).long()
+    },
+    "gives tuple": {"predict": lambda self, images, network="default": (images,)},
+    r"predict\(network='teacher'\) gives NoneType": {
+        "networks": ("default", "teacher"),
+        "predict": lambda self, images, network="default": (
+            PartialCrossEntropy.predict(self, images) if network == "default" else None
+        ),
+    },
+    "cannot predict with its network 'default': KeyError": {
+        "predict": lambda self, images, network="default": {}["nothing"]
+    },
+    "cannot be built: AttributeError": {"__init__": lambda self, config, build: config.nothing},
+    "views gives no ViewSpec": {"views": lambda self: {"half": 0.5}},
+    "pseudo_labels gives Tensor": {"pseudo_labels": lambda self, images, tags: images},
+    r"the pseudo labels 'cam' are torch.int64 of \(1, 2, 2\)": {
+        "pseudo_labels": lambda self, images, tags: {"cam": images.new_zeros(1, 2, 2).long()}
+    },
+    "the pseudo labels 'cam' are torch.float32": {
+        "pseudo_labels": lambda self, images, tags: {"cam": images[:, 0]}
+    },
+    "no frozen dataclass of harness.schema": {"Config": type("Plain", (), {})},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_in_a_method_is_named_before_the_first_step(message, tried):
+    with pytest.raises(UserError, match=message):
+        tried(_method(**MISTAKES[message]))
+
+
+def test_parameters_that_no_group_holds_are_named(tried):
+    with pytest.raises(UserError, match=r"parameters extra\.weight, extra\.bias would stay"):
+        tried(_method(__init__=_forgotten))
+
+
+def test_a_method_that_needs_values_is_tried_with_some(tried):
+    def predict(self, images, network="default"):
+        return PartialCrossEntropy.predict(self, images * (1 + float(images.sum())))
+
+    assert tried(_method(predict=predict)).networks == ("default",)
+
+
+def _scalar() -> torch.Tensor:
+    return torch.ones((), requires_grad=True) * 1
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (_scalar(), "loss gives Tensor, not terms by name"),
+        (None, "loss gives NoneType"),
+        ({}, "loss gives no term"),
+        ({"lr": _scalar()}, "cannot be called 'lr'"),
+        ({"step": _scalar()}, "cannot be called 'step'"),
+        ({"loss": _scalar()}, "cannot be called 'loss'"),
+        ({1: _scalar()}, "cannot be called 1"),
+        ({"ce": 1.0}, "'ce' is a float"),
+        ({"ce": torch.ones(2, requires_grad=True)}, r"'ce' is torch.float32 of shape \(2,\)"),
+        ({"ce": torch.ones((), dtype=torch.long)}, "'ce' is torch.int64"),
+        ({"ce": _scalar().to("meta")}, "'ce' is on meta, not on cpu"),
+        ({"ce": torch.ones(())}, "no loss term has a gradient"),
+    ],
+)
+def test_terms_that_are_none_are_refused(terms, message):
+    method = PartialCrossEntropy.__new__(PartialCrossEntropy)
+    with pytest.raises(UserError, match=message):
+        check_terms(terms, method, torch.device("cpu"))
+
+
+def test_constant_terms_beside_one_with_a_gradient_are_legal():
+    method = PartialCrossEntropy.__new__(PartialCrossEntropy)
+    check_terms({"ce": _scalar(), "none": torch.zeros(())}, method, torch.device("cpu"))
+
+
+def test_the_first_step_is_refused_before_the_optimiser_moves(small, tmp_path, monkeypatch, capsys):
+    loss = PartialCrossEntropy.loss
+    monkeypatch.setattr(PartialCrossEntropy, "loss", lambda *a: {"step": sum(loss(*a).values())})
+    arguments = ["run", RECIPE, "--seeds", "1", "--local", "--device", "cpu", "--data-root", small]
+    assert (
+        wsss(*arguments, "--results", tmp_path, "--set", "schedule.steps=2", "--set", "batch.per_group=2")
+        == 1
+    )
+    assert "a loss term cannot be called 'step'" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("last.pt"))
+
+
+def test_recipes_of_equal_networks_share_a_trial(monkeypatch):
+    resolved = resolve(RECIPE)
+    rehearse(resolved)
+    monkeypatch.setattr(rehearsal, "_try", lambda r: pytest.fail("tried again"))
+    rehearse(replace(resolved, name="other"))
