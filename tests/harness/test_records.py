@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 
+import documents
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,27 +36,9 @@ def test_nan_never_reaches_a_json_file(tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
-_RECIPE = {
-    "dataset": "birds",
-    "supervision": "point",
-    "backbone": "small-cnn",
-    "weights": "packaged",
-    "train_split": "train",
-}
-_EVALUATION = {
-    "name": "val-single",
-    "digest": "e",
-    "spec": {"split": "val", "protocol": "single"},
-    "protocol": {"classes": "occurring"},
-    "official_images": 2,
-    "data_fingerprint": "f",
-    "written": "1",
-    "images": 2,
-    "classes": ["wing", "beak", "tail"],
-    "miou": 100 * (3 / 9 + 5 / 11 + 7 / 13) / 3,
-    "iou": [300 / 9, 500 / 11, 700 / 13],
-    "absent": [],
-}
+_EVALUATION = documents.evaluation(
+    100 * (3 / 9 + 5 / 11 + 7 / 13) / 3, [300 / 9, 500 / 11, 700 / 13], images=2
+)
 
 
 @pytest.fixture
@@ -65,9 +48,7 @@ def store(tmp_path):
     for name, seed in (("m/one", 0), ("m/one", 1), ("n/two", 0)):
         folder = store.folder(name, "d" * 12, seed)
         Store.write_evaluation(folder, counts, _EVALUATION)
-        data = {"name": name, "seed": seed, "digest": "d" * 12, "status": "finished", "recipe": _RECIPE}
-        data |= {"method": name.partition("/")[0], "title": "M"}
-        Store.write_record(folder, data)
+        Store.write_record(folder, documents.record(name, seed))
     return store, counts
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import documents
 import numpy as np
 import pyarrow.fs
 import pytest
@@ -282,13 +283,11 @@ def store_of(tmp_path: Path, name: str) -> Store:
 
 def add_record(store: Store, name: str, seed: int, miou: float = 50.0) -> Path:
     folder = store.folder(name, "d" * 12, seed)
-    counts = PerImage(("b",), *(np.ones((1, 3), dtype=np.int64) for _ in range(3)))
-    evaluation = {"name": "val-single", "digest": "e", "miou": miou, "iou": [50.0], "written": "1"}
+    counts = PerImage(("b",), *(np.full((1, 3), n, dtype=np.int64) for n in (int(miou), int(miou), 100)))
     with store.work(folder):
-        Store.write_evaluation(folder, counts, evaluation)
+        Store.write_evaluation(folder, counts, documents.evaluation(miou, [miou] * 3, 1))
         write(folder, "checkpoint/last.pt", "weights")
-        data = {"name": name, "seed": seed, "digest": "d" * 12, "status": "finished", "recipe": {}}
-        Store.write_record(folder, data)
+        Store.write_record(folder, documents.record(name, seed))
     return folder
 
 
