@@ -114,7 +114,7 @@ class Centre(nn.Module):
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
         mean = self._sum / self._count.clamp(min=1)
-        weight = (1 - self.momentum) * (self._count > 0)
+        weight = (1 - self.momentum) * (self._count > 0).to(mean.dtype)  # not in float32 for float64
         self.value.lerp_(mean, weight)
         self._sum.zero_()
         self._count.zero_()
