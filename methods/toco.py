@@ -133,6 +133,8 @@ class ToCo(ViTSegmenter):
             hidden=config.projection_hidden,
             bottleneck=config.projection_bottleneck,
         )
+        if config.ctc_weight == 0:  # what no term reads is not trained
+            self.proj_head.requires_grad_(False)
         self.proj_head_t = ema_copy(self.proj_head)
 
     def views(self) -> Mapping[str, ViewSpec]:

@@ -212,6 +212,8 @@ class DSKDGC(ViTSegmenter):
         super().__init__(config, build)
         encoder = build.vit(aux_layer=config.aux_layer)
         self.online = DistilledNetwork(encoder, build.num_classes, config)
+        if config.punc_weight == 0:  # what no term reads is not trained
+            self.online.projector.requires_grad_(False)
         self.ema = ema_copy(self.online)
         if config.warmup_steps and config.student_cls_in_warmup:
             self._train_ema(("encoder.", "classifier.", "aux_classifier."))
