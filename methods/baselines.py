@@ -13,7 +13,7 @@ from harness.batch import IGNORE, Batch, Progress
 from harness.bounds import MOST, Stride
 from harness.data.base import Supervision
 from harness.finite import require_finite
-from harness.nn.cam import log_sum_exp_pool
+from harness.nn.cam import EPS, log_sum_exp_pool
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.resize import resize
 from harness.schema import InferenceOnly, Neutral, Shapes, schema
@@ -117,6 +117,10 @@ class CAMConfig:
     net/resnet50_cam.py; token_max: ToCo model/model_seg_neg.py]"""
     lse_sharpness: Annotated[float, Shapes()] = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
+    less_minimum: Annotated[bool, Neutral(False), InferenceOnly()] = False
+    """Take each map's minimum off before its maximum is brought to 1. Channels that are positive everywhere,
+    which `token_max` allows, otherwise lift the background over any threshold. [false: IRN
+    step/make_cam.py; true: ToCo utils/camutils.py]"""
     background_score: Annotated[float, InferenceOnly()] = Field(default=0.15, ge=0, le=1)
     """A pixel is background where no class's normalised CAM exceeds this. [IRN run_sample.py
     cam_eval_thres]"""
@@ -181,7 +185,8 @@ class ClassActivationMap(Method):
     def scores(self, images: Tensor, maps: Tensor, present: Tensor) -> Tensor:
         """Scores in ``[0, 1]``, ``(B, K, H, W)``: CAM of the present classes, a constant background.
 
-        Each map is resized, cut at 0 and divided by its own maximum, as in IRN's step/make_cam.py.
+        Each map is resized, cut at 0 and divided by its own maximum, as in IRN's step/make_cam.py; with
+        ``less_minimum``, its minimum is taken off first.
 
         Args:
             images: ``(B, 3, H, W)``, for their size.
@@ -189,7 +194,9 @@ class ClassActivationMap(Method):
             present: ``(B, F)`` bool; the other classes score 0.
         """
         cam = resize(at_least_float32(maps), images.shape[-2:], align_corners=False).relu()
-        cam = cam / (cam.amax((2, 3), keepdim=True) + 1e-5) * present[:, :, None, None]
+        if self.config.less_minimum:
+            cam = cam - cam.amin((2, 3), keepdim=True)
+        cam = cam / (cam.amax((2, 3), keepdim=True) + EPS) * present[:, :, None, None]
         scores = cam.new_zeros(cam.shape[0], self.build.num_classes, *cam.shape[2:])
         scores[:, self.foreground] = cam
         if self.build.dataset.background is not None:

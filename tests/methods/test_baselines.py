@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
+from harness.nn.cam import normalised
 from harness.recipes import resolve
 from methods.base import Build
 from methods.baselines import (
@@ -117,6 +118,19 @@ def test_the_upper_bound_on_the_transformer_is_the_head_of_the_image_tag_methods
         other.network.decoder.load_state_dict(plain.network.decoder.state_dict())
         torch.testing.assert_close(plain.predict(images()), other.predict(images()))
     assert [g["lr_scale"] for g in plain.parameter_groups() if "lr_scale" in g] == [0.1]
+
+
+def test_cam_can_take_off_what_a_map_has_everywhere():
+    tags = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0]])
+    lifted = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(2)) + 5
+    present = tags[:, 1:] > 0
+    assert cam().scores(images(), lifted, present).argmax(1).min() > 0, "no background is left"
+    method = cam(less_minimum=True, background_score=0.5)
+    scores = method.scores(images(), lifted, present)
+    resized = F.interpolate(lifted, (64, 48), mode="bilinear", align_corners=False)
+    expected = normalised(resized) * present[:, :, None, None]
+    torch.testing.assert_close(scores[:, 1:], expected)
+    assert (scores.argmax(1) == 0).any()
 
 
 def test_cam_classifies_the_foreground_alone():
