@@ -12,12 +12,13 @@ not survive pickling. Nothing here depends on their good behaviour.
 from __future__ import annotations
 
 import errno
+import math
 import pickle
 import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -268,6 +269,8 @@ def explained(error: BaseException, recipe: Recipe | None) -> UserError | None:
     if isinstance(error, Relayed):
         return None if error.trace else UserError(error.text)
     first = first_line(error)
+    if recipe is not None and isinstance(error, ValueError) and _says(error, (ONE_VALUE,)):
+        return one_picture(recipe)
     if out_of_memory(error):
         return _more_memory(first, recipe)
     if _says(error, _SHARED):
@@ -286,10 +289,47 @@ def _more_memory(first: str, recipe: Recipe | None) -> UserError:
         return UserError(f"out of memory: {first}", remedy=f"fewer --workers, or more {remedy}")
     batch, (height, width) = recipe.batch, recipe.crop_size
     pieces = f" in {recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
+    ways = [f"--set accumulate={more}"] if (more := _more_pieces(recipe)) else []
+    ways += ["--set amp=bf16"] if recipe.amp == "off" else []
     return UserError(
         f"out of memory: {first}",
         where=f"{batch.groups} x {batch.per_group} pictures of {height} x {width} per step{pieces}",
-        remedy=f"--set accumulate={recipe.accumulate * 2}, --set amp=bf16, fewer --workers, or more {remedy}",
+        remedy=f"{', '.join(ways)}{', ' * bool(ways)}a smaller crop, fewer --workers, or more {remedy}",
+    )
+
+
+#: torch's words where batch normalisation meets a single value of a channel.
+ONE_VALUE = "more than 1 value per channel"
+
+
+def smallest_piece(recipe: Recipe) -> int:
+    """Least number of pictures that a network sees at once in training, its groups taken one by one."""
+    return min(len(piece) for piece in torch.arange(recipe.batch.per_group).chunk(recipe.accumulate))
+
+
+def _more_pieces(recipe: Recipe) -> int | None:
+    """More and smaller pieces of a group; None where they would be one picture, which batch normalisation
+    cannot train on."""
+    now = math.ceil(recipe.batch.per_group / recipe.accumulate)
+    for number in range(2 * recipe.accumulate, recipe.accumulate, -1):
+        smaller = math.ceil(recipe.batch.per_group / number) < now
+        if smaller and smallest_piece(replace(recipe, accumulate=number)) > 1:
+            return number
+    return None
+
+
+def one_picture(recipe: Recipe) -> UserError:
+    """The error for batch normalisation over a single value."""
+    batch, pieces = recipe.batch, recipe.accumulate
+    whole = batch.per_group > 1
+    fewer = range(1, min(pieces, batch.per_group // 2 + 1))
+    most = max((n for n in fewer if smallest_piece(replace(recipe, accumulate=n)) > 1), default=1)
+    return UserError(
+        "batch normalisation cannot train on one picture: a layer sees one value per channel",
+        where=f"batch.per_group = {batch.per_group}" + (f", accumulate = {pieces}" if pieces > 1 else ""),
+        remedy=f"give every piece of a group two pictures or more: --set accumulate={most}"
+        if whole
+        else "give every group two pictures or more: a larger batch.per_group",
     )
 
 

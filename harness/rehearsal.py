@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.contract import check_label_map, check_logits, check_parameters, check_views, place
 from harness.errors import UserError
+from harness.faults import ONE_VALUE, one_picture, smallest_piece
 from harness.names import check_network, check_output
 from harness.networks import build_method
 from harness.registry import METHODS
@@ -33,7 +34,6 @@ _META = torch.device("meta")
 _SIDE = 96
 #: Words of errors that arise because tensors have no values.
 _NO_VALUES = ("meta", "unsupported scalartype", "same device", "data-dependent", "data dependent")
-_ONE_VALUE = "more than 1 value per channel"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def tried(resolved: Resolved) -> Rehearsed:
     """
     recipe = resolved.recipe
     parts = (recipe.method, recipe.dataset, recipe.supervision, recipe.backbone, recipe.crop_size)
-    pieces = (recipe.batch.per_group, recipe.accumulate, recipe.batch.sync_bn)
+    pieces = (recipe.batch, recipe.accumulate)
     key = digest([*parts, *pieces, dump(resolved.config)])
     if key not in _known:
         rng = torch.get_rng_state()
@@ -140,7 +140,7 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
     _probe_encoders(method, recipe.backbone, recipe.crop_size, device)
     side = recipe.crop_size if device == _META else tuple(min(s, _SIDE) for s in recipe.crop_size)
     images = torch.zeros(1, 3, *side, device=device)
-    if recipe.batch.sync_bn == "off":
+    if recipe.batch.sync_bn == "off" or recipe.batch.groups == 1:  # no other group's pictures help out
         _check_one_picture(method, resolved, images)
     method.eval()
     for network in method.networks:
@@ -201,8 +201,7 @@ def _check_one_picture(method: Method, resolved: Resolved, images: Tensor) -> No
     """Batch normalisation cannot train on one value per channel: one picture, or one left over, where the
     network has come down to one cell."""
     recipe = resolved.recipe
-    smallest = min(len(piece) for piece in torch.arange(recipe.batch.per_group).chunk(recipe.accumulate))
-    if smallest > 1:
+    if smallest_piece(recipe) > 1:
         return
     method.train()
     for network in method.networks:
@@ -210,19 +209,7 @@ def _check_one_picture(method: Method, resolved: Resolved, images: Tensor) -> No
             with torch.no_grad():
                 method.predict(images, network)
         except ValueError as error:
-            if _ONE_VALUE in str(error):
-                raise one_picture_error(resolved) from error
+            if ONE_VALUE in str(error):
+                raise one_picture(recipe) from error
         except Exception:
             continue
-
-
-def one_picture_error(resolved: Resolved) -> UserError:
-    """The error for batch normalisation over a single value."""
-    batch, pieces = resolved.recipe.batch, resolved.recipe.accumulate
-    return UserError(
-        "batch normalisation cannot train on one picture: a layer sees one value per channel",
-        where=f"batch.per_group = {batch.per_group}" + (f", accumulate = {pieces}" if pieces > 1 else ""),
-        remedy="give every piece of a group two pictures or more: a smaller accumulate"
-        if pieces > 1
-        else "give every group two pictures or more: a larger batch.per_group",
-    )

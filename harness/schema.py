@@ -50,8 +50,16 @@ class InferenceOnly:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Mark of a value of a method's ``Config`` that decides what given weights predict, such as a dilation:
-    weights are refused under another value. Where a ``Config`` marks none, all of its values count."""
+    """Mark of a value of a method's ``Config`` that decides what given weights predict, or what pseudo labels
+    they give, such as a dilation or a scale of activation maps: weights are refused under another value.
+    Where a ``Config`` marks none, all of its values count, but for those of the other two marks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOnly:
+    """Mark of a value of a method's ``Config`` that is read where the network is built, or on the way to a
+    prediction, and changes none of given weights, such as dropout. Values that only the loss reads need no
+    mark."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.schema import InferenceOnly, Neutral, Shapes, dump, fields, marks, same
+from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, dump, fields, marks, same
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -89,9 +89,11 @@ def compared(
 
 def shaping(config: type) -> set[str]:
     """Values of a ``Config`` under which alone given weights predict what they were trained to: those marked
-    :class:`harness.schema.Shapes`, and where none is, all but those that training never reads."""
+    :class:`harness.schema.Shapes`, and where none is, all but those of other marks."""
     marked = set(marks(config, Shapes))
-    return marked or set(fields(config)) - set(marks(config, InferenceOnly))
+    return marked or set(fields(config)) - set(marks(config, InferenceOnly)) - set(
+        marks(config, TrainingOnly)
+    )
 
 
 def assumed(method: Method) -> str:

@@ -32,7 +32,7 @@ from harness.nn.encoders import Encoder
 from harness.nn.local_aggregation import Epsilon, local_aggregation
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import Shapes, schema
+from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method, Paper
 from methods.segmenter import at_least_float32, outside_autocast
 
@@ -49,9 +49,9 @@ class BLPSegConfig:
 
     width: Annotated[int, Shapes()] = Field(default=256, ge=1, le=MOST)
     """Channels of pyramid pooling, decoder, heads and embedding. [BLPSeg experiment/blpseg-voc/config.py]"""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0, lt=1)
     """Channel dropout after pyramid pooling. [BLPSeg PPM.py]"""
-    norm_momentum: float = Field(default=0.001, gt=0, le=1)
+    norm_momentum: Annotated[float, TrainingOnly()] = Field(default=0.001, gt=0, le=1)
     """Momentum of the running statistics outside the backbone. [BLPSeg sync_batchnorm/batchnorm.py]"""
     gamma: float = Field(default=2.0, ge=0)
     """Exponent of the BLP weight; 0 leaves a plain cross-entropy with a mean per picture.

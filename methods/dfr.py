@@ -33,7 +33,7 @@ from harness.nn.encoders import Encoder
 from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import Shapes, schema
+from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method, Paper
 from methods.baselines import partial_cross_entropy
 from methods.segmenter import (
@@ -62,10 +62,10 @@ class DFRConfig(DeepLabConfig):
     backbones". [gyguo list of WSSS papers]"""
     width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)
     """UPerNet only: channels. [mmsegmentation upernet_swin]"""
-    drop_path: float | None = Field(default=0.3, ge=0, lt=1)
+    drop_path: Annotated[float | None, TrainingOnly()] = Field(default=0.3, ge=0, lt=1)
     """UPerNet only: stochastic depth of the encoder; none leaves the encoder's own. [mmsegmentation
     upernet_swin]"""
-    auxiliary_weight: float = Field(default=0.4, ge=0)
+    auxiliary_weight: Annotated[float, TrainingOnly()] = Field(default=0.4, ge=0)
     """UPerNet only: weight of the auxiliary head on the last but one stage. [mmsegmentation upernet_swin]"""
     embedding_source: Annotated[Literal["fused", "stages"], Shapes()] = "fused"
     """Deep features from the decoder's fused map at stride 4, or from the encoder's last three stages.
@@ -75,7 +75,7 @@ class DFRConfig(DeepLabConfig):
     segmentation_loss: Literal["mean", "balanced"] = "mean"
     """Mean over annotated pixels, or mean over background plus mean over foreground. [mean: Tang et al.;
     balanced: RRM myTool.py]"""
-    consistency: Literal["pairs", "window", "none"] = "pairs"
+    consistency: Annotated[Literal["pairs", "window", "none"], TrainingOnly()] = "pairs"
     """Feature consistency head over pairs of annotated cells anywhere in a picture (FC-A), or in a local
     window (FC-B). [pairs: WeCLIP get_aff_loss; window: A2GNN train_gated_aff.py]"""
     consistency_weight: float = Field(default=0.1, ge=0)
@@ -89,15 +89,15 @@ class DFRConfig(DeepLabConfig):
     """`window` only: radius in cells of 8 pixels; search 3 to 6. [A2GNN]"""
     consistency_smoothness: float = Field(default=3.0, ge=0)
     """`window` only: weight of the pull along colours. [A2GNN]"""
-    pairs: Literal["window", "dense", "none"] = "window"
+    pairs: Annotated[Literal["window", "dense", "none"], TrainingOnly()] = "window"
     """Pairs that the regulariser sums over: a window (gated CRF), all (dense CRF on a lattice, with
     the deep features' three principal components), or no regulariser. [our choice]"""
-    combine: Literal["product", "sum", "shallow"] = "product"
+    combine: Annotated[Literal["product", "sum", "shallow"], TrainingOnly()] = "product"
     """Kernel: one Gaussian of all features, a mixture of a shallow and a deep one, or shallow features
     alone (no dynamic part). The abstracts do not say which. [our choice]"""
     shallow_share: float = Field(default=0.5, ge=0, le=1)
     """`sum` only: share of the shallow kernel; search 0.1 to 0.9. [our choice]"""
-    detach_deep: bool = True
+    detach_deep: Annotated[bool, TrainingOnly()] = True
     """Deep features shape the kernel and are not trained by it. With false the kernel has the trivial
     minimum of features spread apart. [our choice: the public gated CRF code fails otherwise]"""
     reg_weight: float = Field(default=0.1, ge=0)

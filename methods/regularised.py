@@ -11,7 +11,7 @@ table differ in the loss alone; the papers' own networks differ, see the recipes
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss
 from harness.nn.resize import resize
 from harness.nn.tree_energy import tree_energy_loss
-from harness.schema import schema
+from harness.schema import TrainingOnly, schema
 from methods.base import Build, Paper
 from methods.baselines import partial_cross_entropy
 from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
@@ -188,7 +188,7 @@ class TreeEnergyConfig(DeepLabConfig):
     """Scale of squared colour differences along an edge; 0.002 on Cityscapes. [TreeEnergyLoss]"""
     sigma_high: float = Field(default=1.0, gt=0)
     """Scale of squared feature differences along an edge. [TreeEnergyLoss]"""
-    embedding: int = Field(default=256, ge=1, le=MOST)
+    embedding: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
     """Channels of the features of the second tree, a 1x1 convolution with normalisation and ReLU on
     the encoder's last stage. [TreeEnergyLoss; which features it reads is our choice]"""
     start: float = Field(default=0.0, ge=0, le=1)

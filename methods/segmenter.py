@@ -14,7 +14,7 @@ from harness.bounds import MOST, Stride
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.precision import outside_autocast as outside_autocast  # methods take it from here
-from harness.schema import Shapes, schema
+from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method
 
 
@@ -32,7 +32,7 @@ class DeepLabConfig:
     """Channels of ASPP and of the features that are classified. [AGMM-SASS deeplabv3plus.py]"""
     low_width: Annotated[int, Shapes()] = Field(default=48, ge=1, le=MOST)
     """Channels to which the features of stride 4 are reduced. [AGMM-SASS deeplabv3plus.py]"""
-    dropout: float = Field(default=0.5, ge=0, lt=1)
+    dropout: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0, lt=1)
     """Channel dropout after ASPP. [AGMM-SASS deeplabv3plus.py]"""
     backbone_lr_scale: float = Field(default=0.1, ge=0)
     """Learning rate of the encoder relative to the rest: 0.001 to 0.01 on VOC, 1.0 on Cityscapes.

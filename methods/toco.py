@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,7 +32,7 @@ from harness.nn.ema import ema_copy, ema_update
 from harness.nn.projector import Projector
 from harness.nn.resize import resize
 from harness.nn.token_contrast import class_token_contrast, patch_token_contrast
-from harness.schema import schema
+from harness.schema import TrainingOnly, schema
 from harness.specs import AugmentSpec
 from methods.base import Build, Paper
 from methods.vit_segmenter import (
@@ -82,11 +82,11 @@ class ToCoConfig(ViTConfig):
     projection_momentum: float = Field(default=0.9, ge=0, le=1)
     """Momentum of the averaged projection head; encoder and classifiers have no average.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    projection_width: int = Field(default=1024, ge=1, le=MOST)
+    projection_width: Annotated[int, TrainingOnly()] = Field(default=1024, ge=1, le=MOST)
     """Outputs of the projection head. [ToCo model/model_seg_neg.py]"""
-    projection_hidden: int = Field(default=2048, ge=1, le=MOST)
+    projection_hidden: Annotated[int, TrainingOnly()] = Field(default=2048, ge=1, le=MOST)
     """Width of its hidden layers. [ToCo model/model_seg_neg.py]"""
-    projection_bottleneck: int = Field(default=256, ge=1, le=MOST)
+    projection_bottleneck: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
     """Width before its last layer. [ToCo model/model_seg_neg.py]"""
     local_crops: int = Field(default=8, ge=1, le=MOST)
     """Crops of each picture beside its two global views. [ToCo scripts/dist_train_voc_seg_neg.py]"""

@@ -32,7 +32,7 @@ from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.par import refine_cams
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import InferenceOnly, Neutral, Shapes, schema
+from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
 from methods.base import Build, Lazy, Method
 from methods.segmenter import at_least_float32, outside_autocast, two_sided_cross_entropy
 
@@ -46,25 +46,25 @@ class ViTConfig:
     aux_layer: Annotated[int, Shapes()] = Field(default=-3, ge=-1000, le=1000)
     """Block whose tokens the auxiliary classifier reads; -3 is the tenth of twelve.
     [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
-    pooling: Literal["max", "lse"] = "max"
+    pooling: Annotated[Literal["max", "lse"], TrainingOnly()] = "max"
     """How token scores become a class score: maximum, or log-sum-exp, which spreads the maps.
     [ToCo model/model_seg_neg.py; lse: our choice for the miniature suite]"""
-    lse_sharpness: float = Field(default=5.0, gt=0)
+    lse_sharpness: Annotated[float, TrainingOnly()] = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
     decoder_width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)
     """Channels of the LargeFOV head. [ToCo model/decoder/conv_head.py]"""
     decoder_dilation: Annotated[int, Shapes()] = Field(default=5, ge=1, le=MOST)
     """Dilation of its 3x3 convolutions, in tokens. [ToCo model/decoder/conv_head.py]"""
-    decoder_init: Literal["torch", "kaiming"] = "torch"
+    decoder_init: Annotated[Literal["torch", "kaiming"], TrainingOnly()] = "torch"
     """Its initial weights: torch's own, or Kaiming's normal ones (FSR). ToCo's code defines the latter and
     never calls them. [ToCo model/decoder/conv_head.py]"""
-    cam_scales: tuple[Factor, ...] = (1.0, 0.5, 1.5)
+    cam_scales: Annotated[tuple[Factor, ...], Shapes()] = (1.0, 0.5, 1.5)
     """Scales of the activation maps, each with its mirror; scale 1 always takes part.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    high: float = Field(default=0.7, ge=0, le=1)
+    high: Annotated[float, Shapes()] = Field(default=0.7, ge=0, le=1)
     """A token or pixel is foreground where its map exceeds this; 0.65 on COCO.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    low: float = Field(default=0.25, ge=0, le=1)
+    low: Annotated[float, Shapes()] = Field(default=0.25, ge=0, le=1)
     """Background where no map exceeds this; between both thresholds undecided.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
     _thresholds = in_order("low", "high")
@@ -73,12 +73,14 @@ class ViTConfig:
     cam_size: Annotated[int, InferenceOnly()] = Field(default=448, ge=0, le=MOST)
     """Side in pixels to which pictures are squashed before maps are made for scoring; 0 for their own size.
     [ToCo scripts/dist_train_voc_seg_neg.py: validate]"""
-    refine_iterations: int = Field(default=10, ge=0, le=MOST)
+    refine_iterations: Annotated[int, Shapes()] = Field(default=10, ge=0, le=MOST)
     """Iterations of PAR. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    refine_dilations: tuple[Stride, ...] = Field(default=(1, 2, 4, 8, 12, 24), min_length=1)
+    refine_dilations: Annotated[tuple[Stride, ...], Shapes()] = Field(
+        default=(1, 2, 4, 8, 12, 24), min_length=1
+    )
     """Distances of PAR's neighbours in pixels of the shrunk picture.
     [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    refine_down_scale: int = Field(default=2, ge=1, le=MOST)
+    refine_down_scale: Annotated[int, Shapes()] = Field(default=2, ge=1, le=MOST)
     """PAR works on pictures this many times smaller. [ToCo utils/camutils.py]"""
     head_lr_scale: float = Field(default=10.0, ge=0)
     """Learning rate of everything but the encoder, relative to it.

@@ -36,7 +36,7 @@ from harness.nn.projector import Projector
 from harness.nn.resize import resize
 from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import schema
+from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Lazy, Paper
 from methods.dskd_gc.correction import (
     CorrectionConfig,
@@ -77,27 +77,27 @@ _Temperature = Annotated[float, Field(gt=0)]
 class DSKDGCConfig(CorrectionConfig):
     """Hyper-parameters of DSKD+GC on VOC 2012."""
 
-    warmup_steps: int = Field(default=2000, ge=0, le=MOST_STEPS)
+    warmup_steps: Annotated[int, TrainingOnly()] = Field(default=2000, ge=0, le=MOST_STEPS)
     """Steps of the first stage; 5000 on COCO. [paper]"""
     ptc_weight: float = Field(default=0.2, ge=0)
     """Lambda 1, weight of L_PTC in both stages. [paper, Table 3]"""
-    sim_weight: float = Field(default=0.5, ge=0)
+    sim_weight: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0)
     """Lambda 2, weight of L_sim. [paper, Table 3]"""
     punc_weight: float = Field(default=0.1, ge=0)
     """Lambda 3, weight of L_PUNC after warm-up. [paper, Table 3]"""
     seg_weight: float = Field(default=0.1, ge=0)
     """Lambda 4, weight of L_seg after warm-up. [paper]"""
-    student_cls_in_warmup: bool = True
+    student_cls_in_warmup: Annotated[bool, TrainingOnly()] = True
     """The EMA network learns classification too while it is trained. [our choice]"""
     student_lr_scale: float = Field(default=0.1, ge=0)
     """Its learning rates in warm-up, relative to those of online: 6e-6 to 6e-5. [paper]"""
-    cls_input: Literal["gmp", "class_token"] = "gmp"
+    cls_input: Annotated[Literal["gmp", "class_token"], TrainingOnly()] = "gmp"
     """What the classifier reads: pooled patch tokens, whose weights make activation maps (E1), or the class
     token, as the text says of L_cls. [ToCo model/model_seg_neg.py]"""
-    cam_form: Literal["paper", "toco"] = "paper"
+    cam_form: Annotated[Literal["paper", "toco"], Shapes()] = "paper"
     """Activation maps of one pass, divided by their maximum (E1), or those of ToCo: several scales
     (`cam_scales`), mirrored, less their minimum. [paper]"""
-    cam_network: Literal["teacher", "student"] = "teacher"
+    cam_network: Annotated[Literal["teacher", "student"], Shapes()] = "teacher"
     """Whose activation maps become labels and regions of interest; teacher is online, student is ema.
     [our choice]"""
     ptc_form: Literal["paper", "toco"] = "paper"
@@ -119,7 +119,7 @@ class DSKDGCConfig(CorrectionConfig):
     roi_high: float = Field(default=0.7, ge=0, le=1)
     """Upper threshold of the region of interest. [paper]"""
     _region = in_order("roi_low", "roi_high")
-    punc_temperature: Literal["none", "dino"] = "none"
+    punc_temperature: Annotated[Literal["none", "dino"], TrainingOnly()] = "none"
     """`none` is E10 as printed: with outputs in [-1, 1] the softmax is almost flat and the loss stays near
     the logarithm of `projector_out`. `dino` has temperatures and a centre. [paper: none]"""
     punc_reduce: Reduce = "pooled"
@@ -129,13 +129,13 @@ class DSKDGCConfig(CorrectionConfig):
     dino_target_temperatures: tuple[_Temperature, _Temperature] = (0.04, 0.07)
     """`dino` only: temperature of ema at the first step, and after an eighth of training.
     [FSR losses.py]"""
-    dino_centre_momentum: float = Field(default=0.9, ge=0, le=1)
+    dino_centre_momentum: Annotated[float, TrainingOnly()] = Field(default=0.9, ge=0, le=1)
     """`dino` only: momentum of the centre. [FSR losses.py]"""
-    projector_hidden: int = Field(default=2048, ge=1, le=MOST)
+    projector_hidden: Annotated[int, TrainingOnly()] = Field(default=2048, ge=1, le=MOST)
     """Hidden width of the projector. [ToCo model/model_seg_neg.py]"""
-    projector_bottleneck: int = Field(default=256, ge=1, le=MOST)
+    projector_bottleneck: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
     """Width before its last layer. [ToCo model/model_seg_neg.py]"""
-    projector_out: int = Field(default=4096, ge=2, le=MOST)
+    projector_out: Annotated[int, TrainingOnly()] = Field(default=4096, ge=2, le=MOST)
     """Its outputs. [FSR train_voc.py]"""
     seg_form: SegmentationForm = "mean"
     """Normalisation of L_seg, whose N the paper does not explain: labelled pixels; half background and half

@@ -9,7 +9,7 @@ coverage beside every mIoU of such labels.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from harness.nn.cam import activation_maps, cam_to_label, present_cam
 from harness.nn.gaussian_mixture import fit_mixture, noise_probability
 from harness.nn.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
 from harness.nn.resize import resize
-from harness.schema import schema
+from harness.schema import Shapes, schema
 from methods.vit_segmenter import ViTConfig
 
 
@@ -30,55 +30,55 @@ from methods.vit_segmenter import ViTConfig
 class CorrectionConfig(ViTConfig):
     """From activation maps to corrected labels; the thresholds of the initial ones are ToCo's."""
 
-    label_par: Literal["none", "before_gc"] = "none"
+    label_par: Annotated[Literal["none", "before_gc"], Shapes()] = "none"
     """`before_gc` refines the activations by PAR before they become labels (ToCo); the paper does not
     mention it. [our choice]"""
-    gc: bool = True
+    gc: Annotated[bool, Shapes()] = True
     """Gaussian correction of the labels that segmentation trains on. [paper]"""
-    gc_theta_high: float = Field(default=0.85, ge=0, le=1)
+    gc_theta_high: Annotated[float, Shapes()] = Field(default=0.85, ge=0, le=1)
     """Noise probability above which a label is noise (R_h). [paper, Table 2]"""
-    gc_theta_low: float = Field(default=0.25, ge=0, le=1)
+    gc_theta_low: Annotated[float, Shapes()] = Field(default=0.25, ge=0, le=1)
     """Noise probability from which on a label is uncertain (R_u). [paper, Table 2]"""
     _thetas = in_order("gc_theta_low", "gc_theta_high")
-    gc_tau: float = Field(default=0.5, ge=-1, le=1)
+    gc_tau: Annotated[float, Shapes()] = Field(default=0.5, ge=-1, le=1)
     """Cosine below which two neighbours differ. The paper gives no value; search it over 0.2 to 0.95.
     [our choice]"""
-    gc_fit_pixels: Literal["all", "nonbg"] = "all"
+    gc_fit_pixels: Annotated[Literal["all", "nonbg"], Shapes()] = "all"
     """Pixels that are fitted and corrected: all of the map, or those not labelled background. [paper: all]"""
-    gc_rewrite: Rewrite = "all"
+    gc_rewrite: Annotated[Rewrite, Shapes()] = "all"
     """`keep_bg`: R_h leaves background labels alone. [paper: all]"""
-    gc_confidence: Literal["cam_max", "label_conf", "per_class"] = "cam_max"
+    gc_confidence: Annotated[Literal["cam_max", "label_conf", "per_class"], Shapes()] = "cam_max"
     """What the mixture is fitted to: the largest activation of the present classes; the confidence of the
     label, 1 - activation for background; or every present class's map by itself, a pixel belonging to
     its strongest. The text says label confidence, the formula activations. [our choice]"""
-    gc_fit_scope: Literal["image", "batch"] = "image"
+    gc_fit_scope: Annotated[Literal["image", "batch"], Shapes()] = "image"
     """One mixture for each picture, or one for all of a batch; the paper's N is not explained.
     [our choice, as DuPL train_final_voc.py]"""
-    gc_init: Literal["midpoint", "fixed"] = "midpoint"
+    gc_init: Annotated[Literal["midpoint", "fixed"], Shapes()] = "midpoint"
     """EM starts from the halves of the range, or from means 0 and 1, variances 0.05 and equal weights.
     [our choice]"""
-    gc_reg: float = Field(default=5e-4, ge=0)
+    gc_reg: Annotated[float, Shapes()] = Field(default=5e-4, ge=0)
     """Added to the variances in every step of EM. [DuPL train_final_voc.py]"""
-    gc_tol: float = Field(default=1e-6, ge=0)
+    gc_tol: Annotated[float, Shapes()] = Field(default=1e-6, ge=0)
     """EM stops when the mean log likelihood changes by less. [our choice]"""
-    gc_max_iter: int = Field(default=100, ge=1, le=MOST)
+    gc_max_iter: Annotated[int, Shapes()] = Field(default=100, ge=1, le=MOST)
     """Most steps of EM. [our choice]"""
-    gc_bins: int = Field(default=1024, ge=0, le=MOST)
+    gc_bins: Annotated[int, Shapes()] = Field(default=1024, ge=0, le=MOST)
     """On pixel grids EM runs on a histogram of so many bins; 0: on the pixels. [our choice]"""
-    gc_monotone: bool = False
+    gc_monotone: Annotated[bool, Shapes()] = False
     """Noise probability never rises with confidence: values beyond a component's mean count as the mean.
     [our choice]"""
-    gc_feature: Literal["final", "layer_m", "projected"] = "final"
+    gc_feature: Annotated[Literal["final", "layer_m", "projected"], Shapes()] = "final"
     """Features that neighbours are compared by: last layer, layer m, or the projector's outputs; the
     paper does not say. [our choice]"""
-    gc_grid: Literal["token", "pixel_nearest", "pixel_bilinear"] = "token"
+    gc_grid: Annotated[Literal["token", "pixel_nearest", "pixel_bilinear"], Shapes()] = "token"
     """Labels are corrected on the grid of patches and then enlarged, or on pixels with features enlarged;
     the paper does not say. [our choice]"""
-    gc_distance: int = Field(default=1, ge=1, le=MOST)
+    gc_distance: Annotated[int, Shapes()] = Field(default=1, ge=1, le=MOST)
     """Cells of that grid between a position and its neighbours. [our choice]"""
-    gc_border: Border = "valid"
+    gc_border: Annotated[Border, Shapes()] = "valid"
     """Neighbours outside do not exist, have features 0, or are the position itself. [our choice]"""
-    gc_source: Source = "initial"
+    gc_source: Annotated[Source, Shapes()] = "initial"
     """R_u copies initial labels, or those after R_h was rewritten. Of equally similar neighbours the
     first of up, down, left, right counts. [our choice]"""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.bounds import MOST, MOST_STEPS, in_order
-from harness.schema import schema
+from harness.schema import TrainingOnly, schema
 from methods.fsr.masking import Sampling
 from methods.vit_segmenter import ViTConfig
 
@@ -18,35 +18,35 @@ class FSRConfig(ViTConfig):
     the one before commit 3a7cbf7 (recipes ending in ``-pre_3a7cbf7``)."""
 
     # --- network ---
-    decoder_init: Literal["torch", "kaiming"] = "kaiming"
+    decoder_init: Annotated[Literal["torch", "kaiming"], TrainingOnly()] = "kaiming"
     """Initial weights of the LargeFOV head. [FSR models/decoder.py]"""
-    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    drop_path: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth in the last block, growing linearly from 0 in the first. [FSR train_voc.py]"""
     noisy_maps: bool = True
     """Stochastic depth stays on while maps are made in training, and in the teacher: the released code
     switches it off in validation alone. [FSR train_voc.py]"""
-    aggregation: Literal["attention", "average", "max"] = "attention"
+    aggregation: Annotated[Literal["attention", "average", "max"], TrainingOnly()] = "attention"
     """How a class token comes about: cross-attention, or the average or maximum of the patch tokens, with
     which the paper compares (details of those: our choice). [FSR models/vit.py]"""
-    aggregation_depth: int = Field(default=2, ge=1, le=MOST)
+    aggregation_depth: Annotated[int, TrainingOnly()] = Field(default=2, ge=1, le=MOST)
     """Cross-attention blocks by which the class token gathers the patches. [FSR train_voc.py: cls_depth]"""
     aggregate_masked: bool = True
     """The class token attends to masked tokens as well. Before commit 3a7cbf7 it saw the unmasked ones
     alone, which is what the abstract describes. [FSR models/vit.py]"""
-    residual_scale: float | None = Field(default=None, ge=0)
+    residual_scale: Annotated[float | None, TrainingOnly()] = Field(default=None, ge=0)
     """Start of learned scales of both residuals in an aggregation block, one for each channel (0.1 before
     commit 3a7cbf7); none at the head. [FSR models/vit.py]"""
-    projector_outputs: int = Field(default=4096, ge=1, le=MOST)
+    projector_outputs: Annotated[int, TrainingOnly()] = Field(default=4096, ge=1, le=MOST)
     """Outputs of the projector. [FSR train_voc.py: out_dim]"""
-    projector_hidden: int = Field(default=2048, ge=1, le=MOST)
+    projector_hidden: Annotated[int, TrainingOnly()] = Field(default=2048, ge=1, le=MOST)
     """Its hidden width. [FSR models/projector.py]"""
-    projector_bottleneck: int = Field(default=256, ge=1, le=MOST)
+    projector_bottleneck: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
     """Its width before the last layer. [FSR models/projector.py]"""
 
     # --- masks ---
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     """Share of blocks of view 2 that are masked, the number rounded up. [FSR train_voc.py]"""
-    mask_block: int = Field(default=64, ge=1, le=MOST)
+    mask_block: Annotated[int, TrainingOnly()] = Field(default=64, ge=1, le=MOST)
     """Side of a block in pixels, a multiple of the patch; blocks may reach over the crop's edges.
     [FSR train_voc.py]"""
     uncertain_start: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["off"] = 4000
@@ -63,9 +63,9 @@ class FSRConfig(ViTConfig):
     [FSR utils/masking.py]"""
 
     # --- distillation ---
-    class_weight: float = Field(default=0.1, ge=0)
+    class_weight: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0)
     """Weight of the class token's loss, "cer.FSR". [FSR train_voc.py]"""
-    patch_weight: float = Field(default=0.1, ge=0)
+    patch_weight: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0)
     """Weight of the masked patches' loss, "unc.FSR". [FSR train_voc.py]"""
     student_temperature: float = Field(default=0.1, gt=0)
     """Temperature of the student's outputs. [FSR losses.py]"""
@@ -75,7 +75,7 @@ class FSRConfig(ViTConfig):
     """Its value at the first step. [FSR losses.py]"""
     teacher_temperature_steps: int = Field(default=2500, ge=0, le=MOST_STEPS)
     """Steps of its rise, an eighth of the run. [FSR train_voc.py]"""
-    centre_momentum: float = Field(default=0.9, ge=0, le=1)
+    centre_momentum: Annotated[float, TrainingOnly()] = Field(default=0.9, ge=0, le=1)
     """Momentum of the running means by which the teacher's outputs are centred. [FSR losses.py]"""
     ema_momentum: float = Field(default=0.9995, ge=0, le=1)
     """Momentum of the teacher at the first step; it rises to 1 along half a cosine.

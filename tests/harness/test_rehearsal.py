@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from runs import wsss
 from small_methods import make_batch
 
-from harness import rehearsal
+from harness import faults, rehearsal
 from harness.batch import Progress
 from harness.build import Build
 from harness.contract import check_terms
@@ -95,6 +96,46 @@ def test_a_recipe_that_cannot_be_built_or_scored_is_refused_at_once(recipe, over
     arguments = ["run", recipe, "--set", "weights=none", "--set", override, "--dry-run", "--device", "cpu"]
     assert wsss(*arguments, "--data-root", small) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "remedy"),
+    [
+        (RECIPE, {"accumulate": 16}, "--set accumulate=8"),
+        (RECIPE, {"accumulate": 7}, "--set accumulate=5"),  # six pieces would leave a single picture
+        ("blpseg/mini-scribble", {"accumulate": 99}, "--set accumulate=8"),
+        (RECIPE, {"batch.per_group": 3, "accumulate": 2}, "--set accumulate=1"),
+        ("full/mini-full", {"batch.per_group": 1, "batch.sync_bn": "all"}, "a larger batch.per_group"),
+    ],
+)
+def test_pieces_of_one_picture_are_refused_as_one_picture_is(recipe, overrides, remedy):
+    with pytest.raises(UserError, match="batch normalisation cannot train on one picture") as caught:
+        rehearse(resolve(recipe, overrides))
+    assert remedy in str(caught.value)
+    if "accumulate" in remedy:
+        rehearse(resolve(recipe, overrides | {"accumulate": int(remedy[-1])}))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "pieces", "advised"),
+    [(16, 1, 2), (16, 3, 5), (16, 8, None), (7, 1, 2), (7, 2, None), (5, 1, 2), (3, 1, None), (1, 1, None)],
+)
+def test_what_is_advised_against_a_lack_of_memory_is_legal(pictures, pieces, advised):
+    recipe = resolve(RECIPE, {"batch.per_group": pictures, "accumulate": pieces}).recipe
+    remedy = str(faults.explained(torch.OutOfMemoryError("CUDA out of memory"), recipe))
+    found = re.search(r"accumulate=(\d+)", remedy)
+    assert (found and int(found[1])) == advised
+    assert "a smaller crop" in remedy
+    if advised:
+        assert faults.smallest_piece(replace(recipe, accumulate=advised)) > 1
+
+
+def test_batch_normalisation_that_fails_in_training_alone_has_the_same_remedy():
+    """A layer that only the loss uses is not met before the start."""
+    recipe = resolve(RECIPE, {"batch.per_group": 4, "accumulate": 4}).recipe
+    with pytest.raises(ValueError) as caught:
+        torch.nn.BatchNorm1d(3).train()(torch.ones(1, 3))
+    assert "--set accumulate=2" in str(faults.explained(caught.value, recipe))
 
 
 def test_one_picture_is_legal_where_no_layer_sees_a_single_value():

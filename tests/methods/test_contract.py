@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import optuna
 import pytest
@@ -10,9 +11,11 @@ import torch
 from small_methods import SIDE, build, make_batch, mini_recipes
 
 from harness.batch import Progress
+from harness.build import Build
+from harness.errors import UserError
 from harness.recipes import recipe_names, resolve
-from harness.registry import METHODS
-from harness.schema import InferenceOnly, fields, load, marks
+from harness.registry import DATASETS, METHODS
+from harness.schema import InferenceOnly, Shapes, TrainingOnly, fields, load, marks
 
 
 def test_every_method_has_a_miniature_recipe_for_every_supervision_it_accepts():
@@ -95,6 +98,85 @@ def test_training_does_not_read_what_is_marked_for_inference_only(name):
         method.after_step(progress)
     method.parameter_groups()
     method.views()
+
+
+class _Watched:
+    """A configuration that notes which of its values are read."""
+
+    def __init__(self, config):
+        self.__dict__.update(own=config, read=set())
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # copies ask before they have any
+            raise AttributeError(name)
+        self.read.add(name)
+        return getattr(self.own, name)
+
+
+def _alternatives(cls, key, value):
+    """Other legal values of a field, none where they cannot be told from its type."""
+    kinds = [k for k in (typing.get_args(cls.__pydantic_fields__[key].annotation) or ()) if k is not None]
+    if isinstance(value, bool):
+        return [not value]
+    if all(isinstance(k, str) for k in kinds) and isinstance(value, str):
+        return [k for k in kinds if k != value]
+    return [value // 2 if isinstance(value, int) else value / 2] if value else []
+
+
+def _given(method, batch):
+    """All that a method predicts of a batch, by name."""
+    with torch.no_grad():
+        found = {f"predict {n}": method.predict(batch.images, n) for n in method.networks}
+        found |= {f"grid {n}": method.grid_logits(batch.images, n) for n in method.networks}
+        found |= dict(method.pseudo_labels(batch.images, batch.tags))
+        maps = method.class_maps(batch.images, batch.tags)
+    return found if maps is None else found | {"maps": maps}
+
+
+def _built(recipe, config):
+    name = METHODS.get(recipe.method)
+    info = DATASETS.get(recipe.dataset).info
+    torch.manual_seed(0)
+    return name(config, Build(info, recipe.supervision, (SIDE, SIDE), recipe.backbone, "none")).eval()
+
+
+FIRST = {resolve(n).recipe.method: n for n in mini_recipes()[::-1]}
+
+
+@pytest.mark.parametrize("name", FIRST.values())
+def test_every_value_that_predictions_come_by_is_marked_and_none_of_training_changes_them(name):
+    """Read where the network is built or predicts: under the recipe's values, and each other choice."""
+    resolved = resolve(name)
+    recipe, cls = resolved.recipe, type(resolved.config)
+    shaping, training = set(marks(cls, Shapes)), set(marks(cls, TrainingOnly))
+    marked = shaping | training | set(marks(cls, InferenceOnly))
+    assert not shaping & training
+    usual = _built(recipe, resolved.config)
+    batch = make_batch(usual, recipe.supervision, size=1)
+    given = _given(usual, batch)
+    for key in [None, *sorted(shaping | training)]:
+        value = None if key is None else getattr(resolved.config, key)
+        if key in shaping and not isinstance(value, bool | str):
+            continue  # another number takes the same way
+        for other in [None] if key is None else _alternatives(cls, key, value):
+            try:
+                config = resolve(name, {} if key is None else {f"config.{key}": other}).config
+                watched = _Watched(config)
+                method = _built(recipe, watched)
+            except UserError:
+                continue  # not a legal value, or none that goes with the others
+            try:
+                method.load_state_dict(usual.state_dict())
+            except RuntimeError:
+                assert key in shaping | training  # other shapes: such weights are refused anyhow
+                continue
+            found = _given(method, batch)
+            unmarked = watched.read & set(fields(cls)) - marked
+            assert not unmarked, f"decide what {sorted(unmarked)} are: Shapes, InferenceOnly or TrainingOnly"
+            if key not in shaping:
+                assert found.keys() == given.keys()
+                for part, one in given.items():
+                    assert torch.equal(one, found[part]), f"config.{key} = {other} changes {part}"
 
 
 @pytest.mark.parametrize("name", mini_recipes())
