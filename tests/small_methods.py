@@ -8,14 +8,26 @@ from harness.batch import IGNORE, UNLABELLED, Batch, View
 from harness.evaluation import normalise
 from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
+from harness.schema import dump
 from methods.base import Build
 
 SIDE = 48
 
 
 def mini_recipes() -> list[str]:
-    """One miniature recipe for each method and supervision."""
-    return [n for n in recipe_names() if "/mini-" in n]
+    """The miniature recipes, those left out that differ from another in positive numbers alone."""
+    distinct: dict[str, str] = {}
+    for name in recipe_names():
+        if "/mini-" not in name:
+            continue
+        resolved = resolve(name)
+        config = {
+            k: v > 0 if isinstance(v, int | float) and not isinstance(v, bool) else v
+            for k, v in dump(resolved.config).items()
+        }
+        recipe = resolved.recipe
+        distinct.setdefault(repr((recipe.method, recipe.supervision, recipe.backbone, config)), name)
+    return list(distinct.values())
 
 
 def build(name: str, seed: int = 0):
