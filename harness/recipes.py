@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from harness import recipe_files
@@ -171,6 +172,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     ``@FILE`` stands for all values of a TOML file, such as the ``best.toml`` of a search.
     """
     overrides: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for text in assignments:
         if text.startswith("@"):
             overrides |= _flatten(read_toml(expanded(text[1:])))
@@ -178,12 +180,25 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if key.count(".") > _DEEPEST:
             raise UserError("no key of a recipe lies that deep", where=f"--set {key[:40]}...")
-        if not equals or not key.strip():
+        if not equals or not all(part.strip() for part in key.split(".")):
             raise UserError(
                 f"cannot read {text!r}", where="--set", remedy="write KEY=VALUE, as in optimiser.lr=0.005"
             )
-        overrides[key.strip()] = cleaned(_value(value.strip()))
-    return overrides
+        given[key.strip()] = cleaned(_value(value.strip()))
+    _refuse_contradictions(given)
+    return overrides | given
+
+
+def _refuse_contradictions(given: Mapping[str, Any]) -> None:
+    """Raise UserError for assignments of which one would be ignored for another one's sake."""
+    lengths = [k for k in ("schedule.steps", "schedule.epochs") if given.get(k) is not None]
+    pairs = [(lengths[0], lengths[1])] if len(lengths) == 2 else []
+    for key in given:
+        parents = (key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1))
+        pairs += [(p, key) for p in parents if p in given and not isinstance(given[p], Mapping | NoneType)]
+    if pairs:
+        first, second = pairs[0]
+        raise UserError(f"{first} and {second} cannot both be set", where="--set", remedy="leave out one")
 
 
 def _value(text: str) -> Any:
@@ -256,7 +271,11 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     method_name = name.partition("/")[0]
     where = f"{recipe_files.file_of(method_name)} [{name.partition('/')[2]}]"
     if values.setdefault("method", method_name) != method_name:
-        raise UserError(f"method {values['method']!r} in a file of {method_name!r}", where=where)
+        raise UserError(
+            f"method {values['method']!r} in a file of {method_name!r}",
+            where=where,
+            remedy="a recipe's method is that of its file: name a recipe of another method",
+        )
     recipe = load(Recipe, values, where)
     method = METHODS.get(recipe.method)
     if recipe.dataset not in DATASETS:
@@ -281,6 +300,10 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     config = _config(method, recipe, where)
     recipe.schedule.total_steps(1)
     scored: list[EvaluationSpec | SelectionSpec] = [*recipe.evaluation]
+    names = [evaluation.name for evaluation in recipe.evaluation]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        # one folder of a record: the second's cells and tolerance would never be looked at
+        raise UserError(f"two evaluations are {twice!r}", where=f"{where} evaluation", remedy="leave out one")
     if recipe.selection is not None:
         scored.append(recipe.selection)
     elif any(e.checkpoint == "best" for e in recipe.evaluation):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +88,47 @@ def test_every_verb_takes_a_record_without_evaluations(small, tmp_path, capsys):
     assert wsss("report", "--no-plots", "--out", tmp_path / "report", *place) == 0
     assert wsss("evaluate", "full/mini-full", *data, *place, *tiny) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [".steps=5", "schedule.=5", "schedule..steps=5", " =5", ". =5", ".=5"])
+def test_a_key_with_an_empty_part_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        parse_overrides([text])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("schedule=5", "schedule.steps=2"),
+        ("schedule.steps=2", "schedule=5"),
+        ('config="x"', "config.dropout=0.1"),
+        ("evaluation=[]", "evaluation.protocol=single"),
+        ("schedule.steps=2", "schedule.epochs=2"),
+        ("schedule.epochs=2", "schedule.steps=2"),
+    ],
+)
+def test_of_two_assignments_none_is_dropped_in_silence(first: str, second: str) -> None:
+    with pytest.raises(UserError, match="cannot both be set"):
+        parse_overrides([first, second])
+
+
+def test_assignments_that_agree_are_read_in_any_order() -> None:
+    for given in (["selection=null", "selection.split=train"], ["selection.split=train", "selection={}"]):
+        selection = resolve("full/mini-full", parse_overrides(given)).recipe.selection
+        assert selection is not None
+        assert selection.split == "train"
+
+
+def test_a_file_of_values_gives_way_to_what_is_set_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "best.toml").write_text("[schedule]\nsteps = 100\n")
+    recipe = resolve("full/mini-full", parse_overrides([f"@{tmp_path / 'best.toml'}", "schedule.epochs=3"]))
+    assert (recipe.recipe.schedule.steps, recipe.recipe.schedule.epochs) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['[{"split": "val"}, {"split": "val"}]', '[{}, {"tolerance": 1.0}]', '[{"output": "segmentation"}, {}]'],
+)
+def test_two_evaluations_of_one_name_are_refused(value: str) -> None:
+    with pytest.raises(UserError, match="two evaluations are 'val-single'"):
+        resolve("full/mini-full", parse_overrides([f"evaluation={value}"]))
