@@ -11,9 +11,10 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import orjson
 
@@ -79,16 +80,27 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         Damaged: missing, a folder, a FIFO or another thing that is no file, unreadable, or larger.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            status = os.fstat(handle)
-            check_kind(path, status, most)
-            with os.fdopen(handle, "rb", buffering=0, closefd=False) as stream:
-                return stream.read()
-        finally:
-            os.close(handle)
+        with opened(path, most) as stream:
+            return stream.read()
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+@contextmanager
+def opened(path: Path, most: int = MOST_TEXT) -> Iterator[IO[bytes]]:
+    """A regular file of at most ``most`` bytes, open for reading; nothing waits for a FIFO.
+
+    Raises:
+        OSError: the system does not give it.
+        Damaged: a folder, a FIFO or another thing that is no file, or larger.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        check_kind(path, os.fstat(handle), most)
+        with os.fdopen(handle, "rb", buffering=0, closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(handle)
 
 
 def unreadable(path: Path, error: OSError) -> Damaged:

@@ -8,6 +8,7 @@ Coordinates are pixels, x to the right and y down, from the top left pixel.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,10 @@ from harness.data.base import UNLABELLED, LabelSpec, Supervision
 from harness.data.images import read_index
 from harness.errors import UserError, nearest
 from harness.files import expanded
+from harness.reading import read_text
 
+#: Farthest coordinate of a stroke or click, in pixels: drawing what lies beyond would overflow.
+_FARTHEST = 1e6
 #: Which files can carry which weak label.
 _FORMATS: Mapping[Supervision, tuple[str, ...]] = {
     "scribble": ("png", "xml", "polyline"),
@@ -178,14 +182,11 @@ def check_size(label: np.ndarray, size: tuple[int, int], path: Path) -> None:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise UserError(
             "the label file is missing", where=path, remedy="complete the labels or check labels.folder"
-        ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"the label file cannot be read: {error}", where=path) from None
+        )
+    return read_text(path)
 
 
 def read_xml(path: Path, *, size: tuple[int, int], names: Mapping[str, int]) -> list[Stroke]:
@@ -205,11 +206,11 @@ def read_xml(path: Path, *, size: tuple[int, int], names: Mapping[str, int]) -> 
         strokes = [
             (
                 _child(polygon, "tag").strip(),
-                [[int(_child(p, "X")), int(_child(p, "Y"))] for p in polygon.iter("point")],
+                [[_whole(_child(p, "X")), _whole(_child(p, "Y"))] for p in polygon.iter("point")],
             )
             for polygon in root.iter("polygon")
         ]
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, OverflowError) as error:
         raise UserError(
             f"not a ScribbleSup file: {error}", where=path, remedy="copy or unpack the file again"
         ) from None
@@ -232,6 +233,14 @@ def _child(element: ElementTree.Element, path: str) -> str:
     return text
 
 
+def _whole(text: str) -> int:
+    """A coordinate. Raises ValueError where it can be none."""
+    value = int(text)
+    if abs(value) > _FARTHEST:
+        raise ValueError(f"a point at {text[:20]}")
+    return value
+
+
 def read_polylines(path: Path, num_classes: int) -> list[Stroke]:
     """Strokes of a text file, one for each line: class, then x, y, x, y, ... separated by commas.
 
@@ -247,10 +256,15 @@ def read_polylines(path: Path, num_classes: int) -> list[Stroke]:
             values = [float(word) for word in line.strip().rstrip(",").split(",")]
         except ValueError:
             values = []
-        if len(values) < 3 or len(values) % 2 == 0 or not np.isfinite(values).all():
+        if len(values) < 3 or len(values) % 2 == 0 or not _near(values):
             raise UserError("not a stroke: class, then pairs of x and y, separated by commas", where=where)
         strokes.append(Stroke(_legal(values[0], num_classes, where), np.reshape(values[1:], (-1, 2))))
     return strokes
+
+
+def _near(values: Sequence[float]) -> bool:
+    """Whether numbers are finite, and can be coordinates."""
+    return bool((np.abs(values) <= _FARTHEST).all())
 
 
 def _legal(value: float, num_classes: int, where: object) -> int:
@@ -264,7 +278,7 @@ def _parsed(path: Path, modified: int, size: int) -> dict:
     """A JSON file, parsed again only when it changed."""
     try:
         content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON: {error}", where=path, remedy="copy the file again") from None
     if not isinstance(content, dict):
         raise UserError("not a JSON object of clicks by image id", where=path)
@@ -292,14 +306,18 @@ def read_clicks(files: Sequence[Path], image_id: str, num_classes: int) -> list[
             raise UserError(
                 f"no clicks for picture {image_id!r}", where=file, remedy="use the file made for this split"
             )
-        for entry in content[image_id]:
-            where = f"{file}, {image_id}"
+        where, entries = f"{file}, {image_id}", content[image_id]
+        if not isinstance(entries, list):
+            raise UserError("not a list of clicks", where=where, remedy="write an empty list for none")
+        for entry in entries:
             try:
                 x, y, label = float(entry["x"]), float(entry["y"]), float(entry["cls"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise UserError("not a click: numbers 'x', 'y' and 'cls' are needed", where=where) from None
-            if not np.isfinite([x, y]).all():
+            if not _near([x, y]):
                 raise UserError("a click without a place", where=where)
+            if not np.isfinite(label):
+                raise UserError(f"class {label} is none", where=where)
             clicks.append(Stroke(_legal(label, num_classes, where), np.array([[x, y]])))
     return clicks
 

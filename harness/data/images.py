@@ -19,17 +19,22 @@ from PIL import Image, UnidentifiedImageError
 
 from harness.errors import UserError
 from harness.files import write_with
+from harness.reading import opened
 
 #: Modes that have one meaning as eight-bit colours. 16-bit and floating-point pictures have none.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _DECODE_ERRORS = (SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
+#: Largest file of a picture.
+_MOST_PICTURE = 1 << 30
+
+
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     """An open picture; whatever goes wrong while it is open becomes a UserError that names it."""
     try:
-        with Image.open(path) as image:
+        with opened(path, _MOST_PICTURE) as stream, Image.open(stream) as image:
             yield image
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem)}.*"))
@@ -46,8 +51,6 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
         empty = path.stat().st_size == 0
         problem = f"the {what} is an empty file" if empty else f"the {what} is no picture that can be decoded"
         raise UserError(problem, where=path, remedy="copy or unpack the file again") from None
-    except IsADirectoryError:
-        raise UserError(f"the {what} is a folder", where=path, remedy="put the file in its place") from None
     except PermissionError:
         raise UserError(f"the {what} may not be read", where=path, remedy="check its permissions") from None
     except OSError as error:
@@ -150,9 +153,9 @@ def palette_note(path: Path, colours: Sequence[Sequence[int]]) -> str:
     Labels do not depend on it, but another palette may mean another order of classes.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path, _MOST_PICTURE) as stream, Image.open(stream) as image:
             stored = image.getpalette() if image.format == "PNG" and image.mode == "P" else None
-    except (OSError, *_DECODE_ERRORS):
+    except (UserError, OSError, *_DECODE_ERRORS):
         return ""
     if stored is None:
         return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,6 +17,7 @@ import numpy as np
 from harness.data.base import UNLABELLED, BoxInside
 from harness.data.weak_labels import paint_boxes
 from harness.errors import UserError, nearest
+from harness.reading import read_bytes
 
 #: Class, left, top, right, bottom in pixels from the picture's corner; right and bottom exclusive.
 Box = tuple[int, float, float, float, float]
@@ -28,7 +31,8 @@ def voc_boxes(path: Path, names: Mapping[str, int]) -> list[Box]:
     """
     boxes: list[Box] = []
     try:
-        for element in ElementTree.fromstring(path.read_bytes()).iter("object"):
+        content = _content(path, "boxes", "name VOC's Annotations folder with --folder")
+        for element in ElementTree.fromstring(content).iter("object"):
             name = (element.findtext("name") or "").strip()
             if name not in names:
                 raise UserError(f"unknown class {name!r}", where=path, remedy=nearest(name, names))
@@ -37,13 +41,8 @@ def voc_boxes(path: Path, names: Mapping[str, int]) -> list[Box]:
                 float((corner.findtext(k) if corner is not None else None) or "nan")
                 for k in ("xmin", "ymin", "xmax", "ymax")
             )
-            if not np.isfinite([left, top, right, bottom]).all():
-                raise ValueError("an object without a box")
+            _check_box(left, top, right, bottom)
             boxes.append((names[name], left - 1, top - 1, right, bottom))
-    except FileNotFoundError:
-        raise UserError(
-            "the file of boxes is missing", where=path, remedy="name VOC's Annotations folder with --folder"
-        ) from None
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"not a VOC annotation: {error}", where=path, remedy="unpack VOC again") from None
     return boxes
@@ -62,23 +61,39 @@ def coco_boxes(path: Path, labels: bytes) -> Mapping[int, list[Box]]:
     """
     boxes: dict[int, list[Box]] = {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_content(path, "boxes", "name instances_*.json with --folder"))
         for picture in content["images"]:
             boxes[picture["id"]] = []
         for annotation in content["annotations"]:
             if not annotation.get("iscrowd"):
-                left, top, width, height = annotation["bbox"]
-                box = (labels[annotation["category_id"]], left, top, left + width, top + height)
-                boxes[annotation["image_id"]].append(box)
-    except FileNotFoundError:
-        raise UserError(
-            "the file of boxes is missing", where=path, remedy="name instances_*.json with --folder"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+                left, top, width, height = map(float, annotation["bbox"])
+                _check_box(left, top, width, height)
+                kind = annotation["category_id"]
+                if not 0 <= kind < len(labels):
+                    raise ValueError(f"category {kind}")
+                boxes[annotation["image_id"]].append((labels[kind], left, top, left + width, top + height))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"not a file of COCO instances: {error}", where=path, remedy="unpack it again"
         ) from None
     return boxes
+
+
+def _content(path: Path, what: str, remedy: str) -> bytes:
+    """The bytes of a file that must be there."""
+    if not os.path.lexists(path):
+        raise UserError(f"the file of {what} is missing", where=path, remedy=remedy)
+    return read_bytes(path)
+
+
+def _check_box(*numbers: float) -> None:
+    """Raises ValueError unless numbers can be pixels."""
+    if not all(abs(number) <= _FARTHEST for number in numbers):
+        raise ValueError("an object without a box")
+
+
+#: Farthest edge of a box, in pixels.
+_FARTHEST = 1e6
 
 
 def draw_boxes(boxes: Sequence[Box], size: tuple[int, int], background: int, inside: BoxInside) -> np.ndarray:
@@ -130,14 +145,16 @@ def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
         UserError: missing, no such file, or another number of classes.
     """
     try:
-        with path.open("rb") as stream:
-            content = _pickled(stream)
-        rows = {str(i): np.asarray(row).ravel() for i, row in content.items()}
-    except FileNotFoundError:
-        raise UserError("the file of image tags is missing", where=path, remedy="check --folder") from None
-    except (ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        content = _pickled(io.BytesIO(_content(path, "image tags", "check --folder")))
+        rows = {str(i): np.asarray(row).ravel().astype(np.float64) for i, row in content.items()}
+        if not all(np.isfinite(row).all() for row in rows.values()):
+            raise ValueError("it holds numbers that are not finite")
+    except UserError:
+        raise
+    except Exception as error:  # what bytes can make of an unpickler has no common base
+        why = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise UserError(
-            f"not a file of one-hot image tags: {error}", where=path, remedy="use cls_labels_onehot.npy"
+            f"not a file of one-hot image tags: {why}", where=path, remedy="use cls_labels_onehot.npy"
         ) from None
     widths = {len(row) for row in rows.values()}
     if widths not in ({num_classes - 1}, {num_classes}):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
+import io
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,6 +14,8 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.files import write_with
+from harness.reading import MOST_DOCUMENT, read_bytes
+from harness.store.arrays import read_arrays
 from harness.text import one_line
 
 #: Bytes of an id: names of files have 255 at most, and predictions append to it.
@@ -36,14 +39,15 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
             name exists), or a line of several columns.
 
     Raises:
-        UserError: further columns, an id with a path, an id twice, not a single id, or not text.
+        UserError: further columns, an id with a path, an id twice, not a single id, not text, or no file
+            of a list's size.
     """
+    data = read_bytes(path, MOST_DOCUMENT)
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        text = (_inflated(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError("the list is not UTF-8 text", where=path, remedy="save it as plain text") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"the list cannot be read: {error}", where=path, remedy="check its permissions, or copy it again"
         ) from None
@@ -85,6 +89,15 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
     return tuple(seen)
 
 
+def _inflated(data: bytes) -> bytes:
+    """The content of gzip-compressed bytes, within bounds."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        found = stream.read(MOST_DOCUMENT + 1)
+    if len(found) > MOST_DOCUMENT:
+        raise ValueError(f"it inflates to more than {MOST_DOCUMENT:,} bytes")
+    return found
+
+
 def write_tags(path: Path, image_ids: Sequence[str], tags: np.ndarray) -> None:
     """Write ``(N, K)`` multi-hot image tags: an npz of ids, bits packed along K, and K."""
     names = np.array([i.encode() for i in image_ids], dtype=np.bytes_)
@@ -96,15 +109,18 @@ def read_tags(path: Path) -> dict[str, np.ndarray]:
     """Image id to ``(K,)`` uint8 tags, from a file of :func:`write_tags`.
 
     Raises:
-        UserError: the file is missing or not such a file.
+        UserError: the file is missing, damaged, or not such a file.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserError(
             "no official image tags", where=path, remedy="choose another supervision, or provide them"
         )
     try:
-        with np.load(path, allow_pickle=False) as data:
-            tags = np.unpackbits(data["bits"], axis=1, count=int(data["classes"]))
-            return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        data = read_arrays(path)
+        bits, count = data["bits"], int(data["classes"])
+        if not 0 < count <= 8 * bits.shape[1]:
+            raise ValueError(f"{count} classes")
+        tags = np.unpackbits(bits, axis=1, count=count)
+        return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"not a file of image tags: {error}", where=path, remedy="write it again") from None

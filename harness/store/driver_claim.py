@@ -62,9 +62,13 @@ def only_driver(files: Files, folder: str = "") -> Iterator[None]:
 def _read(files: Files, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads(files.read(name) or b"{}")
-    except ValueError:
+        return {**found, "beat": float(found.get("beat", 0)), "pid": min(int(found.get("pid", 0)), _MOST_PID)}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # nobody's claim
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+#: No system has processes of greater numbers.
+_MOST_PID = 2**31 - 1
 
 
 def _write(files: Files, name: str, own: str) -> None:

@@ -29,12 +29,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 from tqdm import tqdm
 
 from harness.errors import UserError
 from harness.files import whole_file
+from harness.reading import remembered
 from harness.schema import digest
 from harness.store.driver_claim import NAME as DRIVER
 from harness.store.locks import HOLDER, LOCK, locked
@@ -90,11 +92,10 @@ class _State:
 
     @classmethod
     def load(cls, file: Path) -> _State:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+        def understood(found: dict[str, Any]) -> _State:
             return cls(*({n: (s, t) for n, (s, t) in found[k].items()} for k in ("remote", "local")))
-        except (OSError, ValueError, KeyError):  # unknown: everything is compared afresh
-            return cls()
+
+        return remembered(file, understood, cls())  # unknown: everything is compared afresh
 
     def save(self, file: Path) -> None:
         with whole_file(file) as stream:

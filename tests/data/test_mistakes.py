@@ -148,14 +148,14 @@ def test_each_mistake_is_one_line_with_its_remedy_before_training(
 ):
     damage, problem, remedy = MISTAKES[mistake]
     if mistake == "unreadable file":
-        opened, refused = Image.open, picture_of(voc)
+        opened, refused = os.open, os.fspath(picture_of(voc))
 
         def open_or_refuse(path, *arguments, **options):
-            if Path(path) == refused:
-                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            if os.fspath(path) == refused:
+                raise PermissionError(errno.EACCES, "Permission denied", path)
             return opened(path, *arguments, **options)
 
-        monkeypatch.setattr(Image, "open", open_or_refuse)
+        monkeypatch.setattr(os, "open", open_or_refuse)
     damage(voc)
     asked = ["--set", "train_split=trian"] if mistake == "missing split" else []
     results = tmp_path / "results"
