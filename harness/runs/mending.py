@@ -23,7 +23,8 @@ def is_scored(prepared: Prepared, spec: EvaluationSpec) -> bool:
     if not os.path.lexists(place / "evaluation.json"):
         return False
     try:
-        counts = read_evaluation(place).load()
+        record = prepared.record
+        counts = read_evaluation(place, None if record is None else record.data).load()
         if counts.ids != tuple(prepared.dataset.ids(spec.split)):
             return False
         if spec.output != "segmentation":

@@ -271,6 +271,21 @@ def fault_of_counts(
     return None
 
 
+def fault_of_network(run: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
+    """Why an evaluation is not that of a record's network; None where it is, or where either hash of the
+    weights was not recorded.
+
+    Args:
+        run: values of an ``evaluation.json`` whose types were checked.
+        record: values of the ``record.json`` that it stands below.
+    """
+    trained = record.get("best" if run["spec"].get("checkpoint") == "best" else "checkpoint") or {}
+    ours, scored = trained.get("sha256"), run.get("checkpoint_sha256")
+    if not ours or not scored or scored == ours:
+        return None
+    return f"it scores another network ({scored[:12]}) than was trained ({ours[:12]})"
+
+
 def _equal(recorded: Any, made: Any) -> bool:
     if isinstance(made, list) and isinstance(recorded, list):
         return len(made) == len(recorded) and all(map(_equal, recorded, made))

@@ -62,6 +62,8 @@ def only_driver(files: Files, folder: str = "") -> Iterator[None]:
 def _read(files: Files, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads(files.read(name) or b"{}")
+        if not found:
+            return {}
         return {**found, "beat": float(found.get("beat", 0)), "pid": min(int(found.get("pid", 0)), _MOST_PID)}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # nobody's claim
         return {}

@@ -32,7 +32,14 @@ import pandas as pd
 from harness.files import cache_folder, write_json, write_with
 from harness.reading import Damaged, Misplaced, damaged, read_text, unreadable
 from harness.store.arrays import read_arrays
-from harness.store.documents import SCHEMA, EvaluationDocument, RecordDocument, fault_of_counts, read_document
+from harness.store.documents import (
+    SCHEMA,
+    EvaluationDocument,
+    RecordDocument,
+    fault_of_counts,
+    fault_of_network,
+    read_document,
+)
 from harness.store.driver_claim import only_driver
 from harness.store.object_store import is_uri
 from harness.store.remote import Mirror, for_readers, mirror_of
@@ -194,10 +201,11 @@ class Record:
     def all_evaluations(self) -> tuple[EvaluationRecord, ...]:
         """Every evaluation, by the time of writing. Damaged ones are left out."""
         found = []
-        for place in self._noted(entries, self.path / "evaluations") or ():
+        read = partial(read_evaluation, of=self.data)
+        for place in self._noted(_evaluations, self.path / "evaluations") or ():
             file = place / "evaluation.json"
             if os.path.lexists(file) or _leads_nowhere(place):
-                one = self._noted(read_evaluation, place)
+                one = self._noted(read, place)
                 found += [] if one is None else [one]
         return tuple(sorted(found, key=lambda e: (e.data.get("written", ""), e.path.name)))
 
@@ -239,6 +247,13 @@ class Record:
             return None
 
 
+def _evaluations(place: Path) -> list[Path]:
+    """The folders of evaluations. Raises Damaged where something else stands in their place."""
+    if os.path.lexists(place) and not place.is_dir():
+        raise damaged(place, "it is no folder of evaluations", "evaluate again")
+    return entries(place)
+
+
 def _leads_nowhere(place: Path) -> bool:
     """Whether a link leads to nothing, or back to itself."""
     return place.is_symlink() and not place.exists()
@@ -253,17 +268,23 @@ def read_record(folder: Path, note: Note = _ignore) -> Record:
     return Record(folder, read_document(folder / "record.json", RecordDocument), note)
 
 
-def read_evaluation(folder: Path) -> EvaluationRecord:
+def read_evaluation(folder: Path, of: Mapping[str, Any] | None = None) -> EvaluationRecord:
     """The evaluation in a folder, its counts not looked at.
 
+    Args:
+        folder: where it stands.
+        of: values of the record that it belongs to, where that is at hand.
+
     Raises:
-        Damaged: its JSON is missing, damaged, or stands in the folder of another evaluation.
+        Damaged: its JSON is missing, damaged, of another evaluation, or of another network than the record's.
     """
     file = folder / "evaluation.json"
     found = EvaluationRecord(folder, read_document(file, EvaluationDocument))
     own = f"{found.name}-{found.data['digest']}"
     if folder.name != own:
         raise damaged(file, f"it says that it is {own}: a copy", "move it away, or give it its name")
+    if fault := fault_of_network(found.data, of or {}):
+        raise damaged(file, fault, "evaluate again")
     return found
 
 

@@ -16,7 +16,7 @@ from harness.cli import cli, invoke
 from harness.errors import UserError
 from harness.reading import read_bytes
 from harness.store.arrays import read_arrays
-from harness.store.records import PerImage, Record
+from harness.store.records import PerImage, Record, Store
 from leaderboards.gathering import gather
 from leaderboards.report import provenance
 from leaderboards.tables import leaderboard
@@ -180,6 +180,33 @@ def test_a_curve_that_cannot_be_is_left_out(store: Factory, text: str) -> None:
     (record,) = store.store.records("pce/*")
     assert record.history().empty
     assert str(file) in next(iter(store.store.left_out))
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_an_evaluation_of_another_network_is_not_counted(store: Factory, checkpoint: str) -> None:
+    for seed, sha256 in ((0, "1" * 64), (1, "2" * 64)):
+        (record,) = (r for r in store.store.records(SOUND) if r.seed == seed)
+        (run,) = record.all_evaluations
+        changed(spec__checkpoint=checkpoint, checkpoint_sha256=sha256)(run.path / "evaluation.json")
+        facts = {"checkpoint": {"sha256": sha256}, "best": {"miou": 1.0, "step": 3, "sha256": sha256}}
+        facts["checkpoint" if checkpoint == "best" else "best"]["sha256"] = None
+        changed(**facts)(record.path / "record.json")
+    assert not gather(store.store, SOUND).attrs["left_out"]
+    here, other = sorted((store.store.root / SOUND).glob("*/seed-*/evaluations/*"))
+    shutil.rmtree(here)
+    shutil.copytree(other, here)
+    frame = gather(Store(store.store.root), SOUND)
+    assert frame["miou"].notna().tolist() == [False, True]
+    (line,) = frame.attrs["left_out"]
+    assert f"{here}/evaluation.json: it scores another network (222222222222)" in line
+
+
+def test_a_file_in_the_place_of_evaluations_is_named(store: Factory) -> None:
+    folder = place(store, "evaluations")
+    shutil.rmtree(folder)
+    folder.write_text("")
+    (line,) = gather(store.store).attrs["left_out"]
+    assert str(folder) in line
 
 
 @pytest.mark.parametrize("verb", [["report", "--no-plots"], ["claims"], ["compare", SOUND, "dfr/mini-point"]])
