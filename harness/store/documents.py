@@ -157,6 +157,7 @@ class RecordDocument(Document):
     checkpoint: CheckpointFacts = CheckpointFacts()
     best: BestFacts | None = None
     external: list[str] | None = None
+    metadata: Values | None = None
     ended: str | None = None
     steps: Count | None = None
     parameters: Count | None = None
