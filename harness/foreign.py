@@ -85,6 +85,21 @@ def difference(data: Mapping[str, Any], resolved: Resolved) -> str:
     return f"trained with other code: {told(data) or 'none but ours'}; here is {text(now) or 'none'}"
 
 
+def begun(known: Sequence[Mapping[str, Any]] | None, resolved: Resolved) -> str:
+    """In what the code that something was begun with differs from that which is here; empty if in nothing.
+
+    Args:
+        known: packages that were noted then; None where nothing was.
+        resolved: the recipe.
+    """
+    now = packages_of(resolved)
+    if known is None:
+        return f"begun with code that was not recorded; here is {text(now)}" if now else ""
+    if identity(known) == identity(now):
+        return ""
+    return f"begun with other code: {text(known) or 'none but ours'}; here is {text(now) or 'none'}"
+
+
 def made_by(data: Mapping[str, Any]) -> str:
     """:func:`identity` of all code of other packages that trained a record, from its first step on."""
     code = data.get("code", {})

@@ -299,6 +299,8 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
         )
     config = _config(method, recipe, where)
     recipe.schedule.total_steps(1)
+    if recipe.schedule.steps is not None:  # epochs are known with the data
+        recipe.schedule.check(recipe.schedule.steps)
     scored: list[EvaluationSpec | SelectionSpec] = [*recipe.evaluation]
     names = [evaluation.name for evaluation in recipe.evaluation]
     if twice := next((n for n in names if names.count(n) > 1), None):

@@ -112,6 +112,33 @@ def tried(resolved: Resolved) -> Rehearsed:
     return _known[key]
 
 
+_fitting: set[str] = set()
+
+
+def check_weights(resolved: Resolved, sha256: str | None) -> None:
+    """Read a backbone's weights into the method's networks as training will, once per process.
+
+    Args:
+        resolved: the recipe.
+        sha256: of the weights' file; None for a random start.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    recipe = resolved.recipe
+    if sha256 is None or recipe.weights == "packaged":  # compared with a hash when it is found
+        return
+    parts = [recipe.method, recipe.dataset, recipe.supervision, recipe.crop_size, dump(resolved.config)]
+    key = digest([sha256, recipe.backbone, recipe.weights, *parts])
+    if key not in _fitting:
+        rng = torch.get_rng_state()
+        try:
+            build_method(resolved, torch.device("cpu"), seed=0)
+        finally:
+            torch.set_rng_state(rng)
+        _fitting.add(key)
+
+
 class _NeedsValues(Exception):
     """The method cannot be tried on the meta device."""
 

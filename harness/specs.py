@@ -5,9 +5,9 @@ Each one documents itself: ``wsss show RECIPE --docs`` prints the line below a k
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side
 from harness.data.base import LabelSpec, Supervision
@@ -44,13 +44,22 @@ class OptimiserSpec:
     momentum: Momentum = 0.9
     """SGD only."""
     nesterov: bool = False
-    """SGD only."""
+    """SGD with momentum only."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Adam and AdamW only."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Applied to every parameter of groups that do not set their own."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest total gradient norm; none by default."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError(
+                f"'nesterov' needs the optimiser sgd with a momentum above 0, not {self.name}"
+                + (f" with momentum {self.momentum:g}" if self.name == "sgd" else "")
+            )
+        return self
 
 
 @schema
@@ -76,6 +85,15 @@ class ScheduleSpec:
     count_from: Literal["warmup", "start"] = "warmup"
     """Where i and T begin: after the warm-up, or at step 0, with a step down at the warm-up's end
     (ToCo)."""
+
+    def check(self, total: int) -> None:
+        """Refuse a warm-up that a run of ``total`` steps never leaves. Raises UserError."""
+        if self.warmup_steps > total:
+            raise UserError(
+                f"the warm-up of {self.warmup_steps} steps is longer than the whole run of {total}",
+                where="schedule.warmup_steps",
+                remedy=f"--set schedule.warmup_steps={total // 10}, or more steps",
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""

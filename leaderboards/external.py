@@ -22,7 +22,7 @@ from harness.boundary import Boundary
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
 from harness.files import cache_folder, read_toml, write_with
-from harness.reading import Damaged, damaged, read_bytes
+from harness.reading import Damaged, damaged, read_bytes, read_object
 from harness.schema import digest, dump, load, schema
 from harness.store.arrays import MOST_FILE
 from harness.store.records import EvaluationRecord, Record, Store
@@ -101,6 +101,7 @@ def import_predictions(
 
     split, info = metadata.split, dataset.info
     dataset.check_split(split)
+    notes = saved_notes(folder)
     counts = evaluation.gather(folder_pairs(dataset, folder, split), info.num_classes)
     fingerprint = preflight(dataset, [split], cache=cache or cache_folder(), workers=0)[split]
     images, official = dataset.coverage(split)
@@ -135,6 +136,7 @@ def import_predictions(
                 "official_images": official,
                 "data_fingerprint": fingerprint,
                 "written": now,
+                **({"notes": notes} if notes else {}),
                 **evaluation.summarise(counts, info.classes, protocol),
             },
         )
@@ -155,6 +157,24 @@ def import_predictions(
                 "ended": now,
             },
         )
+
+
+def saved_notes(folder: Path) -> list[str]:
+    """What ``wsss evaluate --save`` said of the network whose predictions lie in a folder.
+
+    Args:
+        folder: ``<saved>/predictions``, or any other, of which nothing is known.
+
+    Raises:
+        UserError: the ``evaluation.json`` beside it is damaged, so that its caveats cannot be told.
+    """
+    file = folder.absolute().parent / "evaluation.json"
+    if folder.absolute().name != "predictions" or not file.is_file():
+        return []
+    notes = read_object(file).get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise damaged(file, "'notes' is no list of texts")
+    return notes
 
 
 #: Files of an evaluation; the JSON last: the evaluation exists when it does.

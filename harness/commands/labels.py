@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from harness.commands.options import COUNT, DATA_ROOT, SEED, Real, opened, together
-from harness.commands.usage import Verb
+from harness.commands.usage import Verb, refuse
 from harness.files import expanded
 
 _KINDS = ("scribble", "point", "block", "box", "image")
@@ -192,6 +193,11 @@ def show(
             f"no picture {unknown[0]!r} in {split}", where="--id", remedy=nearest(unknown[0], ids)
         )
     some = chosen or [ids[k * len(ids) // min(number, len(ids))] for k in range(min(number, len(ids)))]
+    seeded = click.get_current_context().get_parameter_source("seed") is ParameterSource.COMMANDLINE
+    if seeded and all(dataset.mask_path(i, split) is None for i in some):
+        refuse(
+            ["--seed"], f"without masks, and {split} of {name} has none", "to simulated labels", "data show"
+        )
     sheet = contact_sheet(dataset, split, some, folders={f.name: f for f in folders}, seed=seed)
     save(sheet, out)
     click.echo(f"{len(some)} pictures of {split} in {out}")

@@ -123,10 +123,12 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
             "unknown" if row.seconds is None else duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
             row.basis,
+            f"{row.makes}: would be made" if row.makes else "",
         )
         for row in rows
     ]
-    click.echo(tabulate(table, headers=("trial", "state", "steps", "time", "disk", "estimated from")))
+    headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
+    click.echo(tabulate(table, headers=headers))
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (resolve(row.trial.name, row.trial.overrides).recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ class Forecast:
         seconds: left to do, from recorded rates; None where nothing like it was recorded, 0 when finished.
         mebibytes: what its record will take, from recorded ones; None likewise.
         basis: which records the estimate rests on.
+        makes: what it would make first, such as ``labels``; empty where everything is there.
         running_mebibytes: what a checkpoint takes beyond that while the trial runs, where it is known.
     """
 
@@ -40,6 +41,7 @@ class Forecast:
     seconds: float | None
     mebibytes: float | None
     basis: str
+    makes: str = ""
     running_mebibytes: float = 0.0
 
 
@@ -55,7 +57,29 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
     """
     finished = [r for r in options.store.records() if r.finished]
     smoked = [row for row in read(options.results) if row.seconds() is not None]
-    return [_one(trial, options, finished, smoked) for wave in waves(trials) for trial in wave]
+    there = _folders(options.cache)
+    return [
+        replace(row, makes=_made(row, prepared, options.cache, there))
+        for wave in waves(trials)
+        for trial in wave
+        for row, prepared in [_one(trial, options, finished, smoked)]
+    ]
+
+
+def _folders(cache: Path) -> frozenset[Path]:
+    """Folders of generated data sets and of whole prepared labels in a cache."""
+    made = {index.parent for index in cache.glob("labels/*/*/index.npz")}
+    return frozenset(made | {folder for folder in cache.glob("*/*") if folder.is_dir()})
+
+
+def _made(row: Forecast, prepared: Prepared | None, cache: Path, there: frozenset[Path]) -> str:
+    """What a trial would make in a cache that held some folders before it was looked at."""
+    if prepared is None:  # it waits for another trial, whose network makes its labels
+        return "labels"
+    places = {"data set": prepared.dataset.root, "labels": prepared.labels.folder}
+    return ", ".join(
+        what for what, p in places.items() if p is not None and p.is_relative_to(cache) and p not in there
+    )
 
 
 def labels_ready(trial: Trial, options: Options) -> bool:
@@ -88,13 +112,16 @@ def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
     return ("finished" if prepared.done else "goes on" if there else "new"), prepared
 
 
-def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[Row]) -> Forecast:
+def _one(
+    trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[Row]
+) -> tuple[Forecast, Prepared | None]:
+    """The forecast of a trial, and the prepared trial where it need not wait."""
     checked = inspect(trial, options)
     check_processes(checked, options)
     steps = checked.steps
     state, prepared = state_of(trial, options)
     if state == "finished":
-        return Forecast(trial, state, steps, 0.0, 0.0, "")
+        return Forecast(trial, state, steps, 0.0, 0.0, ""), prepared
     alike = [r for r in finished if r.name == trial.name and r.data.get("steps_per_second")]
     same = [r for r in alike if prepared is not None and r.digest == prepared.digest] or alike
     if same:
@@ -103,21 +130,17 @@ def _one(trial: Trial, options: Options, finished: Sequence[Record], smoked: Seq
             for r in same
         )
         size = median(sum(options.store.sizes(r.path).values()) / 2**20 for r in same)
-        return Forecast(trial, state, steps, seconds, size, f"{len(same)} record{'s' * (len(same) > 1)}")
+        basis = f"{len(same)} record{'s' * (len(same) > 1)}"
+        return Forecast(trial, state, steps, seconds, size, basis), prepared
     rows = [row for row in smoked if row.name == trial.name]
     own = values_digest(checked.resolved)
     row = max(rows, key=lambda r: (r.values == own, r.written), default=None)
     if row is None:
-        return Forecast(trial, state, steps, None, None, "no record, no smoke run")
-    return Forecast(
-        trial,
-        state,
-        steps,
-        row.seconds(steps),
-        row.final_mib,
-        f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values"),
-        max(row.checkpoint_mib - row.final_mib, 0.0),
-    )
+        return Forecast(trial, state, steps, None, None, "no record, no smoke run"), prepared
+    basis = f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values")
+    running = max(row.checkpoint_mib - row.final_mib, 0.0)
+    size = row.final_mib
+    return Forecast(trial, state, steps, row.seconds(steps), size, basis, running_mebibytes=running), prepared
 
 
 def free_mebibytes(folder: Path) -> float:

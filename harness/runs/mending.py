@@ -64,9 +64,18 @@ def make_way(prepared: Prepared) -> list[str]:
     return told
 
 
-def is_whole(place: Path, ids: Sequence[str]) -> bool:
-    """Whether a folder of pseudo labels holds what was written, byte for byte."""
-    recorded = remembered(place / "complete.json", lambda found: dict(found["sha256"]), None)
+def is_whole(place: Path, ids: Sequence[str], code: str = "") -> bool:
+    """Whether a folder of pseudo labels holds what was written, byte for byte, by some code.
+
+    Args:
+        place: the folder.
+        ids: of the pictures.
+        code: of other packages, as ``complete.json`` notes it; empty where all is ours.
+    """
+    memo = place / "complete.json"
+    recorded = remembered(memo, lambda found: dict(found["sha256"]), None)
+    if remembered(memo, lambda found: str(found.get("code", "")), "") != code:
+        return False
     if recorded is None or set(recorded) != set(ids):
         return False
     try:

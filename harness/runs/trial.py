@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import devices, distributed, evaluation
+from harness import devices, distributed, evaluation, foreign
 from harness.data import own
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.images import save_index
@@ -33,7 +33,7 @@ from harness.nn.weights import weights_sha256
 from harness.reading import Damaged, set_aside
 from harness.recipes import Resolved, recipe_names, resolve
 from harness.registry import DATASETS
-from harness.rehearsal import rehearse, source_output
+from harness.rehearsal import check_weights, rehearse, source_output
 from harness.runs.mending import is_scored, is_whole
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec
@@ -299,7 +299,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
 
     Its networks are built and tried without allocating anything (:mod:`harness.rehearsal`).
     Every picture and mask that it will touch is decoded once (and remembered), and backbone weights
-    are found. Arguments and errors as :func:`prepare`.
+    are found and read into them. Arguments and errors as :func:`prepare`.
     """
     own.register(options.data_roots)  # again here: a worker process has not read the command line
     resolved = resolve(trial.name, trial.overrides)
@@ -320,7 +320,11 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     length = len(dataset.ids(recipe.train_split))
     StepSampler(length, recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
     fingerprints = {s: _fingerprint(dataset, s, options.cache, options.workers) for s in splits}
-    return Checked(resolved, device, dataset, fingerprints, weights_sha256(recipe.backbone, recipe.weights))
+    weights = weights_sha256(recipe.backbone, recipe.weights)
+    check_weights(resolved, weights)
+    checked = Checked(resolved, device, dataset, fingerprints, weights)
+    recipe.schedule.check(checked.steps)
+    return checked
 
 
 def check_processes(checked: Checked, options: Options) -> None:
@@ -436,7 +440,8 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
 
     Returns:
         A folder of ``<id>.png`` index maps, 255 where uncertain; and what made them, whatever the seed:
-        the source's name, output and training digest.
+        the source's name, output and training digest, and a digest of the code of other packages that
+        trained it and makes the labels, where there is such code.
 
     Raises:
         UserError: the trial is not finished, or gives no such output.
@@ -450,17 +455,19 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
             where="labels_from",
             remedy=f"run it first: wsss run {name} --seed {seed}",
         )
-    method = build_method(source.resolved, source.device, seed)
-    load_weights(method, source.folder / "checkpoint" / "last.pt")
     output = source_output(source.resolved, labels_from)
+    code = _code_of(source, source.record)
     place = source.folder / "pseudo_labels" / f"{split}-{output}"
     source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
     complete, ids = place / "complete.json", source.dataset.ids(split)
-    if not is_whole(place, ids):
+    if not is_whole(place, ids, code):
         with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
-            if not is_whole(place, ids):
+            if not is_whole(place, ids, code):
                 if set_aside(complete) is not None:
-                    warnings.warn(f"{place} is damaged: its labels are made again", stacklevel=2)
+                    why = f"{place} is damaged, or was made by other code"
+                    warnings.warn(f"{why}: its labels are made again", stacklevel=2)
+                method = build_method(source.resolved, source.device, seed)
+                load_weights(method, source.folder / "checkpoint" / "last.pt")
                 pairs = evaluation.predictions(
                     method,
                     source.dataset,
@@ -473,7 +480,16 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
                 for image_id, labels, _ in pairs:
                     save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
                 made = {i: sha256_of(place / f"{i}.png") for i in ids}
-                write_json(complete, {"split": split, "output": output, "seed": seed, "sha256": made})
+                memo = {"split": split, "output": output, "seed": seed, "sha256": made}
+                write_json(complete, memo | ({"code": code} if code else {}))
                 with reported():  # whoever does not find them makes them again
                     source.store.push(source.folder)
-    return place, f"{name}:{output} {source.digest}"
+    return place, f"{name}:{output} {source.digest}" + (f" {code}" if code else "")
+
+
+def _code_of(source: Prepared, record: Record) -> str:
+    """Digest of the code of other packages that trained a network and makes labels with it; empty if none."""
+    trained, here = foreign.made_by(record.data), foreign.identity(foreign.packages_of(source.resolved))
+    if other := foreign.difference(record.data, source.resolved):
+        warnings.warn(f"{source.trial}, whose pseudo labels are trained on: {other}", stacklevel=3)
+    return digest([trained, here]) if trained or here else ""

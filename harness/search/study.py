@@ -26,9 +26,10 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from harness import faults, interruption
+from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
+from harness.recipes import resolve
 from harness.runs.trial import Trial
 from harness.schema import digest
 from harness.search.objective import END, Event, Job, events
@@ -321,6 +322,7 @@ def open_study(plan: Plan) -> Iterator[Study]:
                 direction="maximize",
                 load_if_exists=True,
             )
+            _check_code(plan, study)
             if "stamp" not in study.user_attrs:
                 study.set_user_attr("stamp", plan.objective.stamp)
             opened = Study(plan, study)
@@ -336,6 +338,25 @@ def open_study(plan: Plan) -> Iterator[Study]:
             where=plan.folder,
             remedy="wait for it, or choose another --out",
         ) from None
+
+
+def _check_code(plan: Plan, study: optuna.Study) -> None:
+    """Trials of one study are compared, so one state of other packages' code makes all of them.
+
+    Raises:
+        UserError: the study was begun with other code than what is here now.
+    """
+    resolved, key = resolve(plan.recipe, plan.overrides), "packages"
+    known = study.user_attrs.get(key)
+    if known is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(key, foreign.packages_of(resolved))
+    elif other := foreign.begun(known, resolved):
+        raise UserError(
+            f"the search was {other}",
+            where=plan.folder,
+            remedy="go back to that code, or begin a search of its own with --out FOLDER "
+            f"(--warm-start {plan.folder} learns from the trials here)",
+        )
 
 
 # --- running it --------------------------------------------------------------------------------------

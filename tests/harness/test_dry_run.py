@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import harness.data.mini
 from harness.cli import invoke
-from harness.commands.explore import list_, show
+from harness.commands.explore import doctor, list_, show
 from harness.commands.run import run
 from harness.runs.overlay import overlay
+from harness.runs.trial import Options, Trial, prepare
 
 
 def trace(*places: Path) -> dict[str, tuple[int, int]]:
@@ -24,7 +26,7 @@ def trace(*places: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-TARGETS = ["full/mini-full", "agmm/mini-scribble", "agmm/mini-box", "cam/mini-image", "agmm/mini-image"]
+TARGETS = ["full/mini-full", "agmm/mini-scribble", "cam/mini-image", "agmm/mini-image"]
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh cache", "used cache"])
@@ -35,20 +37,32 @@ def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
     where = ["--data-root", str(small)]
     if fresh:  # the data set itself is still to be generated
         monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
+        generate = harness.data.mini.generate
+        monkeypatch.setattr(harness.data.mini, "generate", lambda root: generate(root, train=16, val=6))
         where = []
+    else:
+        prepare(Trial(TARGETS[1]), Options(tmp_path, (str(small),), cache, device="cpu"))
     before = trace(tmp_path, cache, small)
     common = ["--seeds", "1", "--local", "--device", "cpu", "--results", str(tmp_path / "results")]
     targets = TARGETS[1:] if fresh else TARGETS
     assert invoke(run, [*targets, *common, *where, "--dry-run"]) == 0
-    assert f"{len(targets)} of {len(targets)} trials to run" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{len(targets)} of {len(targets)} trials to run" in shown
     assert trace(tmp_path, cache, small) == before
+    would = {line.split()[0]: line for line in shown.splitlines() if line.startswith(tuple(TARGETS))}
+    made = "data set, labels: would be made" if fresh else None
+    for name, says in ((TARGETS[1], made), (TARGETS[3], "labels: would be made")):
+        assert (says or "would be made") in would[name] if says else "would be made" not in would[name]
 
 
-def test_list_and_show_leave_no_trace(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_show_and_doctor_leave_no_trace(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = trace(tmp_path, cache)
     assert invoke(list_, ["recipes"]) == 0
     assert invoke(show, ["agmm/mini-scribble"]) == 0
+    invoke(doctor, [])
     assert trace(tmp_path, cache) == before
 
 

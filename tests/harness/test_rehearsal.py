@@ -15,9 +15,11 @@ from harness.batch import Progress
 from harness.build import Build
 from harness.contract import check_terms
 from harness.errors import UserError
+from harness.nn.encoders import create_encoder
 from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
 from harness.rehearsal import rehearse, source_output
+from harness.runs.trial import Options, Trial, inspect
 from methods.baselines import PartialCrossEntropy
 
 RECIPE = "pce/mini-scribble"
@@ -155,6 +157,47 @@ def test_nothing_is_allocated_and_no_random_number_is_drawn():
     rehearsal._known.clear()
     rehearse(resolve("agmm/voc-point-r101"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_weights_that_cannot_be_read_or_do_not_fit_are_refused_before_training(small, tmp_path):
+    whole = tmp_path / "whole.pth"
+    encoder = resolve(RECIPE).recipe.backbone
+    torch.save(create_encoder(encoder).state_dict(), whole)
+    files = {"half.pth": whole.read_bytes()[:2000], "empty.safetensors": b"", "text.pt": b"not a network"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pth")
+    options = Options(tmp_path, (str(small),), device="cpu")
+    for name in (*files, "other.pth", "missing.pth"):
+        with pytest.raises(UserError) as caught:
+            inspect(Trial(RECIPE, 0, {"weights": str(tmp_path / name)}), options)
+        assert name in str(caught.value)
+    inspect(Trial(RECIPE, 0, {"weights": str(whole)}), options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"optimiser.name": "sgd", "optimiser.nesterov": True, "optimiser.momentum": 0.0},
+            "momentum above 0",
+        ),
+        ({"optimiser.name": "adamw", "optimiser.nesterov": True}, "needs the optimiser sgd"),
+        ({"schedule.steps": 20, "schedule.warmup_steps": 21}, "longer than the whole run of 20"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        resolve(RECIPE, overrides)
+
+
+def test_a_warm_up_is_compared_with_epochs_where_their_length_is_known(small, tmp_path):
+    epochs = {"schedule.steps": None, "schedule.epochs": 2, "schedule.warmup_steps": 3}
+    options = Options(tmp_path, (str(small),), device="cpu")
+    with pytest.raises(UserError, match="longer than the whole run of 2"):
+        inspect(Trial(RECIPE, 0, epochs), options)
+    inspect(Trial(RECIPE, 0, epochs | {"schedule.warmup_steps": 2}), options)
+    resolve(RECIPE, {"optimiser.name": "sgd", "optimiser.nesterov": True})
 
 
 # --- methods -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from searches import RECIPE, SET, TINY, finish, nothing, plan, pretend, table, v
 
 import harness.search.plan
 import harness.search.study
+from harness import foreign
 from harness.cli import cli, invoke
 from harness.data.mini import Mini
 from harness.errors import UserError
@@ -31,6 +32,39 @@ from harness.search.study import open_study, search_local
 
 def wsss(*arguments: object) -> int:
     return invoke(cli, [str(a) for a in arguments])
+
+
+def package(sha256: str) -> dict:
+    return {"module": "mine", "distribution": "their-methods", "version": "1.0", "sha256": sha256 * 64}
+
+
+def test_a_study_goes_on_with_the_code_of_packages_that_it_was_begun_with(options, quick, monkeypatch):
+    def here(*packages):
+        monkeypatch.setattr(foreign, "packages_of", lambda resolved: list(packages))
+
+    here(package("a"))
+    finish(plan(options, trials=2))
+    finish(plan(options, trials=3))
+    for other in ([package("b")], []):
+        here(*other)
+        with pytest.raises(UserError, match="begun with other code") as caught:
+            finish(plan(options, trials=4))
+        assert "sources aaaaaaaa" in str(caught.value)
+        assert "--out" in str(caught.value)
+    assert len(finish(replace(plan(options, trials=1), folder=options.results / "own"))) == 1
+    here(package("a"))
+    assert len(finish(plan(options, trials=4))) == 4
+
+
+def test_a_study_from_before_code_was_noted_goes_on_without_packages_alone(options, quick, monkeypatch):
+    monkeypatch.setattr(harness.search.study, "_check_code", lambda *a: None)
+    finish(plan(options, trials=2))
+    monkeypatch.undo()
+    monkeypatch.setattr(harness.search.study, "events", pretend)
+    finish(plan(options, trials=3))
+    monkeypatch.setattr(foreign, "packages_of", lambda resolved: [package("a")])
+    with pytest.raises(UserError, match="code that was not recorded"):
+        finish(plan(options, trials=4))
 
 
 # --- the study ---------------------------------------------------------------------------------------

@@ -11,19 +11,23 @@ from typing import Any
 import pytest
 import torch
 
+import harness.runs.trial
+from harness import foreign
 from harness.cli import invoke
 from harness.commands.export import export
 from harness.commands.score import evaluate, predict
 from harness.errors import UserError
+from harness.files import sha256_of
 from harness.networks import build_method, load_network, load_weights
 from harness.prediction import segment
 from harness.recipes import resolve, training_overrides
 from harness.registry import METHODS
 from harness.runs.execution import execute, plan
+from harness.runs.running import _common
 from harness.runs.trial import Options, Trial, exported, prepare
 from harness.schema import InferenceOnly, fields, marks
 from harness.search.plan import plan_search
-from harness.store.records import Record
+from harness.store.records import Record, Store
 from harness.trained import KEY, described
 from leaderboards.gathering import gather
 from leaderboards.tables import leaderboard
@@ -156,6 +160,7 @@ def test_names_of_evaluations_are_safe_and_distinct(run) -> None:
 
 
 def saved(file: Path, recipe: str = FULL, said: bool = True, **overrides: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
     method = build_method(resolve(recipe, overrides), CPU, seed=0)
     torch.save({"method": method.state_dict(), **({KEY: described(method)} if said else {})}, file)
     return file
@@ -298,6 +303,40 @@ def test_a_foreign_network_in_a_record_is_refused_by_those_that_train_on_its_lab
     (outcome,) = execute(plan([CAM], [0], {}), options, None)
     assert outcome.status == "failed"
     assert "pooling" in outcome.reason
+
+
+def test_labels_of_a_source_are_known_by_the_code_of_packages_that_made_them(
+    tmp_path, small, monkeypatch
+) -> None:
+    options = Options(tmp_path / "results", (str(small),), device="cpu")
+    prepared = prepare(Trial(CAM, 0), options)
+    file = saved(prepared.folder / "checkpoint" / "last.pt", CAM)
+    record = {"status": "finished", "checkpoint": {"file": "checkpoint/last.pt", "sha256": sha256_of(file)}}
+    Store.write_record(prepared.folder, _common(prepared) | record | {"ended": "2025-01-01"})
+
+    def here(*hashes: str) -> tuple[str, dict[str, Any]]:
+        packages = [{"module": "mine", "sha256": sha256} for sha256 in hashes]
+        monkeypatch.setattr(foreign, "packages_of", lambda resolved: packages)
+        folder, origin = exported(CAM, 0, "train", options)
+        return origin, json.loads((folder / "complete.json").read_text())
+
+    plain, memo = here()
+    assert plain == f"{CAM}:cam {prepared.digest}"
+    assert "code" not in memo
+    with pytest.warns(UserWarning, match="was made by other code") as told:
+        other, noted = here("a" * 64)
+    assert any("code that was not recorded" in str(w.message) for w in told)
+    assert other != plain
+    assert noted["code"] in other
+    build = harness.runs.trial.build_method
+    monkeypatch.setattr(harness.runs.trial, "build_method", lambda *a: pytest.fail("the labels are whole"))
+    with pytest.warns(UserWarning, match="not recorded"):
+        again = here("a" * 64)[0]
+    assert again == other
+    monkeypatch.setattr(harness.runs.trial, "build_method", build)
+    with pytest.warns(UserWarning, match="made again"):
+        third = here("b" * 64)[0]
+    assert third not in (plain, other)
 
 
 def test_weights_alone_return_what_was_assumed(tmp_path) -> None:

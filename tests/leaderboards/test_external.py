@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic import Factory
 
+from harness.data.mini import Mini
 from harness.errors import UserError
+from harness.schema import load
 from harness.store.records import Store
-from leaderboards.external import import_records
+from leaderboards.external import External, import_predictions, import_records, saved_notes
 from leaderboards.gathering import external_digest, gather
 from leaderboards.tables import Row, leaderboard
 
@@ -161,6 +164,27 @@ def test_notes_are_no_part_of_an_imports_identity_and_the_protocol_is() -> None:
     known = {"name": "a", "protocol": "single", "notes": "x", "seed": 1}
     assert external_digest(known) == external_digest({**known, "notes": "", "seed": 2})
     assert external_digest(known) != external_digest({**known, "protocol": "multi"})
+
+
+def test_notes_of_a_saved_evaluation_come_along_with_its_predictions(small: Path, tmp_path: Path) -> None:
+    masks, saved = small / "mini/SegmentationClass", tmp_path / "saved"
+    (saved / "predictions").mkdir(parents=True)
+    for name in (small / "mini/ImageSets/Segmentation/val.txt").read_text().split():
+        (saved / "predictions" / f"{name}.png").write_bytes((masks / f"{name}.png").read_bytes())
+    facts = {"notes": ["assumed, so to say"], "miou": 1.0}
+    (saved / "evaluation.json").write_text(json.dumps(facts))
+    metadata = load(
+        External, {"name": "a", "title": "A", "dataset": "mini", "supervision": "image"}, "metadata"
+    )
+    store, dataset = Store(tmp_path / "results"), Mini(small)
+    import_predictions(saved / "predictions", metadata, dataset, store)
+    (row,) = [row for row in leaderboard(gather(store), resamples=20) if row.n]
+    assert any("assumed, so to say" in note for note in row.notes)
+    (saved / "evaluation.json").write_text("half")
+    with pytest.raises(UserError, match=r"evaluation\.json"):
+        import_predictions(saved / "predictions", metadata, dataset, store)
+    (saved / "predictions").rename(tmp_path / "elsewhere")
+    assert saved_notes(tmp_path / "elsewhere") == []
 
 
 def test_maps_of_a_split_that_was_not_trained_on_say_that_they_saw_its_tags(factory: Factory) -> None:
