@@ -44,7 +44,7 @@ def counts(images: int, classes: int, pixels: int, seed: int) -> PerImage:
     truth, own = np.random.default_rng(0), np.random.default_rng([seed, 1])
     labelled = truth.integers(0, pixels, (images, classes)) * (truth.random((images, classes)) < 0.4)
     hit = (labelled * own.uniform(0.3, 0.9, labelled.shape)).astype(np.int64)
-    wrong = own.integers(0, pixels // 8, labelled.shape)
+    wrong = own.permuted(labelled - hit, axis=1)  # every pixel of a picture is predicted once
     return PerImage(tuple(f"{i:06d}" for i in range(images)), hit, hit + wrong, labelled)
 
 

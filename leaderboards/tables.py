@@ -204,7 +204,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     pseudo = runs[0].data["spec"]["output"] != "segmentation"
     if resamples:
         # read for this row and dropped with it: all counts of a large store do not fit into memory
-        counts = [PerImage.load(run.path / "per_image.npz") for run in runs]
+        counts = [run.counts() for run in runs]
         interval = bootstrap_miou(counts, classes=runs[0].data["protocol"]["classes"], resamples=resamples)
         low, high = interval.low, interval.high
         if pseudo:

@@ -69,7 +69,7 @@ def coco_boxes(path: Path, labels: bytes) -> Mapping[int, list[Box]]:
                 left, top, width, height = map(float, annotation["bbox"])
                 _check_box(left, top, width, height)
                 kind = annotation["category_id"]
-                if not 0 <= kind < len(labels):
+                if not 0 <= kind < len(labels) or not labels[kind]:  # background is no object
                     raise ValueError(f"category {kind}")
                 boxes[annotation["image_id"]].append((labels[kind], left, top, left + width, top + height))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -65,13 +65,13 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
             )
         if "/" in word or "\\" in word:
             raise UserError(
-                f"{word!r} is a path, an image id is wanted",
+                f"{word[:60]!r} is a path, an image id is wanted",
                 where=where,
                 remedy="drop folders and file endings",
             )
         if word != one_line(word) and not is_id(word):
             raise UserError(
-                f"the id {word!r} holds characters that cannot be seen",
+                f"the id {word[:60]!r} holds characters that cannot be seen",
                 where=where,
                 remedy="save the list as plain text, and rename the picture",
             )

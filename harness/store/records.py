@@ -46,12 +46,22 @@ from harness.store.remote import Mirror, for_readers, mirror_of
 
 #: Takes note of a file that is left out.
 Note = Callable[[Damaged], None]
+#: Says whether counts of this many bytes may stay in memory.
+Keep = Callable[[int], bool]
+#: Bytes of counts that a store keeps after it has checked them, for the tables that read them next; those of
+#: 2,000 evaluations of 100 pictures.
+_KEPT = 64 << 20
 _COPY = "move the copy out of the store"
 _COUNTS = ("intersection", "predicted", "labelled")
 
 
 def _ignore(error: Damaged) -> None:
     """Nobody asked."""
+
+
+def _never(size: int) -> bool:
+    """Nothing is kept."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,22 @@ class EvaluationRecord:
         """Per-image statistics."""
         return self.load()
 
+    def counts(self) -> PerImage:
+        """Per-image statistics that somebody checked already: those still in memory, else read anew without
+        the comparison of :meth:`load`, and not kept.
+
+        Raises:
+            Damaged: missing or damaged.
+        """
+        known: PerImage | None = self.__dict__.get("per_image")
+        return PerImage.load(self.path / "per_image.npz") if known is None else known
+
+    def check(self, keep: Keep) -> None:
+        """As :meth:`load`, for its errors; the counts stay in memory where ``keep`` says so."""
+        found = self.load()
+        if keep(sum(getattr(found, name).nbytes for name in _COUNTS)):
+            self.__dict__["per_image"] = found
+
     def load(self) -> PerImage:
         """Per-image statistics, read anew and not kept: all counts of a large store do not fit into memory.
 
@@ -171,6 +197,7 @@ class Record:
     path: Path
     data: Mapping[str, Any]
     note: Note = field(default=_ignore, compare=False, repr=False)
+    keep: Keep = field(default=_never, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -226,9 +253,15 @@ class Record:
     @cached_property
     def sound(self) -> dict[str, EvaluationRecord]:
         """Those of :attr:`evaluations` whose counts are there and say what the figures say."""
-        return {
-            n: e for n, e in self.evaluations.items() if self._noted(EvaluationRecord.load, e) is not None
-        }
+        found = {}
+        for name, evaluation in self.evaluations.items():
+            try:
+                evaluation.check(self.keep)
+            except Damaged as error:
+                self.note(error)
+            else:
+                found[name] = evaluation
+        return found
 
     def history(self) -> pd.DataFrame:
         """Training curve: ``step, lr, steps_per_second`` and one column for each loss term; empty where
@@ -259,13 +292,13 @@ def _leads_nowhere(place: Path) -> bool:
     return place.is_symlink() and not place.exists()
 
 
-def read_record(folder: Path, note: Note = _ignore) -> Record:
+def read_record(folder: Path, note: Note = _ignore, keep: Keep = _never) -> Record:
     """The record in a folder.
 
     Raises:
         Damaged: its JSON is missing or damaged.
     """
-    return Record(folder, read_document(folder / "record.json", RecordDocument), note)
+    return Record(folder, read_document(folder / "record.json", RecordDocument), note, keep)
 
 
 def read_evaluation(folder: Path, of: Mapping[str, Any] | None = None) -> EvaluationRecord:
@@ -352,10 +385,16 @@ class Store:
         self.root = Path(root) if self.mirror is None else self.mirror.root
         self.place = str(self.mirror or self.root)
         self.left_out: dict[str, Damaged] = {}
+        self._room = _KEPT
 
     def note(self, error: Damaged) -> None:
         """Remember what was left out; each place once."""
         self.left_out.setdefault(str(error.where), error)
+
+    def _keep(self, size: int) -> bool:
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return fits
 
     def folder(self, name: str, digest: str, seed: int) -> Path:
         """Where a trial keeps its files."""
@@ -372,7 +411,7 @@ class Store:
             return None
         if not os.path.lexists(file):
             return None
-        record = read_record(folder, self.note)
+        record = read_record(folder, self.note, self._keep)
         own = self.folder(record.name, record.digest, record.seed)
         if own.parts[-4:] != folder.parts[-4:]:
             says = own.relative_to(self.root).as_posix()

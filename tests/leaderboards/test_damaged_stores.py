@@ -18,7 +18,7 @@ from harness.reading import read_bytes
 from harness.store.arrays import read_arrays
 from harness.store.records import PerImage, Record, Store
 from leaderboards.gathering import gather
-from leaderboards.report import provenance
+from leaderboards.report import provenance, write_leaderboard
 from leaderboards.tables import leaderboard
 
 SOUND = "agmm/mini-point"
@@ -321,3 +321,22 @@ def test_a_record_made_by_hand_counts_as_any(factory: Factory) -> None:
     counts = record.evaluations["val-single"].per_image
     assert isinstance(counts, PerImage)
     assert record.sound.keys() == {"val-single"}
+
+
+def test_checked_counts_are_read_once(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check and the table share what was read, within bounds; a store too large for them reads again."""
+    from harness.store import records
+
+    for seed in range(3):
+        factory.record(seed=seed)
+    read: list[Path] = []
+    load = records.PerImage.load.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        records.PerImage, "load", classmethod(lambda cls, path: read.append(path) or load(cls, path))
+    )
+    with_room = write_leaderboard(Store(factory.store.root), factory.store.root.parent / "a").tables
+    assert len(read) == len(set(read)) == 3
+    monkeypatch.setattr(records, "_KEPT", 0)
+    read.clear()
+    assert write_leaderboard(Store(factory.store.root), factory.store.root.parent / "b").tables == with_room
+    assert len(read) == 6
