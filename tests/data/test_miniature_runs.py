@@ -28,7 +28,7 @@ SMALL = {
     "evaluation": '[{ split = "val", protocol = "single" }]',
 }
 MINI = {"schedule.steps": 2, "batch.per_group": 3, "crop": 48}
-IMAGE = {"schedule.steps": 2, "batch.per_group": 2}
+IMAGE = {"schedule.steps": 2, "schedule.warmup_steps": 0, "batch.per_group": 2}
 SIMULATED = {"labels.source": "simulated", "labels.format": "''"}
 CLICKS = {"labels.folder": "50clicks", "labels.unlabelled": 255}
 #: Data set, recipe, changes.

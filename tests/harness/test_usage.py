@@ -9,6 +9,7 @@ import pytest
 
 from harness.cli import cli
 from harness.commands.usage import TABLE, Verb
+from harness.data.mini import Mini
 from tests.runs import RECIPE, wsss
 
 
@@ -156,3 +157,14 @@ def test_what_applies_is_taken(tmp_path, capsys):
     ):
         wsss(*command)
         assert "not used" not in capsys.readouterr().err
+
+
+def test_a_seed_of_simulated_labels_is_refused_where_nothing_is_simulated(
+    tmp_path, small, monkeypatch, capsys
+):
+    arguments = ["data", "show", "mini", "--data-root", str(small), "--out", str(tmp_path / "a.png")]
+    assert wsss(*arguments, "--seed", 3) == 0
+    monkeypatch.setattr(Mini, "mask_path", lambda *a: None)
+    assert wsss(*arguments, "--seed", 3) == 2
+    assert "--seed is not used without masks" in capsys.readouterr().err
+    assert wsss(*arguments) == 0
