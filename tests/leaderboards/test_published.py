@@ -68,7 +68,7 @@ def test_shared_values_and_overrides(tmp_path: Path) -> None:
         ("value = 50.0, ", "", "neither a value nor a reason"),
         ("value = 50.0", 'value = 50.0, reason = "x"', "a value and a reason"),
         ("value = 50.0", "value = 150.0", "less than or equal to 100"),
-        ("value = 50.0", "value = nan", "key 'value'"),
+        ("value = 50.0", "value = nan", "value': a number must be finite"),
         ('supervision = "point"', 'supervision = "points"', "key 'supervision'"),
         ('kind = "paper"', 'kind = "rumour"', "key 'kind'"),
         ('dataset = "mini"\n', "", "key 'dataset'"),
