@@ -122,7 +122,7 @@ def _jobs(part: str, source: Path, labels: np.ndarray) -> dict[str, _Job]:
             image_id = f"COCO_{part}2014_{picture['id']:012d}"
             jobs[image_id] = _Job(image_id, (picture["height"], picture["width"]), found, panoptic)
         return jobs
-    except (ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"not a file of COCO annotations: {type(error).__name__} {error}",
             where=source,

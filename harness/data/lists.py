@@ -122,5 +122,5 @@ def read_tags(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{count} classes")
         tags = np.unpackbits(bits, axis=1, count=count)
         return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"not a file of image tags: {error}", where=path, remedy="write it again") from None

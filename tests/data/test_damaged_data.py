@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "boxes": (lambda p: p.write_text(BOX.format(x=3)), lambda p: voc_boxes(p, {"cat": 1})),
     "instances": (
         lambda p: p.write_text(json.dumps(INSTANCES)),
-        lambda p: coco_boxes.__wrapped__(p, bytes(256)),
+        lambda p: coco_boxes.__wrapped__(p, bytes([0, 1, 2] + [0] * 253)),
     ),
     "one-hot": (
         lambda p: p.write_bytes(_onehot(_object({"a": np.ones(3)}))),
