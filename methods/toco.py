@@ -61,7 +61,7 @@ class ToCoConfig(ViTConfig):
 
     ptc_weight: float = Field(default=0.2, ge=0)
     """Weight of the patch token contrast. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    ctc_weight: float = Field(default=0.5, ge=0)
+    ctc_weight: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0)
     """Weight of the class token contrast. [ToCo scripts/dist_train_voc_seg_neg.py]"""
     seg_weight: float = Field(default=0.1, ge=0)
     """Weight of the segmentation loss. [ToCo scripts/dist_train_voc_seg_neg.py]"""

@@ -83,7 +83,7 @@ class DSKDGCConfig(CorrectionConfig):
     """Lambda 1, weight of L_PTC in both stages. [paper, Table 3]"""
     sim_weight: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0)
     """Lambda 2, weight of L_sim. [paper, Table 3]"""
-    punc_weight: float = Field(default=0.1, ge=0)
+    punc_weight: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0)
     """Lambda 3, weight of L_PUNC after warm-up. [paper, Table 3]"""
     seg_weight: float = Field(default=0.1, ge=0)
     """Lambda 4, weight of L_seg after warm-up. [paper]"""

@@ -166,6 +166,14 @@ def saved(file: Path, recipe: str = FULL, said: bool = True, **overrides: Any) -
     return file
 
 
+def recorded(folder: Path, **changes: Any) -> None:
+    """Let a trial's record name the checkpoint that lies there now."""
+    file = folder / "record.json"
+    data = json.loads(file.read_text()) | changes
+    data["checkpoint"]["sha256"] = sha256_of(folder / "checkpoint" / "last.pt")
+    file.write_text(json.dumps(data))
+
+
 OTHER = {"config.aspp_rates": (1, 2, 5)}
 
 
@@ -284,6 +292,7 @@ def test_checkpoints_of_records_say_what_they_are_and_old_ones_still_score(again
     del state[KEY]  # as before checkpoints said it
     torch.save(state, file)
     shutil.rmtree(record.evaluations["val-single"].path)
+    recorded(record.path)
     (outcome,) = execute(plan([CAM], [0], SHORT), options, None)
     assert outcome.status == "finished"
 
@@ -294,12 +303,13 @@ def test_a_foreign_network_in_a_record_is_refused_by_those_that_train_on_its_lab
     trial = Trial(CAM, 0)
     prepared = prepare(trial, options)
     shutil.copytree(run[1].path, prepared.folder)
-    file = prepared.folder / "record.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "digest": prepared.digest}))
     saved(prepared.folder / "checkpoint" / "last.pt", CAM, **{"config.pooling": "max"})
+    recorded(prepared.folder, digest=prepared.digest)
     with pytest.raises(UserError, match="pooling"):
         exported(CAM, 0, "train", options)
     (prepared.folder / "record.json").unlink()  # and training does not go on from it
+    file = prepared.folder / "checkpoint" / "last.pt"
+    torch.save(torch.load(file) | {"step": 0, "final": False}, file)
     (outcome,) = execute(plan([CAM], [0], {}), options, None)
     assert outcome.status == "failed"
     assert "pooling" in outcome.reason
