@@ -78,7 +78,7 @@ def make(root: Path, records: int) -> None:
             scored = {
                 "schema": SCHEMA, "name": spec.name, "digest": own, "spec": dump(spec),
                 "protocol": dump(protocol), "official_images": 100, "data_fingerprint": "data-1",
-                "checkpoint_sha256": digest([name, seed]) * 5, "seconds": 1.0,
+                "checkpoint_sha256": common["checkpoint"]["sha256"], "seconds": 1.0,
                 "written": "2025-01-01T00:00:00+00:00", **figures,
             }  # fmt: skip
             (place_of / "evaluation.json").write_text(json.dumps(scored, indent=1), encoding="utf-8")

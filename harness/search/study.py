@@ -12,6 +12,7 @@ complete ones, which misleads samplers, and cannot restore a study from a persis
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import warnings
@@ -23,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import optuna
+import orjson
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
+from harness.reading import damaged, read_bytes
 from harness.recipes import resolve
 from harness.runs.trial import Trial
 from harness.schema import digest
@@ -93,13 +96,45 @@ def create_pruner(scheduler: str) -> optuna.pruners.BasePruner:
 
 
 def _mend(journal: Path) -> None:
-    """Cut off a last line that a kill left unfinished."""
-    if journal.exists():
-        content = journal.read_bytes()
+    """Cut off a last line that a kill left unfinished.
+
+    Raises:
+        Damaged: it is no journal, see :func:`_check`.
+    """
+    if os.path.lexists(journal):
+        content = _check(journal)
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             with journal.open("r+b") as stream:
                 stream.truncate(whole)
+
+
+_DAMAGED = "restore it, or move the folder away and search anew"
+
+
+def _check(journal: Path) -> bytes:
+    """The content of a journal: an object on each line, the last of which may be unfinished.
+
+    Raises:
+        Damaged: unreadable, no regular file, or another line.
+    """
+    content = read_bytes(journal)
+    *lines, rest = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = orjson.loads(line)
+        except ValueError:
+            entry = None
+        # the first entry creates the study (operation 0); without it all others would be passed over
+        if not isinstance(entry, dict) or (number == 1 and entry.get("op_code") != 0):
+            raise damaged(journal, f"line {number} is no entry of a study", _DAMAGED)
+    if not _BEGINNING.startswith(rest[: len(_BEGINNING)]):
+        raise damaged(journal, "its last line is no beginning of an entry of a study", _DAMAGED)
+    return content
+
+
+#: How every line of a journal begins.
+_BEGINNING = b'{"op_code":'
 
 
 class Study:
@@ -253,10 +288,14 @@ class Study:
             UserError: there is no journal in it.
         """
         journal = earlier / "optuna.log"
-        if not journal.is_file():
+        if not os.path.lexists(journal):
             raise UserError("no study here", where=journal, remedy="name the output folder of a search")
+        _check(journal)
         storage = _storage(journal)
-        (name,) = optuna.get_all_study_names(storage)
+        names = optuna.get_all_study_names(storage)
+        if len(names) != 1:
+            raise damaged(journal, f"it holds {len(names)} studies, one is wanted", _DAMAGED)
+        name = names[0]
         known = {t.user_attrs.get("from") for t in self.study.get_trials(deepcopy=False)}
         number = 0
         for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False):
@@ -282,9 +321,12 @@ def _storage(journal: Path) -> optuna.storages.JournalStorage:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     # Symbolic links, Optuna's default lock, need privileges on Windows.
-    return optuna.storages.JournalStorage(
-        JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
-    )
+    backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
+    try:
+        return optuna.storages.JournalStorage(backend)  # replays every line
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        problem = f"it cannot be replayed ({type(error).__name__}: {str(error)[:100]})"
+        raise damaged(journal, problem, _DAMAGED) from None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -340,3 +341,12 @@ def test_checked_counts_are_read_once(factory: Factory, monkeypatch: pytest.Monk
     read.clear()
     assert write_leaderboard(Store(factory.store.root), factory.store.root.parent / "b").tables == with_room
     assert len(read) == 6
+
+
+def test_the_store_that_benchmarks_measure_is_sound(tmp_path: Path) -> None:
+    """Otherwise the costs in the documentation would be those of leaving records out."""
+    script = Path(__file__).parents[2] / "benchmarks" / "report_at_scale.py"
+    runpy.run_path(str(script))["make"](tmp_path, 4)
+    frame = gather(Store(tmp_path))
+    assert frame.attrs["left_out"] == []
+    assert frame["miou"].notna().sum() == 4
