@@ -7,8 +7,6 @@ as the undisturbed one would.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import time
@@ -27,10 +25,11 @@ from harness.batch import Batch, Progress
 from harness.contract import check_terms
 from harness.data.loader import StepSampler, TrainingSet, training_loader
 from harness.errors import NonFiniteLossError, UserError
-from harness.files import append, sync, whole_file, write_with
+from harness.files import sync, write_with
 from harness.finite import require_finite_weights
+from harness.history import History, gaps
 from harness.nn.torch_files import read_torch
-from harness.reading import Damaged, Misplaced, damaged, read_text, set_aside
+from harness.reading import Damaged, Misplaced, damaged, set_aside
 from harness.schema import digest
 from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
 
@@ -84,65 +83,6 @@ def create_optimiser(groups: Sequence[dict[str, Any]], spec: OptimiserSpec) -> O
 def step_seed(seed: int, step: int, group: int) -> int:
     """Seed of the global generator for one group of one step."""
     return int(digest([seed, step, group], 15), 16)
-
-
-def read_rows(history: Path) -> list[dict[str, str]]:
-    """Rows of a training curve on disk; a last line that a kill cut is left out.
-
-    Raises:
-        Damaged: it is no such file.
-    """
-    if not os.path.lexists(history):
-        return []
-    try:
-        text = read_text(history)
-        rows = [row for row in csv.DictReader(io.StringIO(text, "")) if None not in row.values()]
-        if text.strip() and not text.startswith("step,"):
-            raise ValueError("its first column is not step")
-        if any(not row["step"].isdecimal() for row in rows):
-            raise ValueError("a step is no number")
-    except (csv.Error, KeyError, AttributeError, ValueError) as error:
-        raise damaged(history, f"it is no training curve: {error}") from None
-    return rows
-
-
-class History:
-    """The training curve on disk, one row every :data:`LOG_EVERY` steps.
-
-    Args:
-        path: CSV file.
-        upto: rows of later steps are dropped (a resumed run writes them again).
-    """
-
-    def __init__(self, path: Path, upto: int) -> None:
-        self.path = path
-        self.columns: list[str] | None = None
-        kept = [row for row in read_rows(path) if int(row["step"]) <= upto]
-        if kept:
-            self.columns = list(kept[0])
-            with whole_file(path) as stream:
-                writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(kept)
-        else:
-            path.unlink(missing_ok=True)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row; the first one fixes the columns, later new terms get a column of their own."""
-        if self.columns is None or not set(row) <= set(self.columns):
-            self._widen(list(row))
-        assert self.columns is not None
-        line = io.StringIO()
-        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
-        append(self.path, line.getvalue())
-
-    def _widen(self, names: list[str]) -> None:
-        old = read_rows(self.path) if self.columns else []
-        self.columns = [*(self.columns or []), *(n for n in names if n not in (self.columns or []))]
-        with whole_file(self.path) as stream:
-            writer = csv.DictWriter(stream, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(old)
 
 
 @dataclass
@@ -320,10 +260,15 @@ class Trainer:
         """The training curve up to here; a damaged one is moved aside, and a new one begins."""
         file = self.folder / "history.csv"
         try:
-            return History(file, self.step)
+            history = History(file, self.step)
         except Damaged as error:
             self.told.append(f"{error.brief}; moved to {set_aside(file)}, a new curve begins")
             return History(file, self.step)
+        lost = gaps(file, self.logged if self.sums else self.step, self.log_every)
+        if lost:  # rows reach the disk before a checkpoint does, so no kill has done this
+            steps = ", ".join(f"{first} to {last}" for first, last in lost)
+            self.told.append(f"{file}: it lacks the rows of steps {steps}; the curve stays without them")
+        return history
 
     def _unreadable(self, error: Exception) -> UserError:
         return UserError(

@@ -20,6 +20,7 @@ from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.files import recordable, sha256_of, whole_file
+from harness.history import gaps
 from harness.networks import build_method, load_weights
 from harness.recipes import training_overrides
 from harness.registry import METHODS
@@ -220,7 +221,9 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         yield from trainer.run()
     seconds = time.monotonic() - clock
     fresh = trainer.total - trainer.resumed_at
+    lost = gaps(prepared.folder / "history.csv", trainer.total, trainer.log_every)
     return {
+        **({"curve_lacks": lost} if lost else {}),
         "code": provenance.code() | code,
         "steps": trainer.total,
         "resumed": trainer.resumed_at,

@@ -159,6 +159,7 @@ class RecordDocument(Document):
     external: list[str] | None = None
     metadata: Values | None = None
     ended: str | None = None
+    curve_lacks: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
     steps: Count | None = None
     parameters: Count | None = None
     steps_per_second: Amount | None = None

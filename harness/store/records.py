@@ -191,7 +191,8 @@ class Record:
     ``environment`` (python, packages), ``hardware``, ``data`` (dataset, per-split ``images``,
     ``official``, ``fingerprint``; ``labels`` fingerprint and statistics), ``weights``
     (name, sha256), ``parameters``, ``started, ended`` (ISO 8601, UTC), ``seconds, steps,
-    steps_per_second, peak_memory_mib, resumed, checkpoint`` (file, sha256).
+    steps_per_second, peak_memory_mib, resumed, checkpoint`` (file, sha256), and ``curve_lacks`` (first and
+    last step of each gap) where rows of ``history.csv`` were lost.
     """
 
     path: Path
@@ -267,6 +268,8 @@ class Record:
         """Training curve: ``step, lr, steps_per_second`` and one column for each loss term; empty where
         there is none, or a damaged one."""
         file, upto = self.path / "history.csv", self.data.get("steps") if self.finished else None
+        for start, end in self.data.get("curve_lacks", ()):
+            upto = start - 1 if end == upto else upto
         read = partial(read_curve, upto=upto)
         found = self._noted(read, file) if os.path.lexists(file) else None
         return pd.DataFrame() if found is None else found

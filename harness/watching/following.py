@@ -19,8 +19,9 @@ from harness import distributed
 from harness.errors import UserError
 from harness.faults import first_line
 from harness.files import write_json
+from harness.history import read_rows
 from harness.reading import remembered
-from harness.training import Status, read_rows
+from harness.training import Status
 from harness.watching.trackers import TRACKERS, Point, Subject, Tracker
 
 #: Seconds between two deliveries.

@@ -56,6 +56,26 @@ def test_what_can_be_made_again_is(
     assert_same_numbers(first, only(copy.path.parents[3]))
 
 
+@pytest.mark.parametrize("name", ["empty", "half"])
+def test_a_record_says_which_rows_its_curve_lost(
+    first: Record, copy: Record, small: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert "curve_lacks" not in first.data
+    (copy.path / "record.json").unlink()
+    ANY[name](copy.path / "history.csv")
+    capsys.readouterr()
+    assert again(copy, small) == 0
+    said = capsys.readouterr()
+    found = only(copy.path.parents[3])
+    ((start, end),) = found.data["curve_lacks"]
+    assert end == found.data["steps"]
+    assert f"rows of steps {start} to {end}" in " ".join((said.out + said.err).split())
+    rows = found.history()
+    assert rows.empty or rows["step"].max() == start - 1
+    scores = ({n: e.data["miou"] for n, e in record.evaluations.items()} for record in (first, found))
+    assert next(scores) == next(scores)
+
+
 def test_figures_that_their_counts_deny_are_computed_again(first: Record, copy: Record, small: Path) -> None:
     (place,) = copy.path.rglob("evaluation.json")
     changed(miou=96.34)(place)

@@ -15,13 +15,14 @@ from fake_trackers import FakeMLflow, FakeWandB, events_of, tensorboard_points
 from harness import distributed
 from harness.cli import cli, invoke
 from harness.errors import UserError
+from harness.history import History
 from harness.recipes import resolve
 from harness.runs.running import run
 from harness.runs.tracked import allocated_mib
 from harness.runs.trial import Options, Trial, prepare
 from harness.schema import digest
 from harness.search.objective import END, choose_objective, events
-from harness.training import History, Status
+from harness.training import Status
 from harness.watching import following
 from harness.watching.following import Following, read_history
 from harness.watching.trackers import TRACKERS, Subject, flat, require

@@ -16,6 +16,7 @@ from torch import nn
 from harness.batch import Batch
 from harness.data.loader import Collate, StepSampler, TrainingSet
 from harness.errors import NonFiniteLossError, UserError
+from harness.history import gaps
 from harness.schema import load
 from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
 from harness.training import Trainer, create_optimiser, lr_factor
@@ -219,6 +220,38 @@ def test_a_damaged_checkpoint_is_moved_aside_and_training_starts_afresh(undistur
     assert os.path.lexists(file.with_name("last.pt.damaged"))
     assert again.resumed_at == 0
     assert torch.equal(weights(again), undisturbed[0])
+
+
+@pytest.mark.parametrize("name", ["empty", "half", "missing"])
+def test_lost_rows_of_a_curve_are_named(undisturbed, tmp_path, name):
+    damaged_copy(undisturbed, tmp_path)
+    file = tmp_path / "history.csv"
+    {**ANY, "missing": os.unlink}[name](file)
+    again = make_trainer(tmp_path)
+    states = list(again.run())
+    (told,) = (text for s in states for text in s.warnings)
+    ((first, last),) = gaps(file, again.total, again.log_every)
+    assert f"rows of steps {first} to {last}" in told
+    steps = pd.read_csv(file)["step"].tolist()
+    assert not set(range(first, last + 1)) & set(steps)
+    assert {*range(1, first), *range(last + 1, again.total + 1)} >= set(steps)
+    assert last == again.resumed_at
+
+
+def test_gaps_of_a_curve(tmp_path):
+    file = tmp_path / "history.csv"
+
+    def of(*steps: int, upto: int = 45) -> list[tuple[int, int]]:
+        file.write_text("\n".join(["step,loss", *(f"{s},1.0" for s in steps)]) + "\n")
+        return gaps(file, upto, 10)
+
+    assert of(10, 20, 30, 40, 45) == []
+    assert of(10, 20, 30, 40, upto=40) == []
+    assert of(10, 20, 30, 40) == [(41, 45)]
+    assert of(10, 40, 45) == [(11, 30)]
+    assert of(20, 30, 45) == [(1, 10), (31, 40)]
+    assert of() == [(1, 45)]
+    assert of(upto=0) == []
 
 
 #: An empty or half a curve lacks rows, as one that a kill cut; a huge one takes long to read.
