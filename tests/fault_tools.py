@@ -18,6 +18,7 @@ from typing import Any
 import harness.commands.run
 import harness.evaluation
 import harness.files
+import harness.history
 import harness.nn.encoders
 import harness.runs.execution
 import harness.training
@@ -77,7 +78,7 @@ def die_at(moment: str, number: int) -> None:
     elif moment == "count":
         harness.evaluation.count = At(harness.evaluation.count, number, die)
     elif moment == "row":
-        append = harness.training.append
+        append = harness.history.append
 
         def half(path: Path, text: str) -> None:
             nonlocal number
@@ -86,7 +87,7 @@ def die_at(moment: str, number: int) -> None:
             if not number:
                 die()
 
-        harness.training.append = half
+        harness.history.append = half
     else:
         whole_file = harness.files.whole_file
 

@@ -41,7 +41,7 @@ ERROR = "error.txt"
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def run(prepared: Prepared) -> Iterator[Status]:

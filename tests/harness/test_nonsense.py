@@ -40,6 +40,7 @@ RIGHT: dict[str, list[str]] = {
     "report": [],
     "compare": [RECIPE, "pce/mini-scribble"],
     "import": ["empty"],
+    "verify-store": [],
 }
 #: `data mini` takes nothing, and `doctor` has one option that others share.
 LEFT_OUT = {"data mini", "doctor"}
