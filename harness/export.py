@@ -12,19 +12,27 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from harness import evaluation, finite
+from harness import evaluation, finite, provenance
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
+from harness.data.verify import preflight
 from harness.errors import UserError
-from harness.files import whole_file, write_with
+from harness.files import sha256_of, whole_file, write_json, write_with
+from harness.names import SEGMENTATION, check_scored, outputs
+from harness.networks import load_network
+from harness.recipes import Resolved, resolve
+from harness.runs.trial import Options, choose_device, open_dataset
+from harness.scoring import recorded_checkpoint
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -117,3 +125,120 @@ def write_archive(labels: Iterable[tuple[str, np.ndarray]], out: Path, info: Dat
             packed.seek(0)
             archive.addfile(member, packed)
             yield Path(member.name)
+
+
+# --- a recipe's ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        dataset, split: of which pictures.
+        pictures: how many.
+        place: the folder, or the archive.
+    """
+
+    dataset: str
+    split: str
+    pictures: int
+    place: Path
+
+
+def usual_output(resolved: Resolved, form: Format = "png") -> str:
+    """The output where none is named: the first pseudo label, or the segmentation."""
+    made = () if form == "server" else outputs(resolved)
+    return made[0] if made else SEGMENTATION
+
+
+def export(
+    recipe: str,
+    out: Path,
+    *,
+    split: str | None = None,
+    output: str | None = None,
+    form: Format = "png",
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    table: str | None = None,
+    protocol: str | None = None,
+    network: str = "default",
+    overrides: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+    say: Callable[[str], None] = warnings.warn,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda written, number: written,
+) -> Exported:
+    """Write predictions, pseudo labels or activation maps of a split, and ``export.json`` beside them.
+
+    Args:
+        recipe: its name.
+        out: folder that is written.
+        split: which pictures; the training split by default, ``test`` for the server.
+        output: ``segmentation`` or the name of a pseudo label, see :func:`usual_output`.
+        form: ``png``, ``npy`` or ``server``, see above.
+        checkpoint: weights; those of the finished record by default.
+        seed: whose record.
+        table: with ``checkpoint``: the key table of the code that wrote it.
+        protocol: of a segmentation, the recipe's usual one by default.
+        network: which of the method's networks segments.
+        overrides: recipe values by dotted key.
+        options: records, data and device; usual ones by default.
+        say: is told what a user of the files must know.
+        progress: wraps what is written, of which the number is given.
+
+    Raises:
+        UserError: a name is unknown, there is no such record, the weights do not fit, or the method makes no
+            such output.
+    """
+    options, overrides = options or Options(), dict(overrides or {})
+    resolved = resolve(recipe, overrides)
+    name = resolved.recipe.dataset
+    named = None if form == "npy" else output
+    check_scored(resolved, split=split, protocol=protocol, network=network, table=table, output=named)
+    on = choose_device(options.device)
+    split = split or ("test" if form == "server" else resolved.recipe.train_split)
+    if form == "server" and name != "voc2012":
+        raise UserError(f"{name} has no evaluation server of this form", where="--format server")
+    if form == "npy" and output not in (None, "cam"):
+        raise UserError(f"{output!r} is no activation map", where="--output", remedy="leave it out")
+    file = checkpoint or recorded_checkpoint(recipe, seed, options.store, overrides)
+    dataset = open_dataset(name, options.data_roots, options.cache)
+    seen = preflight(dataset, [split], cache=options.cache, workers=options.workers, pictures_only=[split])
+    notes: list[str] = []
+    method = load_network(resolved, on, file, table, say=notes.append)
+    for note in notes:
+        say(f"note: {note}")
+    facts: dict[str, Any] = {
+        "recipe": recipe,
+        "overrides": overrides,
+        "split": split,
+        "format": form,
+        "checkpoint_sha256": sha256_of(file),
+        "data_fingerprint": seen[split],
+        "code": provenance.code(),
+        "notes": notes,
+    }
+    if form == "npy":
+        written = write_maps(activation_maps(method, dataset, split, device=on, workers=options.workers), out)
+    else:
+        output = output or usual_output(resolved, form)
+        facts["output"] = output
+        used = protocol or resolved.recipe.usual_evaluation.protocol
+        if output == SEGMENTATION:
+            facts |= {"protocol": used, "network": network}
+        found = evaluation.predictions(
+            method,
+            dataset,
+            split,
+            evaluation.protocol(used),
+            network=network,
+            output=output,
+            device=on,
+            workers=options.workers,
+        )
+        write = write_labels if form == "png" else write_archive
+        written = write(((i, label) for i, label, _ in found), out, dataset.info)
+    number = sum(1 for _ in progress(written, len(dataset.ids(split))))
+    write_json(out / "export.json", {**facts, "pictures": number})
+    return Exported(name, split, number, out / ARCHIVE if form == "server" else out)

@@ -135,7 +135,8 @@ def _libraries() -> tuple[Path, ...]:
 def _known(module: str) -> bool:
     """Whether a module is ours, or Python's."""
     top = module.partition(".")[0]
-    return top in wsss_bench.OURS or (top in sys.stdlib_module_names and top != "__main__")
+    ours = (*wsss_bench.OURS, "wsss", "wsss_bench")
+    return top in ours or (top in sys.stdlib_module_names and top != "__main__")
 
 
 def _needed(cls: type) -> set[str]:

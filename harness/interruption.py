@@ -75,7 +75,9 @@ def asked(found: BaseException) -> bool:
     of its own accord."""
     if isinstance(found, Terminated) or hasattr(found, "ray_terminate_msg"):  # Ray's SystemExit for SIGTERM
         return True
-    told = noted() or not (_state.worker or signal.getsignal(signal.SIGINT) is _handle)
+    # Where Ctrl-C comes here it is noted; in a background job (nohup, &) it is ignored.
+    nobodys = _state.worker or signal.getsignal(signal.SIGINT) in (_handle, signal.SIG_IGN)
+    told = noted() or not nobodys
     return isinstance(found, KeyboardInterrupt) and told
 
 

@@ -450,11 +450,6 @@ def as_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """:func:`as_lines`, one column for each attribute."""
-    return pd.DataFrame(as_lines(rows), columns=list(COLUMNS))
-
-
 #: Columns of :func:`class_lines`.
 CLASS_COLUMNS = (
     "dataset", "supervision", "method", "recipe", "overrides", "digest", "evaluation", "class", "n", "mean",
@@ -474,8 +469,3 @@ def class_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
             own = {"class": name, "n": n, "mean": mean, "std": std, "absent_seeds": row.n - n}
             lines.append(base | own)
     return lines
-
-
-def per_class(rows: Sequence[Row]) -> pd.DataFrame:
-    """:func:`class_lines` as a table."""
-    return pd.DataFrame(class_lines(rows), columns=list(CLASS_COLUMNS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -324,3 +324,10 @@ def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
     from harness.runs.trial import open_dataset
 
     return open_dataset(name, data_roots, cache_folder())
+
+
+def progress(pairs: Iterable[Any], number: int) -> Iterable[Any]:
+    """The pairs, with a bar that counts pictures."""
+    from tqdm import tqdm
+
+    return tqdm(pairs, total=number, unit="picture", disable=None)

@@ -91,14 +91,9 @@ def search(
     is mIoU on a part of the training split that no trial trains on.
     """
     from harness.recipes import parse_overrides
-    from harness.search.analysis import compare
-    from harness.search.plan import plan_search
-    from harness.search.plots import write_plots
-    from harness.search.report import importance_table, run_line, verdict, write_report, write_tables
-    from harness.search.study import open_study, search_local, search_ray
-    from harness.watching.trackers import require
+    from harness.search.searching import search as searched
 
-    plan = plan_search(
+    done = searched(
         recipe,
         trials,
         overrides=parse_overrides(assignments),
@@ -108,40 +103,24 @@ def search(
         objective_split=objective_split,
         share=share,
         grid_points=grid_points,
+        warm_start=warm_start,
         options=options,
+        resources=resources,
         out=out,
+        say=lambda text: click.echo(text, err=True),
+        display=_Display,
     )
-    with open_study(plan) as study:
-        for earlier in warm_start:
-            click.echo(f"{study.warm_start(earlier.absolute())} trials taken over from {earlier}", err=True)
-        if study.wanted < trials:
-            click.echo(f"the grid has {study.wanted} trials", err=True)
-        require(options.trackers, options.tracking)
-        display = _Display(study)
-        failed_before = study.counts()["failed"]
-        try:
-            if resources is None:
-                search_local(study, display.update)
-            else:
-                search_ray(study, resources, display.update)
-        finally:
-            display.close()
-            write_tables(study)
-        comparison = compare(study)
-        write_report(study, comparison)
-        write_plots(study, comparison)
-        failed = study.counts()["failed"] - failed_before
-        if table := importance_table(comparison):
-            click.echo(f"\n{table}\n")
-        click.echo(verdict(study))
-        if (plan.folder / "best.toml").exists():
-            click.echo(f"  {run_line(study)}")
-        click.echo(f"  {plan.folder}")
-        if (shown := plan.store.shown(plan.folder)) != str(plan.folder):
-            click.echo(f"  {shown}")
-    if failed:
-        click.echo(f"{failed} trials failed; run the same command to make up for them", err=True)
-    return 1 if failed else 0
+    if done.importances:
+        click.echo(f"\n{done.importances}\n")
+    click.echo(done.verdict)
+    if done.command:
+        click.echo(f"  {done.command}")
+    click.echo(f"  {done.folder}")
+    if done.shown != str(done.folder):
+        click.echo(f"  {done.shown}")
+    if done.failed:
+        click.echo(f"{done.failed} trials failed; run the same command to make up for them", err=True)
+    return 1 if done.failed else 0
 
 
 class _Display:

@@ -39,6 +39,36 @@ def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, A
     return [Trial(name, seed, dict(overrides)) for name, seed in product(expand(targets), seeds)]
 
 
+def run_recipes(
+    targets: str | Sequence[str],
+    seeds: int | Sequence[int] = 3,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+    resources: Resources | None = None,
+    again: bool = False,
+) -> list[Outcome]:
+    """Train, evaluate and record recipes or suites: what ``wsss run`` does.
+
+    Args:
+        targets: recipes, patterns of recipes, or suites.
+        seeds: how many, from 0 on, or which.
+        overrides: recipe values by dotted key.
+        options: where and how; usual ones by default.
+        resources: of each trial on Ray; None runs one trial after another in this process.
+        again: as for :func:`execute`.
+
+    Returns:
+        How each trial has ended, those that make labels for others among them.
+
+    Raises:
+        UserError: a mistake was found before the first trial ran.
+    """
+    names = [targets] if isinstance(targets, str) else targets
+    chosen = range(seeds) if isinstance(seeds, int) else seeds
+    return execute(plan(names, chosen, overrides or {}), options or Options(), resources, again=again)
+
+
 def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
     """Trials in the order in which they can run: those whose labels another trial makes come after it.
 

@@ -215,13 +215,13 @@ def choose_device(name: str) -> torch.device:
 
 
 @cache
-def open_dataset(name: str, data_roots: tuple[str, ...], cache_root: Path) -> Dataset:
+def open_dataset(name: str, data_roots: tuple[str, ...] = (), cache_root: Path | None = None) -> Dataset:
     """The data set under the roots given, generated first where it is a generated one.
 
     Args:
         name: registry name.
         data_roots: as in :class:`Options`.
-        cache_root: where generated data sets live.
+        cache_root: where generated data sets live; the user's cache by default.
 
     Raises:
         UserError: no root was given, or it does not exist.
@@ -252,7 +252,7 @@ def open_dataset(name: str, data_roots: tuple[str, ...], cache_root: Path) -> Da
         elif known == name:
             named.append(root)
     roots = named or common
-    return cls.locate(roots[0] if roots else None, cache_root)
+    return cls.locate(roots[0] if roots else None, cache_root or cache_folder())
 
 
 @cache

@@ -122,7 +122,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("leaderboards.commands._recipes", dict)
         patch.setattr("harness.nn.mini_pretraining.pretrain", lambda *_, **__: None)
         patch.setattr("harness.data.miniatures.write_miniature", lambda *_, **__: None)
-        patch.setattr("harness.search.plan.plan_search", _planned)
+        patch.setattr("harness.search.searching.plan_search", _planned)
         made = SimpleNamespace(maker="", result="", counts=SimpleNamespace(summary=lambda _: SUMMARY))
         patch.setattr("harness.data.label_making.make_labels", lambda *_, **__: made)
         patch.setattr("harness.data.mini.Mini.locate", classmethod(_located))

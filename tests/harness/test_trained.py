@@ -19,7 +19,7 @@ from harness.commands.score import evaluate, predict
 from harness.errors import UserError
 from harness.files import sha256_of
 from harness.networks import build_method, load_network, load_weights
-from harness.prediction import segment
+from harness.prediction import predict as predicted
 from harness.recipes import resolve, training_overrides
 from harness.registry import METHODS
 from harness.runs.execution import execute, plan
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_equal_shapes_and_other_dilations_is_refused_with_both_v
     assert str(own) in text
     assert "--set config.aspp_rates=[1, 2, 5]" in text
     with pytest.raises(UserError, match="aspp_rates"):
-        list(segment(FULL, [], tmp_path, checkpoint=file, device="cpu"))
+        list(predicted(FULL, [], tmp_path, checkpoint=file, device="cpu"))
     load_network(resolve(FULL, OTHER), CPU, file, None)  # under its own values
 
 

@@ -11,9 +11,10 @@ from synthetic import CLASSES, Factory, counts
 
 from harness.schema import dump
 from harness.specs import EvaluationSpec
+from leaderboards.frames import class_frame, row_frame
 from leaderboards.gathering import changed_keys, gather, weak_label
 from leaderboards.published import Cell, Published, Source
-from leaderboards.tables import Row, as_frame, judge, leaderboard, per_class
+from leaderboards.tables import Row, judge, leaderboard
 
 
 def known(value: float | None = 60.0, **values: Any) -> Published:
@@ -170,7 +171,7 @@ def test_absent_classes_are_listed_and_not_zero(factory: Factory) -> None:
     factory.record(seed=1, per_image=counts(30, 0.6, 9))
     (row,) = rows_of(factory)
     assert any("ring (1 of 2 seeds)" in note for note in row.notes)
-    table = per_class([row]).set_index("class")
+    table = class_frame([row]).set_index("class")
     assert list(table.index) == list(CLASSES)
     assert table.loc["ring", "n"] == 1
     assert table.loc["ring", "absent_seeds"] == 1
@@ -243,7 +244,7 @@ def test_order_and_plain_values(factory: Factory) -> None:
     factory.record(factory.resolved("agmm/mini-scribble", supervision="scribble"), quality=0.7)
     rows = rows_of(factory)
     assert [row.recipe for row in rows] == ["agmm/mini-scribble", "agmm/mini-point", "pce/mini-point"]
-    frame = as_frame(rows)
+    frame = row_frame(rows)
     assert list(frame["recipe"]) == [row.recipe for row in rows]
     assert frame["mean"].tolist() == [row.mean for row in rows]
 

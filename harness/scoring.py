@@ -1,0 +1,238 @@
+"""Predictions, checkpoints and finished records, scored: what ``wsss evaluate`` does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import evaluation
+from harness.data.base import Dataset
+from harness.data.images import save_index
+from harness.data.predictions import folder_pairs
+from harness.data.verify import preflight
+from harness.errors import UserError
+from harness.files import sha256_of, write_json
+from harness.names import SEGMENTATION, check_scored
+from harness.networks import build_method, load_network
+from harness.reading import Damaged
+from harness.recipes import Resolved, resolve, training_overrides
+from harness.runs.mending import make_way
+from harness.runs.running import evaluate_into_record
+from harness.runs.trial import Options, Trial, choose_device, open_dataset, prepare
+from harness.schema import dump
+from harness.specs import EvaluationSpec
+from harness.store.records import Record, Store
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was scored.
+
+    Attributes:
+        title: which predictions, of what.
+        figures: ``miou`` and ``iou`` (one for each of ``classes``) in percent, None where a class is absent;
+            ``images``, ``absent`` and the rest of what :func:`harness.evaluation.summarise` gives.
+    """
+
+    title: str
+    figures: Mapping[str, Any]
+
+
+def score_predictions(dataset: Dataset, folder: Path, split: str) -> Scored:
+    """Score label maps of any origin.
+
+    Args:
+        dataset: whose masks.
+        folder: ``<id>.png`` of every picture of the split.
+        split: which pictures.
+
+    Raises:
+        UserError: a prediction is missing, damaged, or no label map of this data set.
+    """
+    counts = evaluation.gather(folder_pairs(dataset, folder, split), dataset.info.num_classes)
+    figures = evaluation.summarise(counts, dataset.info.classes, evaluation.protocol("single"))
+    return Scored(f"{folder} on {dataset.info.name} {split}", figures)
+
+
+def evaluate(
+    recipe: str,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    network: str = "default",
+    output: str = SEGMENTATION,
+    overrides: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    table: str | None = None,
+    save: Path | None = None,
+    options: Options | None = None,
+    store: Store | None = None,
+    say: Callable[[str], None] = warnings.warn,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda pairs, number: pairs,
+) -> Iterator[Scored]:
+    """Score a recipe's finished records, which keep the result, or a checkpoint from anywhere.
+
+    Args:
+        recipe: its name.
+        split: which pictures, those of the recipe's usual evaluation by default.
+        protocol: name of a protocol, the recipe's usual one by default.
+        network: which of the method's networks.
+        output: ``segmentation``, or the name of a pseudo label.
+        overrides: recipe values by dotted key that it was trained with, or that only inference reads.
+        checkpoint: this file, instead of records.
+        table: with ``checkpoint``: the key table of the code that wrote it.
+        save: with ``checkpoint``: folder for predictions, counts and figures.
+        options: records, data and device; usual ones by default.
+        store: the store of ``options``, for who asks it afterwards what was left out.
+        say: is told what a reader of the figures must know.
+        progress: with ``checkpoint``: wraps what is counted, of which the number is given.
+
+    Yields:
+        One result for the checkpoint, or one for each record. Damaged records are left out and named in
+        ``left_out`` of the store.
+
+    Raises:
+        UserError: a name is unknown, there is no such record, or the weights do not fit.
+    """
+    options = options or Options()
+    resolved = resolve(recipe, overrides)
+    check_scored(resolved, split=split, protocol=protocol, network=network, output=output, table=table)
+    choose_device(options.device)
+    usual = resolved.recipe.usual_evaluation
+    spec = EvaluationSpec(
+        split=split or usual.split, protocol=protocol or usual.protocol, network=network, output=output
+    )
+    if checkpoint is None:
+        yield from _records(recipe, spec, options, store or options.store, dict(overrides or {}), say)
+    else:
+        yield _checkpoint(resolved, checkpoint, table, spec, options, save, say, progress)
+
+
+def recorded(
+    recipe: str, store: Store, overrides: Mapping[str, Any], seed: int | None = None
+) -> list[Record]:
+    """Finished records of a recipe that were trained with these values, the newest last.
+
+    Args:
+        recipe: its name.
+        store: where they are.
+        overrides: values by dotted key; those that only inference reads are not looked at.
+        seed: of this seed alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    own = training_overrides(recipe, overrides)
+    found = [
+        record
+        for record in store.records(recipe)
+        if record.finished
+        and seed in (None, record.seed)
+        and training_overrides(recipe, record.data["overrides"]) == own
+    ]
+    if not found:
+        others = "".join(f"; left out: {error.brief}" for error in store.left_out.values())
+        which = "" if seed is None else f" seed {seed}"
+        raise UserError(
+            f"no finished record of {recipe}{which}{others}",
+            where=store.place,
+            remedy=f"train it first: wsss run {recipe}; or name a file with --checkpoint",
+        )
+    return found
+
+
+def recorded_checkpoint(recipe: str, seed: int, store: Store, overrides: Mapping[str, Any]) -> Path:
+    """The checkpoint of a recipe's newest finished record of a seed.
+
+    Raises:
+        UserError: the recipe is unknown, or there is no such record.
+    """
+    resolve(recipe, overrides)  # an unknown recipe is a clearer error than a missing record
+    found = recorded(recipe, store, overrides, seed)
+    newest = max(found, key=lambda record: record.data.get("ended") or "")
+    store.pull(newest.path, lambda file: file == "checkpoint/last.pt")
+    return newest.path / "checkpoint" / "last.pt"
+
+
+def _records(
+    name: str,
+    spec: EvaluationSpec,
+    options: Options,
+    store: Store,
+    overrides: dict[str, Any],
+    say: Callable[[str], None],
+) -> Iterator[Scored]:
+    for record in recorded(name, store, overrides):
+        prepared = prepare(Trial(name, record.seed, overrides), options, evaluations=(spec,))
+        if prepared.digest != record.digest:
+            say(f"skipped {record.path}: its recipe, data or weights have changed since")
+            continue
+        try:
+            if prepared.missing_evaluations():
+                method = build_method(prepared.resolved, prepared.device, record.seed)
+                with store.work(prepared.folder):
+                    for line in make_way(prepared):
+                        say(line)
+                    for _ in evaluate_into_record(prepared, method, spec):
+                        pass
+        except Damaged as error:  # the other seeds go on
+            store.note(error)
+            continue
+        done = prepared.store.get(prepared.folder)
+        assert done is not None
+        title = prepared.evaluation_name(spec)
+        yield Scored(f"{name} seed {record.seed}: {title}", done.evaluations[title].data)
+
+
+def _checkpoint(
+    resolved: Resolved,
+    checkpoint: Path,
+    table: str | None,
+    spec: EvaluationSpec,
+    options: Options,
+    save: Path | None,
+    say: Callable[[str], None],
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
+) -> Scored:
+    dataset = open_dataset(resolved.recipe.dataset, options.data_roots, options.cache)
+    fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]
+    device = choose_device(options.device)
+    notes: list[str] = []
+    method = load_network(resolved, device, checkpoint, table, say=notes.append)
+    for note in notes:
+        say(f"note: {note}")
+    protocol = evaluation.protocol(spec.protocol)
+    pairs = evaluation.predictions(
+        method,
+        dataset,
+        spec.split,
+        protocol,
+        network=spec.network,
+        output=spec.output,
+        device=device,
+        workers=options.workers,
+    )
+
+    def saved() -> Iterator[tuple[str, Any, Any]]:
+        for name, prediction, mask in progress(pairs, len(dataset.ids(spec.split))):
+            if save is not None:
+                save_index(save / "predictions" / f"{name}.png", prediction, dataset.info.palette)
+            yield name, prediction, mask
+
+    counts = evaluation.gather(saved(), dataset.info.num_classes)
+    figures = evaluation.summarise(counts, dataset.info.classes, protocol)
+    if save is not None:
+        counts.save(save / "per_image.npz")
+        facts: dict[str, Any] = {
+            "spec": dump(spec),
+            "protocol": dump(protocol),
+            "data_fingerprint": fingerprint,
+            "config": resolved.inference,
+            "notes": notes,
+            "checkpoint_sha256": sha256_of(checkpoint),
+        }
+        write_json(save / "evaluation.json", {**figures, **facts})
+    return Scored(f"{checkpoint.name}: {spec.name}", figures)
