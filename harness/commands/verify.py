@@ -24,7 +24,9 @@ def verify_store(results: Path | str) -> int:
     """Read everything in a record store, and name what is not what was recorded, one line each.
 
     Checkpoints are compared with their SHA-256, figures with their counts, pseudo labels with the hashes
-    written with them; records that stand elsewhere than they say are named.
+    written with them; records that stand elsewhere than they say are named. Prepared labels in the cache
+    are no part of a store: whoever trains on them compares each with their index, and makes damaged ones
+    again.
     """
     from harness.errors import UserError
     from harness.store.records import Store

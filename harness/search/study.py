@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import optuna
 import orjson
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import faults, foreign, interruption
@@ -37,6 +37,7 @@ from harness.runs.trial import Trial
 from harness.schema import digest
 from harness.search.objective import END, Event, Job, events
 from harness.search.plan import SCHEDULERS, Plan, contains, grid_values
+from harness.store.locks import locked
 from harness.store.remote import reported
 
 #: ASHA: about one in this many goes on at each comparison. [our choice, matches the points above]
@@ -340,7 +341,7 @@ def open_study(plan: Plan) -> Iterator[Study]:
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            FileLock(plan.folder / "search.lock", timeout=0),
+            locked(plan.folder / "search.lock", timeout=0),
             plan.store.only_driver(plan.folder),
             plan.store.work(plan.folder),
         ):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from harness.errors import UserError
 from harness.files import named, write_json
 from harness.reading import remembered
 
@@ -64,9 +65,11 @@ def locked(file: Path, timeout: float = -1) -> Iterator[None]:
 
     Raises:
         filelock.Timeout: another process holds it.
-        UserError: the file cannot be made.
+        UserError: the file cannot be made, or a link stands in its place.
     """
     lock = _create(file, timeout)
+    if file.is_symlink():  # never followed
+        raise UserError("a link stands where a lock file belongs", where=file, remedy="delete the link")
     with named(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,7 +16,7 @@ from harness.data.images import read_index
 from harness.errors import UserError
 from harness.files import sha256_of
 from harness.nn.torch_files import read_torch
-from harness.reading import Damaged, damaged, read_object
+from harness.reading import Damaged, damaged, read_json, read_object
 from harness.registry import DATASETS
 from harness.store.checkpoints import FOLDER
 from harness.store.records import EvaluationRecord, Record, Store, read_curve
@@ -136,7 +136,7 @@ def _others(root: Path, folder: Path, names: list[str], done: Verified) -> None:
                 done.sound(_picture(folder / name))
     for name in names:
         if name.endswith(".json") and name not in ("record.json", "evaluation.json", "complete.json"):
-            done.sound(_object(folder / name))
+            done.sound(_json(folder / name))
 
 
 def _curve(file: Path) -> Iterator[None]:
@@ -144,8 +144,8 @@ def _curve(file: Path) -> Iterator[None]:
     yield
 
 
-def _object(file: Path) -> Iterator[None]:
-    read_object(file)
+def _json(file: Path) -> Iterator[None]:
+    (read_json if file.name == "code.json" else read_object)(file)  # the only list
     yield
 
 
@@ -164,6 +164,8 @@ def _labels(folder: Path) -> Iterator[None]:
         raise damaged(folder / "complete.json", "key 'sha256': an object is wanted")
     for image_id, sha256 in recorded.items():
         file = folder / f"{image_id}.png"
+        if file.name != f"{image_id}.png":
+            raise damaged(folder / "complete.json", f"{image_id[:60]!r} is the id of no picture")
         if sha256_of(file) != sha256:
             raise damaged(file, "it is not the label that was written", "delete it: it is made again")
         yield
