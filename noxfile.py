@@ -72,11 +72,28 @@ def leaderboard(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; arguments go to pytest."""
+    """All tests but those of ``faults``; arguments go to pytest."""
     install(session, "test")
+    _pytest(session, Path(session.bin), "not faults")
+
+
+@nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """Tests that start clusters, kill processes or install the wheel; arguments go to pytest.
+
+    In the environment of ``tests``, which is made where it is missing.
+    """
+    session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
+    environment = Path(session.cache_dir).parent / "tests"
+    _pytest(session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults")
+
+
+def _pytest(session: nox.Session, programs: Path, which: str) -> None:
+    """Run the tests that a marker expression names, on as many cores as there are, four at most."""
     session.env.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores, not four threads
     workers = str(min(os.cpu_count() or 1, 4))
-    session.run("pytest", "-n", workers, "--dist", "loadscope", *session.posargs)
+    split = ("-n", workers, "--dist", "loadscope", "-m", which)
+    session.run(str(programs / "python"), "-m", "pytest", *split, *session.posargs, external=True)
 
 
 @nox.session

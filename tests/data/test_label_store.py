@@ -274,7 +274,6 @@ def test_two_runs_may_prepare_the_same_labels_at_once(tiny_voc: VOC2012, place: 
     )
 
 
-@pytest.mark.slow
 def test_worker_processes_give_the_same_labels(
     tiny_voc: VOC2012, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

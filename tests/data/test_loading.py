@@ -127,7 +127,7 @@ exec "$@"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("size", ["64k", "4m"])
 def test_a_small_dev_shm_ends_in_the_remedy_and_never_hangs(small, tmp_path, size):
     tests = Path(__file__).parents[1]

@@ -122,7 +122,7 @@ def test_a_remedy_names_the_batch_and_what_makes_it_smaller():
 # --- out of memory, and any other error -------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_out_of_memory_fails_the_trial_with_a_remedy_and_the_next_run_tries_again(
     command, tmp_path, first, monkeypatch, capsys
 ):
@@ -143,7 +143,7 @@ def test_out_of_memory_fails_the_trial_with_a_remedy_and_the_next_run_tries_agai
     assert not (failed.path / "error.txt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_unexpected_error_is_recorded_with_its_trace_and_the_others_go_on(
     command, tmp_path, monkeypatch, capsys
 ):
@@ -159,7 +159,7 @@ def test_an_unexpected_error_is_recorded_with_its_trace_and_the_others_go_on(
     assert "1 of 2 trials failed" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_evaluation_that_fails_leaves_a_finished_record_alone(small, tmp_path, first, monkeypatch):
     options = Options(results=tmp_path, data_roots=(str(small),), device="cpu", checkpoint_seconds=0)
     trial = Trial(RECIPE, 0, parse_overrides([a for a in TINY if a != "--set"]))
@@ -192,7 +192,7 @@ def _killed_worker(flag: Path | None) -> None:
     harness.data.loader.TrainingSet.__getitem__ = dying
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_loader_worker_costs_a_restart_and_no_number(command, tmp_path, first, monkeypatch, capfd):
     monkeypatch.setattr(
         harness.data.loader.TrainingSet, "__getitem__", harness.data.loader.TrainingSet.__getitem__
@@ -204,7 +204,7 @@ def test_a_killed_loader_worker_costs_a_restart_and_no_number(command, tmp_path,
     assert only(tmp_path).data["resumed"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_loader_workers_that_die_every_time_fail_the_trial_with_a_remedy(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
         harness.data.loader.TrainingSet, "__getitem__", harness.data.loader.TrainingSet.__getitem__
@@ -218,7 +218,7 @@ def test_loader_workers_that_die_every_time_fail_the_trial_with_a_remedy(small, 
     assert "a loader worker died" in only(tmp_path).data["reason"]  # torch has several words for how
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_process_that_lost_its_gpu_lets_others_do_the_work(command, tmp_path, first, monkeypatch, capfd):
     """The fault is met in this process alone: the other one has real steps."""
     at_step(monkeypatch, 15, fail_with(RuntimeError(f"CUDA error: {CUDA}")))
@@ -253,7 +253,7 @@ class FullDisk:
         return call
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_disk_that_is_full_at_any_moment_loses_nothing(command, tmp_path, first, monkeypatch, capsys):
     """Each run gets a little further than the one before: files are made and synced one more time."""
     codes = []
@@ -280,7 +280,7 @@ def _small_files(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(os.name != "posix", reason="a limit of POSIX systems")
 def test_the_systems_own_refusal_to_write_is_named(command, tmp_path, first, capfd):
     """Not even the checkpoint of a tiny network fits below this limit."""
@@ -307,7 +307,7 @@ print("second", wsss(*sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_small_file_system_that_fills_up(small, tmp_path, first):
     import subprocess
     import sys

@@ -13,7 +13,7 @@ from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 from harness.reading import read_json
 from harness.store.records import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 _rng = random.Random(2026)
 #: Ten moments: steps, a row of the history, checkpoints, the evaluation, its files and the record.

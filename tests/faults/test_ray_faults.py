@@ -18,7 +18,7 @@ from harness.runs.trial import Options, Trial
 from harness.store.locks import is_free
 from harness.store.records import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 #: Long enough to be in the middle of.
 LONGER = [*TINY, "--set", "schedule.steps=100", "--device", "cpu"]

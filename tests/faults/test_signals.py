@@ -16,7 +16,7 @@ import harness.training
 from harness import interruption
 from harness.store.records import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,7 @@ def two(tmp_path_factory, small) -> list[dict]:
     return spawn(WORLD, small / "mini", tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_processes_train_as_one_that_loops_over_the_same_groups(two, tmp_path):
     """Live batch statistics, dropout, a frozen stage and a layer that one group alone uses included."""
     alone = train_toy(tmp_path)
@@ -195,7 +195,7 @@ def test_two_processes_train_as_one_that_loops_over_the_same_groups(two, tmp_pat
     assert alone["state"]["body.1.num_batches_tracked"] == 8 * GROUPS
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("probe", probes(), ids=str)
 def test_gradients_of_every_method_are_those_of_one_process(two, probe, tmp_path):
     alone = gradients(*probe, tmp_path)
@@ -207,7 +207,7 @@ def test_gradients_of_every_method_are_those_of_one_process(two, probe, tmp_path
         assert torch.stack(off).norm() <= 1e-5 * norm
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_counts_are_the_same_integers_for_any_number_of_processes(two, tmp_path, small):
     counts, bands = score(small / "mini")
     assert counts.ids == tuple(Mini(small / "mini").ids("val"))
@@ -220,7 +220,7 @@ def test_counts_are_the_same_integers_for_any_number_of_processes(two, tmp_path,
         np.testing.assert_array_equal(their_bands, bands)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_non_finite_loss_on_one_process_stops_all_and_names_its_pictures(two):
     for found in two:
         assert "'main' is nan at step 5" in found["error"]

@@ -59,7 +59,7 @@ def test_in_this_process(troubled, small):
     check(troubled, trials, execute(trials, options, None), 1)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_ray(troubled, small, processes):
     """Of two processes, the first and the second meet errors by turns; which one it was does not matter."""

@@ -95,7 +95,7 @@ def test_a_worker_of_ray_has_the_drivers_path(
     assert str(decoys) not in sys.path
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_processes_that_are_spawned_find_ours(decoys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.data.parallel._WORTH_PROCESSES", 1)
     monkeypatch.setenv("PYTHONPATH", str(decoys))
@@ -132,7 +132,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return command
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("where", ["empty", "decoys", "decoys under Ray"])
 def test_the_installed_wheel_runs_wherever_the_user_stands(
     wheel: Path, cache: Path, small: Path, tmp_path: Path, where: str

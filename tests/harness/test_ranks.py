@@ -52,7 +52,7 @@ def kill_once(results: Path, killed: list[int], stop: threading.Event) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads Linux's /proc")
 def test_a_killed_rank_restarts_its_trial_from_the_checkpoint_with_the_same_numbers(tmp_path, small):
     whole = run(tmp_path / "whole", small)

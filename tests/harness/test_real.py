@@ -13,7 +13,7 @@ from PIL import Image
 from harness.cli import cli, invoke
 from harness.store.records import Store
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = pytest.mark.real
 
 #: The paper's recipe with a small encoder, a small crop and few steps.
 SMALL = {

@@ -45,7 +45,6 @@ def test_every_method_can_be_built_on_every_backbone_of_its_recipes(name):
     built(name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", one_of_each(every=True))
 def test_every_registered_recipe_can_be_built(name):
     built(name)
@@ -61,7 +60,6 @@ def steps() -> list[str]:
     return list(found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", steps())
 def test_every_method_takes_a_step_of_each_phase_on_its_backbone(name):
     smaller = {"config.local_size": 16} if name.startswith("toco/") else {}  # crops of a crop of 48

@@ -86,7 +86,7 @@ def test_another_machine_reads_a_uri(bucket, folder_record, tmp_path, small, mon
     assert numbers(imported) == numbers(record)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_killed_on_one_machine_goes_on_on_another(tmp_path, small, folder_record):
     place = tmp_path / "bucket"
     command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
@@ -114,7 +114,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(tmp_path, small, folder_
     assert record.data["resumed"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkeypatch):
     uri = (tmp_path / "bucket").as_uri()
     arguments = ["--set", "schedule.steps=2", *ONE, "--data-root", small]
@@ -132,7 +132,7 @@ def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkey
     assert second.data["data"]["labels"]["content"] == first.data["data"]["labels"]["content"]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_search_goes_on_on_another_machine(tmp_path, small, monkeypatch):
     place = tmp_path / "bucket"
     arguments = [

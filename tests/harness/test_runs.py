@@ -91,7 +91,7 @@ def test_two_loader_workers_give_the_same_bits(tmp_path, first, small):
     assert_same_numbers(only(tmp_path), first)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, first, small):
     arguments = [*TINY, "--device", "cpu", "--data-root", small, "--results", tmp_path]
     assert wsss("run", RECIPE, *arguments, "--seeds", "2") == 0
@@ -106,7 +106,7 @@ def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, 
     assert "optimiser.lr" in failed.data["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, capsys):
     groups = [*TINY, "--set", "batch.groups=2", "--set", "batch.per_group=2"]
     groups += ["--device", "cpu", "--seed", "0"]
@@ -127,7 +127,7 @@ def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, caps
     assert "3 groups cannot be shared evenly by 2 processes" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("moment", ["training", "evaluating"])
 def test_a_killed_run_started_again_ends_with_the_same_numbers(tmp_path, first, small, moment):
     command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
@@ -344,7 +344,7 @@ def test_list_show_and_doctor_say_what_there_is(capsys):
     assert "torch" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_labels_of_another_recipe_come_from_its_trial_of_the_same_seed(tmp_path, small, capsys):
     arguments = ["--set", "schedule.steps=2", "--seeds", "2", "--local", "--device", "cpu"]
     assert wsss("run", "pce/mini-image", *arguments, "--data-root", small, "--results", tmp_path) == 0

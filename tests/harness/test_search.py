@@ -417,7 +417,7 @@ def test_a_missing_sampler_package_is_named(options, monkeypatch):
         plan(options, sampler="cmaes")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path):
     more = ["--trials", "5", "--local", "--scheduler", "none", "--checkpoint-seconds", "0"]
     arguments = [str(a) for a in command(small, tmp_path, *more)]
@@ -448,7 +448,7 @@ def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path)
         assert (a["values"], a["measured"]) == (b["values"], b["measured"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ray_finds_the_values_that_one_process_finds(small, tmp_path):
     more = ["--trials", "6"]
     assert wsss(*command(small, tmp_path / "ray", *more, "--max-concurrent", "1")) == 0

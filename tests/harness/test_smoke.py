@@ -109,7 +109,6 @@ def test_a_recipe_is_trained_resumed_and_scored_and_only_figures_are_kept(option
     assert RECIPE in (tmp_path / "smoke" / "table.md").read_text()
 
 
-@pytest.mark.slow
 def test_every_method_is_tried_on_the_command_line(options, small, tmp_path, capsys):
     where = ["--data-root", small, "--results", options.results, "--device", "cpu", "--local"]
     code = wsss("run", "mini", *OVERRIDES, "--seeds", 2, "--smoke", *where)
@@ -207,7 +206,7 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
     assert "accumulate=2" in row.reason
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch):
     real = smoke.try_recipe
 

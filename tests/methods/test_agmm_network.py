@@ -73,7 +73,6 @@ def statistics(x: torch.Tensor) -> np.ndarray:
     return np.array([x.mean(), x.std(correction=0), x.abs().max()])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", NETWORKS)
 def test_every_stage_agrees_at_an_odd_size(tag):
     gold = load(tag, "eval_97x81")
@@ -89,7 +88,6 @@ def test_every_stage_agrees_at_an_odd_size(tag):
     np.testing.assert_allclose(found["logits"][..., ::8, ::8], gold["logits_f64_s8"], atol=3e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["city_r50", pytest.param("voc_r101", marks=pytest.mark.golden)])
 def test_large_dilations_agree_at_the_training_size(tag, request):
     """A 65-pixel picture cannot tell rate 17 from 18: every tap falls into the padding."""
@@ -130,7 +128,6 @@ def check_gradients(net: DeepLabV3Plus, gold: dict, each: float, total: float) -
         assert float(value.sum()) == pytest.approx(sum_, abs=1e-4 * norm * len(value) ** 0.5), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", NETWORKS)
 def test_a_training_step_agrees(tag):
     gold = load(tag, "train_65x65")
@@ -148,7 +145,6 @@ def test_a_training_step_agrees(tag):
 
 
 @pytest.mark.golden
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", NETWORKS)
 def test_double_precision_agrees_closely(tag, full_golden):
     net = network(tag).double()
@@ -176,7 +172,6 @@ def test_double_precision_agrees_closely(tag, full_golden):
 
 
 @pytest.mark.golden
-@pytest.mark.slow
 def test_seven_scales_with_mirror_agree(full_golden):
     from harness.evaluation import predict_scores, protocol
 
@@ -188,7 +183,6 @@ def test_seven_scales_with_mirror_agree(full_golden):
         np.testing.assert_allclose(probabilities, gold[key], atol=3e-7)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_the_authors_loads_into_the_method(tmp_path):
     state = state_dict(FOLDER / "networks" / "agmm" / "keys_city_r50.json")
     torch.save(state, tmp_path / "resnet50_77.77.pth")

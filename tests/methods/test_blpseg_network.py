@@ -133,13 +133,11 @@ def compare(found: dict[str, Tensor], gold: dict[str, np.ndarray], tolerance: di
     return number
 
 
-@pytest.mark.slow
 def test_every_stage_agrees_at_an_odd_size():
     gold = load(FOLDER / "voc_eval_97x81.npz")
     assert compare(every_tensor(method().network, blocky(11, 1, 97, 81)), gold, EVAL) == 15
 
 
-@pytest.mark.slow
 def test_leaving_local_aggregation_out_would_be_seen():
     gold = load(FOLDER / "voc_eval_97x81.npz")
     assert np.abs(gold["lam_low"] - gold["seg_low"]).max() > 1000 * EVAL["lam_low"]

@@ -261,21 +261,18 @@ def compare(found: dict[str, Tensor], gold: dict[str, np.ndarray], double: bool)
     return number
 
 
-@pytest.mark.slow
 def test_every_stage_agrees_on_a_masked_picture():
     gold = load(FOLDER / "voc_s64_masked.npz")
     images, mask = torch.from_numpy(gold["input"]), torch.from_numpy(gold["mask"])
     assert compare(every_tensor(method().network, images, mask), gold, double=False) == 17
 
 
-@pytest.mark.slow
 def test_the_optimiser_groups_are_the_authors():
     groups = json.loads((FOLDER / "param_groups.json").read_text())
     wanted = [set(groups[f"group{i}"]) - {"projector.last_layer.weight_g"} for i in range(4)]
     assert groups_of(method(), "network.") == wanted
 
 
-@pytest.mark.slow
 def test_a_released_checkpoint_loads_into_both_networks(tmp_path):
     state = saved(FOLDER / "keys_voc.json")
     assert len(state) == 196

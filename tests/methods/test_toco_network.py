@@ -100,7 +100,6 @@ def load(file: Path) -> dict[str, np.ndarray]:
         return {k: data[k] for k in data}
 
 
-@pytest.mark.slow
 def test_a_small_picture_goes_through_the_network_as_in_the_authors_code():
     gold = load(FOLDER / "coco_s64.npz")
     built = method(FOLDER / "keys_coco.json")
