@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.data.base import IGNORE, UNLABELLED
+from harness.errors import UserError, nearest
 
-__all__ = ["IGNORE", "UNLABELLED", "Batch", "Progress", "View"]
+__all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "Progress", "View"]
 
 
 def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
@@ -39,6 +40,21 @@ class View:
     valid: Tensor
 
 
+class NoView(UserError, KeyError):
+    """A loss asks for a view that its method did not ask a batch to carry."""
+
+
+class _Views(dict[str, View]):
+    """Views by name; one that is not there is named, with those that are."""
+
+    def __missing__(self, name: str) -> View:
+        raise NoView(
+            f"a batch carries no view {name!r}",
+            where="batch.views",
+            remedy=nearest(str(name), self) if self else "let the method's `views` ask for it",
+        )
+
+
 @dataclass
 class Batch:
     """One group's share of a training step. Dense masks are absent under weak supervision.
@@ -52,7 +68,8 @@ class Batch:
         ids: image ids.
         raw: ``(B, 3, H, W)`` uint8 colours after geometric augmentation, before normalisation.
         valid: ``(B, H, W)`` bool, False where padded.
-        views: further views by name, only those that the method asked for.
+        views: further views by name, only those that the method asked for; another name raises
+            :class:`NoView`.
     """
 
     images: Tensor
@@ -62,6 +79,9 @@ class Batch:
     raw: Tensor
     valid: Tensor
     views: dict[str, View] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.views = _Views(self.views)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on ``device``."""

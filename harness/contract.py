@@ -5,14 +5,17 @@ Nothing here reads a value of a tensor, so nothing waits for a GPU.
 
 from __future__ import annotations
 
+import dataclasses
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from harness.build import ViewSpec
-from harness.errors import UserError
+from harness.batch import Batch, NoView, Progress, View
+from harness.build import Build, ViewSpec
+from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -126,12 +129,45 @@ def check_label_map(labels: Any, images: Tensor, output: str, method: str, where
     )
 
 
+#: What a method is handed, by the name that messages give it.
+_HANDED = {Batch: "batch", View: "view", Progress: "progress", Build: "build"}
+
+
+def misnamed(error: BaseException, method: Method) -> UserError | None:
+    """The mistake behind an error, where code asked its batch, progress, build or configuration for something
+    that they do not have; None for every other error."""
+    if not isinstance(error, NoView | AttributeError):
+        return None
+    frame = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frame if f.name != "__missing__"]
+    where = f"{own[-1].filename}, line {own[-1].lineno}" if own else place(method)
+    if isinstance(error, NoView):
+        return NoView(f"{method.name}: {error.problem}", where=where, remedy=error.remedy)
+    handed = error.obj
+    known = {**_HANDED, type(method.config): "config"}.get(type(handed))
+    if known is None or not isinstance(error.name, str):
+        return None
+    fields = [f.name for f in dataclasses.fields(handed)] if dataclasses.is_dataclass(handed) else []
+    derived = [k for k, v in vars(type(handed)).items() if isinstance(v, property)]
+    return UserError(
+        f"{method.name}: there is no {known}.{error.name}",
+        where=where,
+        remedy=nearest(error.name, [*fields, *derived]),
+    )
+
+
 #: Columns of the history that are not loss terms.
 RESERVED = ("step", "lr", "loss", "steps_per_second")
 
 
-def check_terms(terms: Any, method: Method, device: torch.device) -> None:
+def check_terms(terms: Any, method: Method, device: torch.device | None) -> None:
     """What ``loss`` gives is scalar terms by name, with a way back to the parameters. Reads no value.
+
+    Args:
+        terms: what it gave.
+        method: whose loss.
+        device: where the batch was. None for a batch made up for a trial: of such a one, place and gradient
+            of the terms say nothing.
 
     Raises:
         UserError: naming the term.
@@ -160,11 +196,11 @@ def check_terms(terms: Any, method: Method, device: torch.device) -> None:
                 f"loss term {name!r} is {term.dtype} of shape {tuple(term.shape)}",
                 "reduce it to one floating-point number, by its mean for instance",
             )
-        if term.device.type != device.type:
+        if device is not None and term.device.type != device.type:
             raise refuse(
                 f"loss term {name!r} is on {term.device}, not on {device}", "compute it where the batch is"
             )
-    if not any(term.requires_grad for term in terms.values()):
+    if device is not None and not any(term.requires_grad for term in terms.values()):
         raise refuse(
             f"no loss term has a gradient ({', '.join(terms)})",
             "compute at least one from parameters that are trained, without detach or no_grad",

@@ -17,9 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.contract import check_label_map, check_logits, check_parameters, check_views, place
+from harness.batch import Progress
+from harness.contract import (
+    check_label_map,
+    check_logits,
+    check_parameters,
+    check_terms,
+    check_views,
+    misnamed,
+    place,
+)
 from harness.errors import UserError
 from harness.faults import ONE_VALUE, one_picture, smallest_piece
+from harness.made_up import Answers, made_up_batch
 from harness.names import check_network, check_output
 from harness.networks import build_method
 from harness.registry import METHODS
@@ -162,8 +172,9 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
             return _attempt(f"{name} {what}", work, device)
 
     method: Method = attempt("cannot be built", lambda: build_method(bare, device, seed=0))
-    check_parameters(method)
-    check_views(method)
+    attempt("cannot give its parameter groups", lambda: check_parameters(method))
+    attempt("cannot give its views", lambda: check_views(method))
+    _try_losses(method, resolved, device)
     _probe_encoders(method, recipe.backbone, recipe.crop_size, device)
     side = recipe.crop_size if device == _META else tuple(min(s, _SIDE) for s in recipe.crop_size)
     images = torch.zeros(1, 3, *side, device=device)
@@ -194,6 +205,32 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
     return Rehearsed(tuple(method.networks), tuple(labels))
 
 
+def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> None:
+    """One loss of each phase on a made-up batch: what it asks for exists, and its terms are terms.
+
+    Any other error may come of the batch, which is made up, and says nothing here: the first step meets
+    what is real.
+    """
+    batch = made_up_batch(method, resolved.recipe, device, None if device == _META else _SIDE)
+    method.train()
+    for fraction in method.probe_steps or (0.0,):
+        progress = Progress(int(fraction * 1000), 1000, 10)
+        try:
+            with torch.enable_grad(), device, Answers():
+                terms = method(batch, progress)
+                method.after_step(progress)
+        except Exception as error:
+            if found := misnamed(error, method):
+                raise found from error
+        else:
+            check_terms(terms, method, None)
+
+
+def _lacks_values(error: Exception) -> bool:
+    """Whether an error arose because tensors of the meta device have no values."""
+    return isinstance(error, NotImplementedError) or any(words in str(error).lower() for words in _NO_VALUES)
+
+
 def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
     try:
         return work()
@@ -201,8 +238,7 @@ def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
         raise
     except Exception as error:
         text = str(error)
-        lacks = isinstance(error, NotImplementedError) or any(words in text.lower() for words in _NO_VALUES)
-        if device == _META and lacks:
+        if device == _META and _lacks_values(error):
             raise _NeedsValues from error
         frame = traceback.extract_tb(error.__traceback__)[-1]
         first = text.splitlines()[0] if text.strip() else "no message"

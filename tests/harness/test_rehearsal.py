@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from runs import wsss
-from small_methods import make_batch
+from small_methods import build, make_batch
 
 from harness import faults, rehearsal
 from harness.batch import Progress
-from harness.build import Build
+from harness.build import Build, ViewSpec
 from harness.contract import check_terms
 from harness.errors import UserError
 from harness.nn.encoders import create_encoder
@@ -262,8 +262,87 @@ MISTAKES = {
     "the pseudo labels 'cam' are torch.float32": {
         "pseudo_labels": lambda self, images, tags: {"cam": images[:, 0]}
     },
+    "cannot give its parameter groups: KeyError": {"parameter_groups": lambda self: {}["nothing"]},
+    "cannot give its views: AttributeError": {"views": lambda self: self.config.nothing},
+    "loss gives Tensor, not terms by name": {
+        "loss": lambda self, batch, progress: self.network(batch.images).logits.mean()
+    },
+    r"'ce' is torch.float32 of shape \(2,": {
+        "loss": lambda self, batch, progress: {"ce": self.network(batch.images).logits}
+    },
     "no frozen dataclass of harness.schema": {"Config": type("Plain", (), {})},
 }
+
+
+def _reads(what, first_step=0):
+    """A loss that asks for something once training has come to a step (of a thousand)."""
+
+    def loss(self, batch, progress):
+        terms = PartialCrossEntropy.loss(self, batch, progress)
+        if bool(terms["seg"] > 0) and progress.step >= first_step:  # values are needed to come here
+            what(self, batch, progress)
+        return terms
+
+    return loss
+
+
+def _half(self):
+    return {"half": ViewSpec(scale=0.5)}
+
+
+#: Reads that nothing answers, and what is said of them.
+READS = {
+    r"mine: a batch carries no view 'hafl'(.|\n)*did you mean 'half'": {
+        "views": _half,
+        "loss": _reads(lambda self, batch, progress: batch.views["hafl"].images),
+    },
+    r"a batch carries no view 'half'(.|\n)*let the method's `views` ask for it": {
+        "loss": _reads(lambda self, batch, progress: batch.views["half"])
+    },
+    r"there is no view\.labels(.|\n)*valid: images, raw, valid": {
+        "views": _half,
+        "loss": _reads(lambda self, batch, progress: batch.views["half"].labels),
+    },
+    r"there is no batch\.masks": {"loss": _reads(lambda self, batch, progress: batch.masks)},
+    r"there is no batch\.tag\b(.|\n)*did you mean 'tags'": {
+        "loss": _reads(lambda self, batch, progress: batch.tag)
+    },
+    r"there is no progress\.steps(.|\n)*'step'": {
+        "probe_steps": (0.0, 0.9),
+        "loss": _reads(lambda self, batch, progress: progress.steps, first_step=500),
+    },
+    r"there is no config\.head_widht(.|\n)*'head_width'": {
+        "loss": _reads(lambda self, batch, progress: self.config.head_widht)
+    },
+    r"there is no build\.classes": {"after_step": lambda self, progress: self.build.classes},
+}
+
+
+@pytest.mark.parametrize("message", READS)
+def test_what_a_loss_asks_for_and_nothing_brings_is_named_before_the_first_step(message, tried):
+    with pytest.raises(UserError, match=message) as caught:
+        tried(_method(name="mine", **READS[message]))
+    assert __file__ in caught.value.where
+
+
+def test_a_view_that_is_there_and_one_that_is_looked_for_are_legal(tried):
+    def loss(self, batch, progress):
+        assert "other" not in batch.views
+        assert batch.views.get("other") is None
+        assert not hasattr(batch, "other")
+        assert batch.rows(slice(0, 1)).views["half"].images.shape[0] == 1
+        return PartialCrossEntropy.loss(self, batch, progress)
+
+    tried(_method(views=_half, loss=loss))
+    with pytest.raises(KeyError, match="no view 'other'"):
+        make_batch(build("dfr/mini-scribble"), "scribble").to("cpu").views["other"]
+
+
+def test_an_error_that_a_made_up_batch_may_cause_is_left_to_the_first_step(tried):
+    def loss(self, batch, progress):
+        raise UserError("no two pictures are equal")
+
+    tried(_method(loss=loss))
 
 
 @pytest.mark.parametrize("message", MISTAKES)
@@ -275,6 +354,20 @@ def test_a_mistake_in_a_method_is_named_before_the_first_step(message, tried):
 def test_parameters_that_no_group_holds_are_named(tried):
     with pytest.raises(UserError, match=r"parameters extra\.weight, extra\.bias would stay"):
         tried(_method(__init__=_forgotten))
+
+
+def test_frozen_parameters_need_no_group_and_may_stand_in_one(tried):
+    def init(self, config, build):
+        PartialCrossEntropy.__init__(self, config, build)
+        self.guide = torch.nn.Conv2d(3, 3, 1).requires_grad_(False)
+        self.later = torch.nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    def groups(self):
+        return [*PartialCrossEntropy.parameter_groups(self), {"params": self.later.parameters()}]
+
+    tried(_method(__init__=init, parameter_groups=groups))
+    with pytest.raises(UserError, match="no trainable parameter"):
+        tried(_method(parameter_groups=lambda self: [{"params": self.requires_grad_(False).parameters()}]))
 
 
 def test_a_method_that_needs_values_is_tried_with_some(tried):
@@ -316,14 +409,16 @@ def test_constant_terms_beside_one_with_a_gradient_are_legal():
     check_terms({"ce": _scalar(), "none": torch.zeros(())}, method, torch.device("cpu"))
 
 
-def test_the_first_step_is_refused_before_the_optimiser_moves(small, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("known", [False, True], ids=["before training", "at the first step"])
+def test_wrong_terms_are_refused_before_the_optimiser_moves(known, small, tmp_path, monkeypatch, capsys):
     loss = PartialCrossEntropy.loss
     monkeypatch.setattr(PartialCrossEntropy, "loss", lambda *a: {"step": sum(loss(*a).values())})
+    monkeypatch.setattr(rehearsal, "_known", {})
+    if known:  # a made-up batch may not tell
+        monkeypatch.setattr(rehearsal, "_try_losses", lambda *a: None)
     arguments = ["run", RECIPE, "--seeds", "1", "--local", "--device", "cpu", "--data-root", small]
-    assert (
-        wsss(*arguments, "--results", tmp_path, "--set", "schedule.steps=2", "--set", "batch.per_group=2")
-        == 1
-    )
+    arguments += ["--results", tmp_path, "--set", "schedule.steps=2", "--set", "batch.per_group=2"]
+    assert wsss(*arguments) == (1 if known else 2)
     assert "a loss term cannot be called 'step'" in capsys.readouterr().err
     assert not list(tmp_path.rglob("last.pt"))
 

@@ -351,6 +351,61 @@ def test_parameter_groups_keep_their_learning_rate_share_and_refuse_unknown_keys
         create_optimiser([{"params": model.parameters(), "lr_mult": 1}], OptimiserSpec())
 
 
+class Guided(Toy):
+    """A frozen guide beside what is trained, and a head that thaws half way."""
+
+    def __init__(self, keeps_mode=True):
+        super().__init__()
+        self.guide = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)).requires_grad_(False)
+        self.keeps_mode = keeps_mode
+        self.extra = nn.Linear(8, 4).requires_grad_(False)
+
+    def parameter_groups(self):
+        return [*super().parameter_groups(), {"params": self.extra.parameters()}]
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.keeps_mode:
+            self.guide.eval()
+        return self
+
+    def forward(self, batch, progress):
+        self.extra.requires_grad_(progress.step >= 20)
+        guided = self.extra(self.guide(batch.images).mean((2, 3)))
+        return super().forward(batch, progress) | {"guided": guided.square().mean()}
+
+
+@pytest.mark.parametrize("keeps_mode", [True, False])
+def test_a_frozen_submodule_stays_as_it_was_and_one_that_thaws_is_trained_from_then_on(tmp_path, keeps_mode):
+    recipe = make_recipe(optimiser={"name": "adamw", "lr": 0.01, "weight_decay": 0.1})
+
+    def begun(folder, **options):
+        torch.manual_seed(0)
+        return make_trainer(folder, recipe, Guided(keeps_mode), **options)
+
+    first = begun(tmp_path, checkpoint_seconds=0)
+    guide, extra = (
+        {k: v.clone() for k, v in part.state_dict().items()}
+        for part in (first.method.guide, first.method.extra)
+    )
+    for status in first.run():
+        state = torch.load(first.checkpoint, weights_only=True)["method"]
+        for name, value in guide.items():
+            moves = "running" in name or "tracked" in name
+            assert torch.equal(state[f"guide.{name}"], value) == (keeps_mode or not moves), name
+        for name, value in extra.items():
+            assert torch.equal(state[f"extra.{name}"], value) == (status.step <= 20), name
+        if status.step == 20:
+            break
+    second = begun(tmp_path)
+    list(second.run())
+    whole = begun(tmp_path / "whole")
+    list(whole.run())
+    assert second.resumed_at == 20
+    assert torch.equal(weights(second), weights(whole))
+    assert not torch.equal(second.method.extra.weight, extra["weight"])
+
+
 def test_the_best_network_on_validation_is_kept(tmp_path):
     scores = iter([10.0, 30.0, 20.0, 25.0])
     recipe = make_recipe(selection={"every_steps": 10})

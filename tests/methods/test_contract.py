@@ -12,9 +12,12 @@ from small_methods import SIDE, build, make_batch, mini_recipes
 
 from harness.batch import Progress
 from harness.build import Build
+from harness.contract import check_label_map, check_logits
 from harness.errors import UserError
+from harness.names import SEGMENTATION
 from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
+from harness.rehearsal import rehearse
 from harness.schema import InferenceOnly, Shapes, TrainingOnly, fields, load, marks
 
 
@@ -190,6 +193,26 @@ def test_prediction_has_the_right_shape_is_repeatable_and_independent_of_the_bat
             assert torch.equal(together, method.predict(images, network))
             alone = torch.cat([method.predict(i[None], network) for i in images])
             torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FIRST.values())
+def test_the_names_that_recipes_may_ask_for_are_those_that_are_given_and_documented(name):
+    known, method = rehearse(resolve(name)), build(name).eval()
+    assert known.networks == method.networks
+    assert method.networks[0] == "default"
+    batch = make_batch(method, resolve(name).recipe.supervision, size=1)
+    labels = method.pseudo_labels(batch.images, batch.tags)
+    assert tuple(labels) == known.outputs
+    assert SEGMENTATION not in known.outputs
+    for output, made in labels.items():
+        check_label_map(made, batch.images, output, method.name, name)
+        told = " ".join(
+            cls.pseudo_labels.__doc__ for cls in type(method).__mro__[:-1] if "pseudo_labels" in vars(cls)
+        )
+        assert f"``{output}``" in told
+    for network in method.networks:
+        check_logits(method.predict(batch.images, network), method, batch.images, network)
+        check_logits(method.grid_logits(batch.images, network), method, batch.images, network, whole=False)
 
 
 @pytest.mark.parametrize("name", mini_recipes())
