@@ -12,6 +12,7 @@ complete ones, which misleads samplers, and cannot restore a study from a persis
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -236,6 +237,9 @@ class Study:
         if trial is None:
             return True
         for percent, value in event.values:
+            if not math.isfinite(value):
+                self.end(number, "diverged", reason=f"the objective is {value} at {percent}% of training")
+                return True
             if percent not in self.frozen(number).intermediate_values:
                 trial.report(value, percent)
                 # The recipe's own configuration is the yardstick of all others, so it is never stopped.

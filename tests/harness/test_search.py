@@ -16,6 +16,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from searches import RECIPE, SET, TINY, finish, nothing, plan, pretend, table, value_of
 
+import harness.search.objective
 import harness.search.plan
 import harness.search.study
 from harness import foreign
@@ -28,6 +29,7 @@ from harness.search.objective import END, HELD_OUT, Event, held_out, measure
 from harness.search.plan import grid_values, plan_search
 from harness.search.report import best_overrides
 from harness.search.study import open_study, search_local
+from methods.baselines import PartialCrossEntropy
 
 
 def wsss(*arguments: object) -> int:
@@ -170,6 +172,55 @@ def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(opti
     finish(search)
     assert len(table(search)["trials"]) == 9
     assert table(search)["counts"]["finished"] + table(search)["counts"]["pruned"] == 8
+
+
+def test_a_trial_whose_scores_are_no_numbers_is_diverged_and_never_the_best(options, monkeypatch):
+    """Trained and measured for real: its loss is a number, what it predicts in the end is none."""
+    predict, build = PartialCrossEntropy.predict, harness.search.objective.build_method
+    broken = []
+
+    def build_method(resolved, device, seed):
+        method = build(resolved, device, seed)
+        method.breaks = resolved.recipe.optimiser.lr != own
+        broken.append(method.breaks)
+        return method
+
+    def scores(self, images, network="default"):
+        values = predict(self, images, network)
+        return values * float("nan") if getattr(self, "breaks", False) else values
+
+    own = resolve(RECIPE).recipe.optimiser.lr
+    monkeypatch.setattr(harness.search.objective, "build_method", build_method)
+    monkeypatch.setattr(PartialCrossEntropy, "predict", scores)
+    search = plan_search(RECIPE, 3, overrides=TINY | {"schedule.steps": 1}, options=options, sampler="random")
+    finish(search)
+    first, *others = table(search)["trials"]
+    assert broken == [False, True, True]
+    assert first["state"] == "finished"
+    assert table(search)["best"]["number"] == 0
+    for row in others:
+        assert (row["state"], row["miou"], row["measured"]) == ("diverged", None, {})
+        assert "are not finite" in row["reason"]
+        assert "picture" in row["reason"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_measurement_that_is_no_number_makes_a_trial_diverge(value, late, options, monkeypatch):
+    def events(job, again=False):
+        if job.number == 1:
+            yield Event(values=((25, 99.0),)) if late else Event(values=((25, value),))
+            yield Event(values=((END, value),))
+        else:
+            yield from pretend(job)
+
+    monkeypatch.setattr(harness.search.study, "events", events)
+    search = plan(options, 3, sampler="random", scheduler="none")
+    finish(search)
+    rows = table(search)["trials"]
+    assert [row["state"] for row in rows] == ["finished", "diverged", "finished"]
+    assert rows[1]["miou"] is None
+    assert table(search)["best"]["number"] != 1
 
 
 def test_a_warm_start_learns_from_earlier_trials_without_counting_them(options, quick, tmp_path):
