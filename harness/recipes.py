@@ -276,6 +276,12 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
             where=where,
             remedy="a recipe's method is that of its file: name a recipe of another method",
         )
+    if method_name not in METHODS:
+        raise UserError(
+            f"unknown method {method_name!r}",
+            where=where,
+            remedy=f"a file of recipes is called after its method; {nearest(method_name, METHODS.names())}",
+        )
     recipe = load(Recipe, values, where)
     method = METHODS.get(recipe.method)
     if recipe.dataset not in DATASETS:

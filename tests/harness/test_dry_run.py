@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from installed import installed
 
 import harness.data.mini
 from harness.cli import invoke
 from harness.commands.explore import doctor, list_, show
 from harness.commands.run import run
+from harness.data.mini import Mini
+from harness.registry import DATASETS
 from harness.runs.overlay import overlay
 from harness.runs.trial import Options, Trial, prepare
 
@@ -53,6 +58,88 @@ def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
     made = "data set, labels: would be made" if fresh else None
     for name, says in ((TARGETS[1], made), (TARGETS[3], "labels: would be made")):
         assert (says or "would be made") in would[name] if says else "would be made" not in would[name]
+
+
+#: Two stages of one step each, as a user's own package brings them.
+TINY = """
+    crop = 32
+    batch = { groups = 1, per_group = 4 }
+    schedule = { steps = 1 }
+"""
+STAGES = {
+    "stages/__init__.py": "",
+    "stages/methods.py": """
+        from methods.baselines import ClassActivationMap, PartialCrossEntropy
+
+        class Maps(ClassActivationMap):
+            name, title = "maps", "Maps"
+
+        class Second(PartialCrossEntropy):
+            name, title = "second", "Second"
+    """,
+    "stages/recipes/__init__.py": "",
+    "stages/recipes/maps.toml": f"""
+    [mini-image]
+    extends = "cam/mini-image"{TINY}""",
+    "stages/recipes/second.toml": f"""
+    [mini-image]
+    extends = "pce/mini-image"
+    labels_from = "maps/mini-image"{TINY}""",
+}
+ENTRIES = {
+    "methods": {"maps": "stages.methods:Maps", "second": "stages.methods:Second"},
+    "recipes": {"stages": "stages.recipes"},
+}
+
+
+@pytest.mark.parametrize("uri", [False, True], ids=["folder", "object store"])
+def test_a_dry_run_of_a_second_stage_leaves_its_finished_source_alone(
+    uri: bool, tmp_path: Path, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "results"
+    place.mkdir()
+    results = place.as_uri() if uri else str(place)
+    common = ["--seeds", "1", "--local", "--device", "cpu", "--results", results, "--data-root", str(small)]
+    with installed(tmp_path / "package", "two-stages", STAGES, ENTRIES):
+        assert invoke(run, ["maps/mini-image", *common]) == 0
+        before = trace(tmp_path, cache, small)
+        capsys.readouterr()
+        assert invoke(run, ["maps/mini-image", "second/mini-image", *common, "--dry-run"]) == 0
+        assert "1 of 2 trials to run" in capsys.readouterr().out
+        assert trace(tmp_path, cache, small) == before  # the source's labels are not made either
+        assert invoke(run, ["second/mini-image", *common]) == 0
+        before = trace(tmp_path, cache, small)
+        capsys.readouterr()
+        targets = ["maps/mini-image", "second/mini-image"]
+        assert invoke(run, [*targets, *common, "--dry-run"]) == 0
+        assert "0 of 2 trials to run" in capsys.readouterr().out
+        assert trace(tmp_path, cache, small) == before
+
+
+def test_a_dry_run_on_a_data_set_of_ones_own_leaves_no_trace(
+    tmp_path: Path, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = small / "mini"
+    described = tmp_path / "things" / "dataset.toml"
+    described.parent.mkdir()
+    described.write_text(f"classes = {json.dumps(Mini.info.classes)}\n")
+    for name, folder in (("images", "JPEGImages"), ("masks", "SegmentationClass")):
+        (described.parent / name).symlink_to(root / folder)
+    for split in ("train", "val"):
+        shutil.copy(root / "ImageSets" / "Segmentation" / f"{split}.txt", described.parent)
+    common = ["--local", "--device", "cpu", "--seeds", "1", "--data-root", f"things={described}"]
+    common += ["--set", "dataset=things", "--set", "crop=32", "--results", str(tmp_path / "results")]
+    before = trace(tmp_path, cache, small)
+    registered = dict(DATASETS._registered)
+    try:
+        assert invoke(run, ["pce/mini-scribble", "full/mini-full", *common, "--dry-run"]) == 0
+    finally:
+        DATASETS._registered.clear()
+        DATASETS._registered.update(registered)
+    assert "2 of 2 trials to run" in capsys.readouterr().out
+    assert trace(tmp_path, cache, small) == before
 
 
 def test_list_show_and_doctor_leave_no_trace(
