@@ -27,9 +27,25 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Stride = Annotated[int, Field(ge=1, le=4096)]
 
 
+class Unfit(ValueError):
+    """Values that contradict each other, each legal by itself: what a check in a ``schema`` class raises.
+
+    Args:
+        problem: naming the keys and their values.
+        remedy: what to set.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"a range goes from its smaller to its larger end, not from {pair[0]} to {pair[1]}")
+        raise Unfit(
+            f"a range goes from its smaller to its larger end, not from {pair[0]} to {pair[1]}",
+            f"turn it round: [{pair[1]}, {pair[0]}]",
+        )
     return pair
 
 
@@ -41,9 +57,11 @@ def in_order(low: str, high: str) -> Any:
     """A check in the body of a ``schema`` class: one field's value does not exceed another's."""
 
     def check(self: Any) -> Any:
-        if getattr(self, low) > getattr(self, high):
-            raise ValueError(
-                f"{low!r} ({getattr(self, low)}) must not be larger than {high!r} ({getattr(self, high)})"
+        least, most = getattr(self, low), getattr(self, high)
+        if least > most:
+            raise Unfit(
+                f"{low!r} ({least}) must not be larger than {high!r} ({most})",
+                f"set {low} to {most} at most, or {high} to {least} at least",
             )
         return self
 

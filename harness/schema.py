@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_origin, get_type_hints
 
 import pydantic
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -101,7 +101,7 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
         raise UserError(
             f"key {'.'.join(path)!r}: {_UNUSABLE}, got {_brief.repr(number)}",
             where=where,
-            remedy=_document(cls, path),
+            remedy=_remedy(cls, path),
         )
     try:
         made = pydantic.TypeAdapter(cls).validate_python(dict(values))
@@ -112,13 +112,21 @@ def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             remedy = nearest(path[-1], _keys_at(cls, path[:-1]))
             raise UserError(f"unknown key {key!r}", where=where, remedy=remedy) from None
-        message = first["msg"].removeprefix("Value error, ")
-        shown = "" if first["type"] == "missing" or not path else f", got {_brief.repr(first['input'])}"
-        raise UserError(f"key {key!r}: {message}{shown}", where=where, remedy=_document(cls, path)) from None
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if first["type"] in ("dataclass_type", "dict_type"):
+            message = "a table is wanted"
+        elif first["msg"].startswith("Input"):
+            message = f"it should be {message}"
+        unfit = getattr(first.get("ctx", {}).get("error"), "remedy", None)
+        silent = first["type"] == "missing" or not path or unfit is not None
+        shown = "" if silent else f", got {_brief.repr(first['input'])}"
+        raise UserError(
+            f"key {key!r}: {message}{shown}", where=where, remedy=unfit or _remedy(cls, path)
+        ) from None
     for path in _booleans(values, made):  # pydantic takes true for 1, and the record would say 1
         key = ".".join(path)
         raise UserError(
-            f"key {key!r}: a number is wanted, not true or false", where=where, remedy=_document(cls, path)
+            f"key {key!r}: a number is wanted, not true or false", where=where, remedy=_remedy(cls, path)
         )
     return made
 
@@ -306,10 +314,17 @@ def _keys_at(cls: type, path: list[str]) -> list[str]:
     return list(fields(inner)) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else []
 
 
-def _document(cls: type, path: list[str]) -> str | None:
+def _remedy(cls: type, path: list[str]) -> str | None:
+    """What a value at a key is, and one that is legal; for a table, its keys."""
+    while path and not (path[-1].isidentifier() and path[-1] in _keys_at(cls, path[:-1])):
+        path = path[:-1]  # a place in a list, or a key of a table of any keys
     if not path:
         return None
     inner = _descend(cls, path[:-1])
-    if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-        return documentation(inner).get(path[-1]) or None
-    return None
+    info = inner.__pydantic_fields__[path[-1]]
+    if get_origin(info.annotation) not in (tuple, list) and (inside := _keys_at(cls, path)):
+        return f"set what is inside: {', '.join(f'{path[-1]}.{k}' for k in inside)}"
+    legal = ""
+    if isinstance(info.default, bool | int | float | str | tuple) and info.default not in ("", ()):
+        legal = f"For instance {path[-1]} = {json.dumps(dump(info.default))}"
+    return " ".join(filter(None, [documentation(inner).get(path[-1], ""), legal if len(legal) < 100 else ""]))

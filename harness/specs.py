@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side
+from harness.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side, Unfit
 from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError
 from harness.schema import Neutral, schema
@@ -54,10 +54,15 @@ class OptimiserSpec:
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise ValueError(
-                f"'nesterov' needs the optimiser sgd with a momentum above 0, not {self.name}"
-                + (f" with momentum {self.momentum:g}" if self.name == "sgd" else "")
+        if self.nesterov and self.name != "sgd":
+            raise Unfit(
+                f"'nesterov' needs the optimiser sgd with a momentum above 0, not {self.name}",
+                "set nesterov to false, or name to sgd",
+            )
+        if self.nesterov and not self.momentum:
+            raise Unfit(
+                "'nesterov' needs the optimiser sgd with a momentum above 0, not sgd with momentum 0",
+                "set momentum to 0.9, for instance, or nesterov to false",
             )
         return self
 

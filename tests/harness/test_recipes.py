@@ -9,7 +9,7 @@ import pytest
 from harness import recipe_files, recipes
 from harness.errors import UserError
 from harness.recipes import expand, explain, parse_overrides, recipe_names, resolve, suites
-from harness.schema import digest, documentation, load
+from harness.schema import digest, documentation, dump, flatten, load
 from harness.specs import Recipe
 
 
@@ -98,6 +98,57 @@ def test_a_wrong_override_is_refused(override, message):
     name = next(n for n in recipe_names() if n.startswith("pce/"))
     with pytest.raises(UserError, match=message):
         resolve(name, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        ({"optimiser.nesterov": True, "optimiser.name": "adamw"}, "set nesterov to false, or name to sgd"),
+        (
+            {"optimiser.nesterov": True, "optimiser.name": "sgd", "optimiser.momentum": 0.0},
+            "set momentum to 0.9, for instance, or nesterov to false",
+        ),
+        ({"augment.scale": [2.0, 0.5]}, "turn it round: [0.5, 2.0]"),
+        ({"optimiser": 5}, "set what is inside: optimiser.name, optimiser.lr"),
+        ({"batch": []}, "set what is inside: batch.groups, batch.per_group, batch.sync_bn"),
+        ({"optimiser.momentum": -1}, "SGD only. For instance momentum = 0.9"),
+        ({"optimiser.betas": [1, 2]}, "Adam and AdamW only. For instance betas = [0.9, 0.999]"),
+        ({"config.aspp_rates": [1]}, "For instance aspp_rates = [6, 12, 18]"),
+        ({"config.output_stride": True}, "For instance output_stride = 8"),
+        ({"evaluation": 3}, "What is reported."),
+        ({"evaluation": [{"split": 3}]}, 'Split of the data set. For instance split = "val"'),
+        ({"schedule.warmup_factor": 2}, "For instance warmup_factor = 1e-06"),
+    ],
+)
+def test_refused_values_come_with_what_can_be_set(overrides, remedy):
+    with pytest.raises(UserError) as caught:
+        resolve("agmm/mini-scribble", overrides)
+    assert remedy in caught.value.remedy
+    assert "Args" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in flatten(dump(resolve("agmm/mini-scribble").recipe)) if "sources" not in k]
+)
+def test_every_key_has_a_remedy(key):
+    with pytest.raises(UserError) as caught:
+        resolve("agmm/mini-scribble", {key: {"nothing": 1}})
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("recipe", "low", "high"),
+    [
+        ("dskd_gc/mini-image", "roi_low", "roi_high"),
+        ("dskd_gc/mini-image", "gc_theta_low", "gc_theta_high"),
+        ("fsr/mini-image", "uncertain_low", "uncertain_high"),
+        ("toco/mini-image", "low", "high"),
+    ],
+)
+def test_ranges_of_configurations_say_which_end_to_move(recipe, low, high):
+    with pytest.raises(UserError, match="must not be larger") as caught:
+        resolve(recipe, {f"config.{low}": 0.9, f"config.{high}": 0.1})
+    assert caught.value.remedy == f"set {low} to 0.1 at most, or {high} to 0.9 at least"
 
 
 def test_globs_suites_and_names_expand_in_order_and_once():
