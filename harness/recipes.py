@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -187,6 +188,14 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         given[key.strip()] = cleaned(_value(value.strip()))
     _refuse_contradictions(given)
     return overrides | given
+
+
+def as_assignments(overrides: Mapping[str, Any]) -> str:
+    """The options of a command line that :func:`parse_overrides` reads as these values."""
+    plain = {
+        k: v if isinstance(v, str) and _value(v) == v else json.dumps(dump(v)) for k, v in overrides.items()
+    }
+    return " ".join(f"--set {shlex.quote(f'{k}={v}')}" for k, v in plain.items())
 
 
 def _refuse_contradictions(given: Mapping[str, Any]) -> None:

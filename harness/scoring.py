@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from harness.files import sha256_of, write_json
 from harness.names import SEGMENTATION, check_scored
 from harness.networks import build_method, load_network
 from harness.reading import Damaged
-from harness.recipes import Resolved, resolve, training_overrides
+from harness.recipes import Resolved, as_assignments, resolve, training_overrides
 from harness.runs.mending import make_way
 from harness.runs.running import evaluate_into_record
 from harness.runs.trial import Options, Trial, choose_device, open_dataset, prepare
@@ -125,23 +125,45 @@ def recorded(
     Raises:
         UserError: there is none.
     """
-    own = training_overrides(recipe, overrides)
-    found = [
-        record
-        for record in store.records(recipe)
-        if record.finished
-        and seed in (None, record.seed)
-        and training_overrides(recipe, record.data["overrides"]) == own
-    ]
+    asked = resolve(recipe, overrides).essential_values()
+    finished = [record for record in store.records(recipe) if record.finished]
+    alike = [record for record in finished if _trained_with(record, asked, overrides)]
+    found = [record for record in alike if seed in (None, record.seed)]
     if not found:
         others = "".join(f"; left out: {error.brief}" for error in store.left_out.values())
         which = "" if seed is None else f" seed {seed}"
+        which += " with these values" if finished and not alike else ""
         raise UserError(
             f"no finished record of {recipe}{which}{others}",
             where=store.place,
-            remedy=f"train it first: wsss run {recipe}; or name a file with --checkpoint",
+            remedy=_there(alike or finished)
+            or f"train it first: wsss run {recipe}; or name a file with --checkpoint",
         )
     return found
+
+
+def _trained_with(record: Record, asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Whether a record's overrides come to the values that are asked for, however they are written."""
+    own = record.data["overrides"]
+    try:
+        if training_overrides(record.name, own) == training_overrides(record.name, overrides):
+            return True
+        return resolve(record.name, own).essential_values() == asked
+    except UserError:  # values that are no longer legal
+        return False
+
+
+def _there(records: Sequence[Record]) -> str:
+    """How those records are named on the command line that are there; empty where there is none."""
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        seeds.setdefault(as_assignments(record.data["overrides"]), set()).add(record.seed)
+    found = [
+        f"{f'with {text}' if text else 'without --set'} (seed {', '.join(map(str, sorted(own)))})"
+        for text, own in seeds.items()
+    ]
+    more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
+    return f"there are records {'; '.join(found[:6])}{more}" if found else ""
 
 
 def recorded_checkpoint(recipe: str, seed: int, store: Store, overrides: Mapping[str, Any]) -> Path:

@@ -271,6 +271,7 @@ def report(
 Examples:
   wsss compare agmm/mini-scribble pce/mini-scribble
   wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
+  wsss compare agmm/mini-scribble agmm/mini-scribble@3f9c    against its records of this digest
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
@@ -281,7 +282,8 @@ Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left ou
 def compare(first: str, second: str, evaluation: str | None, results: Path | str) -> int:
     """Two recipes on the same images: difference, interval, tests, and every class.
 
-    FIRST and SECOND are recipes with records, or imported predictions (external/NAME). The interval is
+    FIRST and SECOND are recipes with records, or imported predictions (external/NAME). A name stands for
+    records without overrides; NAME@DIGEST for those of a digest, whatever was overridden. The interval is
     over images and seeds; with one seed on a side it is over images alone, and nothing is decided.
     """
     from harness.store.records import Store

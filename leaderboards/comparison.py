@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.errors import UserError, nearest
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
+from leaderboards.columns import recipe_text
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.tables import Row, leaderboard
 from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
@@ -45,7 +46,8 @@ def compare(
     Args:
         frame: from :func:`leaderboards.gathering.gather`.
         recipes: name to ``Resolved``: what counts as stale.
-        first, second: recipe names.
+        first, second: recipe names, which stand for records without overrides; ``<name>@<digest>`` for those
+            of a training digest (or its first characters), whatever was overridden.
         evaluation: name of the first's evaluation; by default all of its evaluations that the second
             shares. An imported prediction is met by every evaluation of its split.
         resamples, permutations: of the bootstrap and of the permutation test.
@@ -53,19 +55,9 @@ def compare(
     Raises:
         UserError: an unknown name, no standing record, or no evaluation in common.
     """
-    names = sorted(set(frame["name"])) if len(frame) else []
-    for name in (first, second):
-        if name not in names:
-            raise UserError(f"no record of {name!r}", where="results", remedy=nearest(name, names))
-    chosen = frame[frame["name"].isin((first, second)) & (frame["overrides"] == "")]
-    rows = leaderboard(chosen, {n: recipes[n] for n in (first, second) if n in recipes}, resamples=0)
-    standing = [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
-    ours, theirs = ([row for row in standing if row.recipe == name] for name in (first, second))
-    for name, own in ((first, ours), (second, theirs)):
-        if not own:
-            reasons = [row.notes[0] for row in rows if row.recipe == name and row.notes]
-            why = f" ({reasons[0]})" if reasons else ""
-            raise UserError(f"no standing record of {name!r}{why}", remedy=f"run it again: wsss run {name}")
+    sides = [_Side.named(frame, target) for target in (first, second)]
+    known = {side.name: recipes[side.name] for side in sides if side.name in recipes}
+    ours, theirs = (side.standing(frame, known) for side in sides)
     pairs = [(a, b) for a in ours for b in theirs if _alike(a, b) and evaluation in (None, a.evaluation)]
     if not pairs:
         options = sorted({row.evaluation for row in ours})
@@ -84,6 +76,53 @@ def compare(
     return [Compared(a, b, j) for (a, b), j in zip(pairs, judged, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison: a recipe, or external predictions, and the digest where one is named."""
+
+    name: str
+    digest: str
+
+    @classmethod
+    def named(cls, frame: pd.DataFrame, target: str) -> _Side:
+        """The side that a target on the command line means. Raises UserError where it has no record."""
+        name, at, digest = target.partition("@")
+        names = sorted(set(frame["name"])) if len(frame) else []
+        if name not in names:
+            raise UserError(f"no record of {name!r}", where="results", remedy=nearest(name, names))
+        whole = sorted({d for d in frame.loc[frame["name"] == name, "digest"] if d.startswith(digest)})
+        if at and (len(whole) != 1 or not digest):
+            found = "several records' digests begin" if whole else "no record's digest begins"
+            raise UserError(f"{found} with {digest!r}", where=target, remedy=_remedy(frame, name))
+        return cls(name, whole[0] if at else "")
+
+    def standing(self, frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:
+        """Its rows that stand. Raises UserError where there is none."""
+        own = frame[frame["name"] == self.name]
+        mine = own[own["digest"] == self.digest] if self.digest else own[own["overrides"] == ""]
+        rows = leaderboard(mine, recipes, resamples=0)
+        standing = [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
+        if standing:
+            return standing
+        reasons = [row.notes[0] for row in rows if row.recipe == self.name and row.notes]
+        why = f" ({reasons[0]})" if len(mine) and reasons else " without overrides" if not self.digest else ""
+        raise UserError(f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name))
+
+
+def _remedy(frame: pd.DataFrame, name: str) -> str:
+    """How the records that a recipe has are named."""
+    own = frame[(frame["name"] == name) & frame["finished"]]
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for digest, overrides, seed in zip(own["digest"], own["overrides"], own["seed"], strict=True):
+        seeds.setdefault((digest, overrides), set()).add(int(seed))
+    found = [
+        f"{name}@{digest} ({overrides or 'no overrides'}; seed {', '.join(map(str, sorted(having)))})"
+        for (digest, overrides), having in seeds.items()
+    ]
+    more = f", and {len(found) - 6} more" if len(found) > 6 else ""
+    return f"name one of {', '.join(found[:6])}{more}" if found else f"run it: wsss run {name}"
+
+
 def _alike(a: Row, b: Row) -> bool:
     if (a.split, a.output) != (b.split, b.output):
         return False
@@ -95,21 +134,22 @@ def markdown(found: Sequence[Compared]) -> str:
     parts = []
     for compared in found:
         a, b, judged = compared.a, compared.b, compared.judged
+        left, right = (escaped(recipe_text(row)) for row in (a, b))
         low, high = (number(v, sign=True) for v in (judged.low, judged.high))
         over = "images and seeds" if not math.isnan(judged.seed_error) else "images"
         lines = [
-            (a.recipe, f"{mean_text(a)}, n = {a.n}"),
-            (b.recipe, f"{mean_text(b)}, n = {b.n}"),
+            (left, f"{mean_text(a)}, n = {a.n}"),
+            (right, f"{mean_text(b)}, n = {b.n}"),
             ("difference (points)", number(judged.difference, sign=True)),
             (f"95 % interval over {over}", f"{low} to {high}" if low != DASH else DASH),
             ("p, permutation of images (Holm)", p_text(judged.p_images, judged.p_images_holm)),
             ("p, signs of seeds (Holm)", p_text(judged.p_seeds, judged.p_seeds_holm)),
-            (f"{a.recipe} lies above", judged.verdict),
+            (f"{left} lies above", judged.verdict),
             *(("note", escaped(note)) for note in judged.notes),
         ]
         parts.append(f"## {a.evaluation}, {judged.images} images\n")
         parts.append(pipe_table(lines, ["", ""], ["left", "left"]) + "\n")
-        parts.append(pipe_table(_classes(a, b), ["Class", a.recipe, b.recipe, "Difference"], _ALIGN) + "\n")
+        parts.append(pipe_table(_classes(a, b), ["Class", left, right, "Difference"], _ALIGN) + "\n")
     return "\n".join(parts)
 
 

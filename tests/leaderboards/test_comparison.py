@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from synthetic import CLASSES, Factory
 from harness.cli import invoke
 from harness.errors import UserError
 from harness.files import cache_folder
+from harness.recipes import parse_overrides, resolve
 from harness.runs.trial import open_dataset
+from harness.scoring import recorded
 from harness.specs import EvaluationSpec
 from harness.store.records import PerImage, Store
 from leaderboards.claims import judge, read
@@ -69,6 +72,38 @@ def test_text_sorts_classes_and_names_figures(factory: Factory) -> None:
     names = [line.split("|")[1].strip() for line in table if line.startswith("|")]
     assert set(names) == set(CLASSES)
     assert names[-1] == "cross"  # absent from one side: no difference, last
+
+
+def test_records_with_overrides_are_named_by_their_digest(factory: Factory, capsys) -> None:
+    fill(factory)
+    for seed in range(3):
+        for lr, quality in ((0.5, 0.6), (0.25, 0.3)):
+            other = factory.resolved("agmm/mini-point", optimiser={"lr": lr})
+            factory.record(other, seed, quality=quality, overrides={"optimiser.lr": lr})
+    frame = gather(factory.store)
+    digests = {
+        o: d for d, o in zip(frame["digest"], frame["overrides"], strict=True) if "agmm" in frame["method"][0]
+    }
+    high, low = (f"agmm/mini-point@{digests[f'optimiser.lr={lr}'][:9]}" for lr in (0.5, 0.25))
+    (found,) = compare(frame, {}, high, low, resamples=50)
+    assert found.judged.difference > 0
+    assert "agmm/mini-point (optimiser.lr=0.5) lies above" in markdown([found])
+    (found,) = compare(frame, {}, "agmm/mini-point", high, resamples=50)
+    assert (found.a.overrides, found.b.overrides) == ("", "optimiser.lr=0.5")
+    for target, problem in (
+        ("agmm/mini-point@", "several records' digests begin with ''"),
+        ("agmm/mini-point@zzz", "no record's digest begins with 'zzz'"),
+    ):
+        with pytest.raises(UserError, match=problem) as caught:
+            compare(frame, {}, target, "pce/mini-point")
+        assert f"{high}" in caught.value.remedy
+        assert "(optimiser.lr=0.25; seed 0, 1, 2)" in caught.value.remedy
+    alone = frame[frame["overrides"] != ""]
+    with pytest.raises(
+        UserError, match="no standing record of 'agmm/mini-point' without overrides"
+    ) as caught:
+        compare(alone, {}, "agmm/mini-point", high)
+    assert high in caught.value.remedy
 
 
 def test_what_cannot_be_compared_is_said(factory: Factory) -> None:
@@ -211,3 +246,25 @@ def test_records_of_another_store_are_copied_once(factory: Factory, tmp_path: Pa
     assert failed.name not in {r.name for r in target.records()}
     with pytest.raises(UserError, match="no finished record"):
         import_records(tmp_path / "empty", target)
+
+
+def test_a_record_is_found_by_its_values_however_they_are_written(factory: Factory) -> None:
+    name = "pce/mini-point"
+    own = {"optimiser.lr": 0.5}
+    for seed, overrides in ((0, own), (1, own), (2, {"schedule.steps": 7, "config.aspp_rates": [1, 2, 3]})):
+        factory.record(resolve(name, overrides), seed, overrides=overrides)
+    usual = resolve(name).recipe.optimiser.momentum
+    for asked in (own, {"optimiser.lr": 0.50, "optimiser.momentum": usual}, {"optimiser": {"lr": 0.5}}):
+        assert [r.seed for r in recorded(name, factory.store, asked)] == [0, 1]
+    with pytest.raises(UserError, match="with these values") as caught:
+        recorded(name, factory.store, {})
+    told = caught.value.remedy
+    assert "with --set optimiser.lr=0.5 (seed 0, 1)" in told
+    given = re.findall(r"--set ('[^']*'|[^ ;]*)", told)
+    third = parse_overrides([g.strip("'") for g in given[1:]])
+    assert [r.seed for r in recorded(name, factory.store, third)] == [2]
+    with pytest.raises(UserError, match="seed 5") as caught:
+        recorded(name, factory.store, own, seed=5)
+    assert caught.value.remedy == "there are records with --set optimiser.lr=0.5 (seed 0, 1)"
+    with pytest.raises(UserError, match="train it first: wsss run agmm/mini-point"):
+        recorded("agmm/mini-point", factory.store, {})
