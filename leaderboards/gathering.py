@@ -47,7 +47,9 @@ def weak_label(recipe: Mapping[str, Any]) -> str:
     kind, spec = recipe["supervision"], recipe.get("labels", {})
     if kind == "full":
         return "dense masks"
-    words = [*(["image tags"] if kind == "image" else []), spec.get("source", "simulated")]
+    if kind == "image":  # read from the data set's file of tags, whatever labels.source says
+        return "official image tags"
+    words = [spec.get("source", "simulated")]
     if spec.get("format"):
         words.append(spec["format"].upper() if spec["format"] in ("png", "xml") else spec["format"])
     drawn = spec.get("format") in ("xml", "polyline", "clicks") or spec.get("source") == "simulated"

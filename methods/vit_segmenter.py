@@ -177,9 +177,11 @@ class ViTSegmenter(Method):
         super().__init__(config, build)
         if build.dataset.background != 0:
             raise UserError(
-                f"{self.title} takes class 0 as the background, {build.dataset.title} does not",
+                f"{self.title} takes class 0 as the background, {build.dataset.title} "
+                + ("has none" if build.dataset.background is None else "has it elsewhere"),
                 where="dataset",
-                remedy="train it on VOC 2012, COCO 2014 or the miniature scenes",
+                remedy="write background first among the classes of your own data set (its mask values may "
+                "stay, see docs/data.md), or take CAM, AGMM or another method that places it itself",
             )
 
     def named_network(self, name: str) -> ViTNetwork:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from harness.data.base import UNLABELLED, BoxInside
+from harness.data.tag_columns import placed_tags
 from harness.data.weak_labels import paint_boxes
 from harness.errors import UserError, nearest
 from harness.reading import read_bytes
@@ -135,11 +136,15 @@ class _OnlyArrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of an array")
 
 
-def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
+def read_onehot(path: Path, num_classes: int, background: int | None = 0) -> dict[str, np.ndarray]:
     """Image tags of a pickled ``cls_labels_onehot.npy``: id to ``(K,)`` uint8, background column 0.
 
-    The files of the field hold a dict of id to ``K - 1`` foreground classes; K columns with a first one
-    for background pass too.
+    The files of the field hold a dict of id to ``K - 1`` classes, all but background; K columns pass too.
+
+    Args:
+        path: the file.
+        num_classes: K.
+        background: label of the background class, None where there is none.
 
     Raises:
         UserError: missing, no such file, or another number of classes.
@@ -156,19 +161,7 @@ def read_onehot(path: Path, num_classes: int) -> dict[str, np.ndarray]:
         raise UserError(
             f"not a file of one-hot image tags: {why}", where=path, remedy="use cls_labels_onehot.npy"
         ) from None
-    widths = {len(row) for row in rows.values()}
-    if widths not in ({num_classes - 1}, {num_classes}):
-        raise UserError(
-            f"the file has rows of {sorted(widths)} classes, {num_classes - 1} are wanted",
-            where=path,
-            remedy="use the file made for this data set",
-        )
-    tags = {}
-    for image_id, row in rows.items():
-        tags[image_id] = np.zeros(num_classes, np.uint8)
-        tags[image_id][-len(row) :] = row > 0
-        tags[image_id][0] = 0
-    return tags
+    return placed_tags(rows, num_classes, background, path)
 
 
 def _pickled(stream: IO[bytes]) -> Any:

@@ -22,6 +22,7 @@ from harness.data.label_statistics import Counts
 from harness.data.layout import mask_tags
 from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
+from harness.data.tags import tags_by_picture
 from harness.errors import UserError
 from harness.files import expanded, write_json
 from harness.schema import digest, essential
@@ -228,15 +229,17 @@ def _tags(
 ) -> tuple[Counts, str]:
     info = dataset.info
     if making.source == "onehot":
-        known = importers.read_onehot(_place(dataset, making, "cls_labels_onehot.npy"), info.num_classes)
-        missing = [i for i in ids if i not in known]
+        file = _place(dataset, making, "cls_labels_onehot.npy")
+        known = tags_by_picture(file, info)
+        found = [known.get(i) for i in ids]
+        missing = [i for i, row in zip(ids, found, strict=True) if row is None]
         if missing:
             raise UserError(
                 f"no tags of {missing[0]!r} and {len(missing) - 1} more pictures",
                 where=making.place,
                 remedy="use the file made for this data set and split",
             )
-        tags = np.stack([known[i] for i in ids])
+        tags = np.stack([row for row in found if row is not None])
     else:
         shown = ordered_map(
             partial(mask_tags, dataset, split), ids, workers=workers, kind="threads", what="image tags"

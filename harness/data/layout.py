@@ -13,7 +13,9 @@ import numpy as np
 from harness.data.annotations import label_files, read_label
 from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
 from harness.data.images import image_size, read_index, read_rgb
-from harness.data.lists import PACKAGED, packaged_list, read_list, read_tags
+from harness.data.lists import PACKAGED, packaged_list, read_list
+from harness.data.naming import ByPicture
+from harness.data.tags import tags_by_picture
 from harness.data.weak_labels import tags_from_mask
 from harness.errors import UserError
 
@@ -48,7 +50,7 @@ class FileDataset(Dataset):
     def __init__(self, root: Path | str) -> None:
         super().__init__(self._find(Path(root)))
         self._ids: dict[str, tuple[str, ...]] = {}
-        self._tags: dict[str, np.ndarray] | None = None
+        self._tags: ByPicture[np.ndarray] | None = None
 
     # --- what a subclass says ------------------------------------------------------------------------
 
@@ -210,13 +212,17 @@ class FileDataset(Dataset):
         """``(N, K)`` uint8 multi-hot official image tags; the background column is 0.
 
         Raises:
-            UserError: no tags ship for this data set, or an image has none (VOC test).
+            UserError: no tags ship for this data set, an image has none (VOC test), or the file has other
+                columns than the data set has classes.
         """
         if self._tags is None:
             own = self.tags_path
             packaged = PACKAGED / self.info.name / "tags.npz"
-            self._tags = read_tags(packaged if packaged.exists() and not own.exists() else own)
-        missing = [i for i in image_ids if i not in self._tags]
+            self._tags = tags_by_picture(
+                packaged if packaged.exists() and not own.exists() else own, self.info
+            )
+        found = [(i, self._tags.get(i)) for i in image_ids]
+        missing = [i for i, row in found if row is None]
         if missing:
             raise UserError(
                 f"no official image tags of {missing[0]!r}"
@@ -224,7 +230,7 @@ class FileDataset(Dataset):
                 where=self.root,
                 remedy=f"train on a split whose tags are public, or write {self.tags_path}",
             )
-        rows = [self._tags[i] for i in image_ids]
+        rows = [row for _, row in found if row is not None]
         return np.stack(rows) if rows else np.zeros((0, self.info.num_classes), np.uint8)
 
 

@@ -106,21 +106,39 @@ def write_tags(path: Path, image_ids: Sequence[str], tags: np.ndarray) -> None:
 
 
 def read_tags(path: Path) -> dict[str, np.ndarray]:
-    """Image id to ``(K,)`` uint8 tags, from a file of :func:`write_tags`.
+    """Image id to ``(K,)`` tags, from a file of :func:`write_tags` (uint8), or of arrays ``ids``
+    and ``(N, K)`` ``tags`` as anybody saves them.
 
     Raises:
         UserError: the file is missing, damaged, or not such a file.
     """
     if not os.path.lexists(path):
         raise UserError(
-            "no official image tags", where=path, remedy="choose another supervision, or provide them"
+            "no official image tags",
+            where=path,
+            remedy="choose another supervision, or provide them (own data: tags.csv, see docs/data.md)",
         )
     try:
         data = read_arrays(path)
-        bits, count = data["bits"], int(data["classes"])
-        if not 0 < count <= 8 * bits.shape[1]:
-            raise ValueError(f"{count} classes")
-        tags = np.unpackbits(bits, axis=1, count=count)
-        return dict(zip((i.decode() for i in data["ids"].tolist()), tags, strict=True))
+        if "tags" in data:  # as anybody saves them
+            tags = _finite_tags(data["tags"])
+        else:
+            bits, count = data["bits"], int(data["classes"])
+            if not 0 < count <= 8 * bits.shape[1]:
+                raise ValueError(f"{count} classes")
+            tags = np.unpackbits(bits, axis=1, count=count)
+        names = [i if isinstance(i, str) else i.decode() for i in data["ids"].tolist()]
+        if len(set(names)) < len(names):
+            raise ValueError("a picture has two rows")
+        return dict(zip(names, tags, strict=True))
     except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"not a file of image tags: {error}", where=path, remedy="write it again") from None
+
+
+def _finite_tags(tags: np.ndarray) -> np.ndarray:
+    """``(N, K)`` numbers; raises ValueError for other arrays."""
+    if tags.ndim != 2 or tags.dtype.kind not in "buif" or not np.isfinite(tags).all():
+        raise ValueError(
+            f"tags are {tags.ndim}-dimensional {tags.dtype}, finite numbers (pictures, classes) are wanted"
+        )
+    return tags.astype(np.float64)

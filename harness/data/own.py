@@ -31,6 +31,7 @@ from harness.bounds import Byte
 from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
+from harness.data.tags import tags_file
 from harness.errors import UserError, nearest
 from harness.files import expanded, read_toml
 from harness.reading import check_part
@@ -62,6 +63,8 @@ class OwnSpec:
     """Values of pixels that are no class and are not scored."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Colours of the classes; VOC's by default."""
+    tags: str = ""
+    """File of image tags, relative to the file: CSV, npz or one-hot npy; by default the one that is there."""
     splits: dict[str, str] = Field(default_factory=dict)
     """List of ids of each split, relative to the file; by default every `<split>.txt` beside it."""
 
@@ -99,8 +102,8 @@ class OwnDataset(FileDataset):
 
     @property
     def tags_path(self) -> Path:
-        """``tags.npz`` beside the description."""
-        return self.root / "tags.npz"
+        """The file of image tags that the description names, or the one of :data:`tags.NAMES` beside it."""
+        return tags_file(self.root, self.spec.tags, self.file)
 
     def image_path(self, image_id: str) -> Path:
         """``<images>/<id>`` with whatever ending is there."""

@@ -257,7 +257,7 @@ def test_one_hot_tags_are_read_without_running_what_a_file_holds(tmp_path: Path)
     tags = read_onehot(path, 21)
     assert np.flatnonzero(tags["a"]).tolist() == [5]
     assert not tags["b"].any()
-    with pytest.raises(UserError, match="rows of \\[20\\] classes, 80 are wanted"):
+    with pytest.raises(UserError, match="rows of 20 classes; 81, or 80 without background, are wanted"):
         read_onehot(path, 81)
 
     class Evil:

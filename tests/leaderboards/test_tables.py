@@ -255,7 +255,7 @@ def test_order_and_plain_values(factory: Factory) -> None:
         ({"supervision": "full"}, "dense masks"),
         ({"supervision": "scribble"}, "simulated, 3 px"),
         ({"supervision": "block"}, "simulated"),
-        ({"supervision": "image"}, "image tags, simulated"),
+        ({"supervision": "image", "labels": {"source": "simulated"}}, "official image tags"),
         ({"supervision": "scribble", "labels": {"source": "official", "format": "png"}}, "official, PNG"),
         (
             {"supervision": "scribble", "labels": {"source": "official", "format": "xml", "stroke": 1}},
