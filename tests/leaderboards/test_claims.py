@@ -13,6 +13,7 @@ from harness.cli import invoke
 from harness.errors import UserError
 from harness.recipes import recipe_names, resolve
 from harness.recipes import suites as recipe_suites
+from harness.schema import dump
 from leaderboards import claims as module
 from leaderboards.claims import as_frame, claims, count, decide, judge, markdown, read, suites, validate
 from leaderboards.commands import claims as command
@@ -273,3 +274,18 @@ def test_every_ablation_with_recipes_is_a_claim() -> None:
         assert set(ablations) <= named
     tested = [e for e in resolve("dfr/voc-scribble-swinb-test").recipe.evaluation if e.split == "test"]
     assert [(e.tolerance, "gyguo-list/dfr-voc-test" in e.cells) for e in tested] == [(1.0, True)]
+
+
+@pytest.mark.parametrize("name", ["rloss", "gated_crf", "tree_energy"])
+def test_every_regularised_loss_is_set_against_its_own_training_without_it(name: str) -> None:
+    """At full size as on the miniature: network, data and schedule are the same, the loss is not."""
+    pairs = [p for claim in claims().values() for p in claim.comparisons if p.better.startswith(f"{name}/")]
+    assert {"/mini-" in pair.better for pair in pairs} == {True, False}
+    same = ("dataset", "supervision", "backbone", "weights", "crop", "labels", "batch", "optimiser")
+    for pair in pairs:
+        better, worse = (resolve(n) for n in (pair.better, pair.worse))
+        assert worse.recipe.method == "pce"
+        own = dump(worse.config)
+        assert {k: v for k, v in dump(better.config).items() if k in own}.items() <= own.items()
+        for part in (*same, "schedule", "augment", "train_split"):
+            assert getattr(better.recipe, part) == getattr(worse.recipe, part), f"{pair.better}: {part}"
