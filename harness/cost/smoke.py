@@ -31,7 +31,6 @@ from harness.cost.forecast import labels_ready, state_of
 from harness.cost.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
 from harness.cost.stand_in import stand_in_labels
 from harness.data.base import Dataset
-from harness.data.images import image_size
 from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
@@ -111,7 +110,7 @@ def _sample(dataset: Dataset, split: str) -> list[str]:
     """A large picture of a split, then some of median size."""
     ids = list(dataset.ids(split))
     looked_up = ids[:: max(len(ids) // LOOKED_UP, 1)]
-    pixels = [int(np.prod(image_size(dataset.image_path(i)))) for i in looked_up]
+    pixels = [int(np.prod(dataset.picture_size(i))) for i in looked_up]
     order = [looked_up[i] for i in np.argsort(pixels, kind="stable")]
     middle = max((len(order) - PICTURES) // 2, 0)
     return [order[-1], *order[:-1][middle : middle + PICTURES - 1]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.base import UNLABELLED, Dataset
-from harness.data.images import image_size, write_index
+from harness.data.images import write_index
 from harness.data.label_store import LabelStore
 
 
@@ -27,7 +27,7 @@ class StandIn(LabelStore):
         assert self.folder is not None
         file = self.folder / f"{image_id}.png"
         if not file.exists():
-            size = image_size(self.dataset.image_path(image_id))
+            size = self.dataset.picture_size(image_id)
             present = np.flatnonzero(self.tags[self.ids.index(image_id)])
             write_index(file, bands(present, size, self.dataset.info.background))
         return file

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from harness.bounds import Byte
+from harness.data.images import image_size, picture_notes
 from harness.errors import UserError, nearest
 from harness.schema import schema
 
@@ -130,6 +131,24 @@ class Dataset(ABC):
     @abstractmethod
     def read_image(self, image_id: str) -> np.ndarray:
         """``(H, W, 3)`` uint8 RGB, decoded whole; UserError names a missing or corrupt file."""
+
+    def picture_size(self, image_id: str) -> tuple[int, int]:
+        """``(H, W)`` of :meth:`read_image`, from the file's header."""
+        return image_size(self.image_path(image_id))
+
+    def picture_notes(self, image_id: str) -> tuple[str, ...]:
+        """What of a picture is not read, see :func:`harness.data.images.picture_notes`."""
+        return picture_notes(self.image_path(image_id))
+
+    @property
+    def decoding(self) -> str:
+        """How files are read where their owner chose another way than the usual. It enters fingerprints."""
+        return ""
+
+    @property
+    def reading(self) -> str:
+        """Everything that an owner may change about how files are read, so that no memo outlives it."""
+        return self.decoding
 
     @abstractmethod
     def read_mask(self, image_id: str, split: str) -> np.ndarray:

@@ -2,17 +2,20 @@
 
 Pixels are taken in the order in which the file stores them. EXIF orientation is ignored, for
 pictures and masks alike: the masks of VOC, COCO, Cityscapes and ADE20K are drawn on the stored
-pixels, and a picture that is turned on reading no longer lies under its mask.
+pixels, and a picture that is turned on reading no longer lies under its mask. A user's own data set
+can ask for it, where labels were drawn on pictures as viewers show them.
 """
 
 from __future__ import annotations
 
 import errno
 import glob
+import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,6 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from harness.errors import UserError
 from harness.files import write_with
 from harness.reading import opened
+
+#: Whether a picture is turned as its EXIF orientation says.
+Exif = Literal["ignore", "apply"]
 
 #: Modes that have one meaning as eight-bit colours. 16-bit and floating-point pictures have none.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
@@ -69,31 +75,125 @@ def _corrupt(path: Path, what: str, error: Exception) -> UserError:
     return UserError(f"the {what} is corrupt: {error}", where=path, remedy="copy or unpack the file again")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, exif: Exif = "ignore") -> tuple[int, int]:
     """``(H, W)`` from the file's header, without decoding it.
+
+    Args:
+        path: the file.
+        exif: as in :func:`read_rgb`.
 
     Raises:
         UserError: the file is missing or no picture.
     """
     with _opened(path, "picture") as image:
-        return image.height, image.width
+        width, height = _stored_size(image)
+        return (width, height) if exif == "apply" and _orientation(image) >= 5 else (height, width)
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Path, exif: Exif = "ignore") -> np.ndarray:
     """``(H, W, 3)`` uint8 RGB; grey, palette and CMYK pictures are converted, alpha is dropped.
+
+    Args:
+        path: the file.
+        exif: whether the picture is turned and mirrored as its EXIF orientation says.
 
     Raises:
         UserError: the file is missing, truncated, corrupt, or has more than eight bits per channel.
     """
     with _opened(path, "picture") as image:
-        if image.mode in _COLOUR_MODES:
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-        mode = image.mode
+        deep = _deep(image)
+        if image.mode in _COLOUR_MODES and not deep:
+            rgb = _oriented(image, exif)
+            return np.array(rgb if rgb.mode == "RGB" else rgb.convert("RGB"))
+        mode = f"{image.mode} with 16 bits for each channel" if deep else image.mode
     raise UserError(
         f"the picture has mode {mode}, which has no one meaning as 8-bit colours",
         where=path,
         remedy="convert it to an 8-bit RGB or grey file",
     )
+
+
+def picture_notes(path: Path, exif: Exif = "ignore") -> tuple[str, ...]:
+    """What of a picture is not read, in words that follow 'pictures with', such as ``transparency, ...``.
+
+    Raises:
+        UserError: as :func:`read_rgb`.
+    """
+    notes = []
+    with _opened(path, "picture") as image:
+        if _orientation(image) > 1:
+            notes.append(f"an EXIF orientation, which is {'applied' if exif == 'apply' else 'ignored'}")
+        # phones store previews and depth beside a JPEG ("MPO"); nobody takes those for pages
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            notes.append("several pages or frames, of which the first is read")
+            image.seek(0)
+        alpha = "transparency" in image.info or "A" in image.getbands()
+        if (
+            _bands(image)
+            > (4 if image.mode == "CMYK" else 1 if image.mode in ("1", "L", "LA", "P") else 3) + alpha
+        ):
+            notes.append("more bands than colours, of which the first are read")
+        if alpha and np.array(image.convert("RGBA").getchannel("A")).min() < 255:
+            notes.append("transparency, which is dropped")
+    return tuple(notes)
+
+
+#: EXIF's tag of orientation, and what turns stored pixels as its values say.
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: TIFF's tags of width, height, bits of each sample, samples of each pixel.
+_WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 277
+
+
+def _tiff(image: Image.Image) -> Mapping[int, Any]:
+    return getattr(image, "tag_v2", {})
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none or one that means nothing."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except (*_DECODE_ERRORS, struct.error, OSError, KeyError, TypeError, AttributeError):
+        return 1  # EXIF that nobody can read turns nothing
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the stored pixels; Pillow gives those of a TIFF as it would be turned."""
+    tags = _tiff(image)
+    return (int(tags[_WIDTH]), int(tags[_HEIGHT])) if _WIDTH in tags and _HEIGHT in tags else image.size
+
+
+def _oriented(image: Image.Image, exif: Exif) -> Image.Image:
+    """The decoded picture as stored, or turned as its EXIF orientation says."""
+    orientation, tiff = _orientation(image), _ORIENTATION in _tiff(image)
+    image.load()
+    if orientation == 1:
+        return image
+    turned = tiff and _ORIENTATION not in image.getexif()  # Pillow turns TIFFs itself, and says so
+    if turned == (exif == "apply"):
+        return image
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    return image.transpose(_TURNS[back if turned else orientation])
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether channels have more than eight bits, which decoders cut off for colours without a word."""
+    bits = _tiff(image).get(_BITS, 8)
+    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
+    return ";16" in raw or max(bits if isinstance(bits, tuple) else (bits,)) > 8
+
+
+def _bands(image: Image.Image) -> int:
+    return int(_tiff(image).get(_SAMPLES, len(image.getbands())))
 
 
 def read_index(path: Path, colours: Sequence[Sequence[int]] = ()) -> np.ndarray:

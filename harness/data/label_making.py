@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data import importers, label_statistics, label_tools, weak_labels
 from harness.data.base import UNLABELLED, Dataset, LabelSpec, Supervision
-from harness.data.images import image_size, write_index
+from harness.data.images import write_index
 from harness.data.label_statistics import Counts
 from harness.data.layout import mask_tags
 from harness.data.lists import write_tags
@@ -161,7 +161,7 @@ def _one(
     info, spec = dataset.info, making.spec
     has_mask = dataset.mask_path(image_id, split) is not None
     mask = dataset.read_mask(image_id, split) if has_mask else None
-    label = importers.empty(image_size(dataset.image_path(image_id)))
+    label = importers.empty(dataset.picture_size(image_id))
     if image_id in kept:
         label = _label(dataset, split, making, image_id, mask)
         if making.strokes < 1:
@@ -186,7 +186,7 @@ def _label(
     if making.source == "official":
         return dataset.read_official_label(image_id, making.kind, spec)
     if making.source in ("voc-boxes", "coco-boxes"):
-        size = image_size(dataset.image_path(image_id))
+        size = dataset.picture_size(image_id)
         assert info.background is not None
         return importers.draw_boxes(_boxes(dataset, making, image_id), size, info.background, spec.box_inside)
     if mask is None:

@@ -22,7 +22,7 @@ import numpy as np
 from harness.data import weak_labels
 from harness.data.annotations import check_size, illegal_values
 from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervision
-from harness.data.images import image_size, read_index, write_index
+from harness.data.images import read_index, write_index
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.files import expanded, write_with
@@ -188,6 +188,7 @@ def _key(dataset: Dataset, ids: Sequence[str], source: _Source) -> str:
     """Hash of everything that the labels follow from."""
     info = dataset.info
     whole = hashlib.sha256(digest([_VERSION, info.num_classes, info.background, source.facts]).encode())
+    whole.update(dataset.reading.encode())
     for image_id in ids:
         stamps = " ".join(_stamp(file) for file in source.files(image_id))
         whole.update(f"{image_id}\0{stamps}\0".encode())
@@ -256,7 +257,7 @@ def _official(dataset: Dataset, supervision: Supervision, spec: LabelSpec, image
 def _pseudo(dataset: Dataset, folder: Path, image_id: str) -> np.ndarray:
     path = folder / f"{image_id}.png"
     label = read_index(path)
-    check_size(label, image_size(dataset.image_path(image_id)), path)
+    check_size(label, dataset.picture_size(image_id), path)
     illegal = illegal_values(label, dataset.info.num_classes, UNLABELLED, IGNORE)
     if illegal:
         raise UserError(

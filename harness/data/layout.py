@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.annotations import label_files, read_label
 from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
-from harness.data.images import image_size, read_index, read_rgb
+from harness.data.images import read_index, read_rgb
 from harness.data.lists import PACKAGED, packaged_list, read_list
 from harness.data.naming import ByPicture
 from harness.data.tags import tags_by_picture
@@ -45,6 +45,8 @@ class FileDataset(Dataset):
     legal: ClassVar[str] = ""
     #: Names that annotators' files use besides the class names.
     aliases: ClassVar[Mapping[str, str]] = {}
+    #: Whether ids may name folders below that of the pictures: ``a/b``.
+    folders: ClassVar[bool] = False
     canonical_masks = True
 
     def __init__(self, root: Path | str) -> None:
@@ -115,7 +117,7 @@ class FileDataset(Dataset):
         if split not in self._ids:
             own, packaged = self.list_path(split), packaged_list(self.info.name, split)
             if own.exists():
-                ids = read_list(own, lambda i: self.image_path(i).exists())
+                ids = read_list(own, lambda i: self.image_path(i).exists(), folders=self.folders)
                 if packaged is not None:
                     self._refuse_other_split(split, ids, packaged)
                 self._ids[split] = ids
@@ -193,7 +195,7 @@ class FileDataset(Dataset):
             supervision,
             spec,
             files=partial(self.label_files, image_id, spec),
-            size=image_size(self.image_path(image_id)),
+            size=self.picture_size(image_id),
             names=self.annotator_names(),
         )
 

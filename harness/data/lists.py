@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.naming import stays_inside
 from harness.errors import UserError
 from harness.files import write_with
 from harness.reading import MOST_DOCUMENT, read_bytes
@@ -30,13 +31,16 @@ def packaged_list(dataset: str, split: str) -> tuple[str, ...] | None:
     return read_list(path) if path.exists() else None
 
 
-def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tuple[str, ...]:
+def read_list(
+    path: Path, is_id: Callable[[str], bool] = lambda _: False, *, folders: bool = False
+) -> tuple[str, ...]:
     """Image ids of a list, one for each line; blank lines, trailing blanks and Windows line ends pass.
 
     Args:
         path: a text file, or a gzip-compressed one (``.gz``).
         is_id: asked for lines with blanks inside: whether the whole line is one id (a picture of that
             name exists), or a line of several columns.
+        folders: whether ids may name folders, ``a/b``; none may lead out of its folder.
 
     Raises:
         UserError: further columns, an id with a path, an id twice, not a single id, not text, or no file
@@ -63,11 +67,13 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
                 where=where,
                 remedy="keep the ids only, without paths, labels or second columns",
             )
-        if "/" in word or "\\" in word:
+        if ("/" in word or "\\" in word) and not (folders and stays_inside(word)):
             raise UserError(
                 f"{word[:60]!r} is a path, an image id is wanted",
                 where=where,
-                remedy="drop folders and file endings",
+                remedy="write the path below the folder of pictures, as a/b"
+                if folders
+                else "drop folders and file endings",
             )
         if word != one_line(word) and not is_id(word):
             raise UserError(
@@ -75,10 +81,9 @@ def read_list(path: Path, is_id: Callable[[str], bool] = lambda _: False) -> tup
                 where=where,
                 remedy="save the list as plain text, and rename the picture",
             )
-        if len(word.encode()) > _LONGEST_ID:
-            raise UserError(
-                f"an id of {len(word.encode())} bytes is no file name", where=where, remedy="shorten it"
-            )
+        longest = max(len(part.encode()) for part in word.split("/"))
+        if longest > _LONGEST_ID:
+            raise UserError(f"an id of {longest} bytes is no file name", where=where, remedy="shorten it")
         if word in seen:
             raise UserError(
                 f"the id {word!r} stands on line {seen[word]} already", where=where, remedy="list it once"

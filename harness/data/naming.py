@@ -24,6 +24,12 @@ def bare(name: str) -> str:
     return str(path.with_suffix("") if path.suffix.lower() in PICTURES else path)
 
 
+def stays_inside(image_id: str) -> bool:
+    """Whether an id with folders, ``a/b``, leads to a file below any folder that it is put in."""
+    parts = image_id.split("/")
+    return not any(part.strip() in ("", ".", "..") or "\\" in part or ":" in part for part in parts)
+
+
 class ByPicture(Generic[T]):
     """What a file says of pictures, found by id.
 

@@ -9,6 +9,8 @@
     masks = "masks"
     first_value = 0                             # value of the first class in the masks
     void = [255]                                # values that are no class
+    exif = "apply"                              # optional: turn pictures by their EXIF orientation
+    tags = "tags.csv"                           # optional: image tags; default the file of them beside it
     [splits]                                    # optional: lists of ids; default <split>.txt beside it
     train = "train.txt"
     val = "val.txt"
@@ -19,8 +21,9 @@ It is named by ``--data-root NAME=PATH``, where PATH is the file or a folder tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,8 +32,10 @@ from pydantic import Field
 
 from harness.bounds import Byte
 from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
+from harness.data.images import Exif, image_size, picture_notes, read_rgb
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
+from harness.data.picture_files import PictureFiles, in_any_case
 from harness.data.tags import tags_file
 from harness.errors import UserError, nearest
 from harness.files import expanded, read_toml
@@ -40,7 +45,6 @@ from harness.schema import load, schema
 from harness.text import one_line
 
 FILE = "dataset.toml"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @schema
@@ -63,6 +67,8 @@ class OwnSpec:
     """Values of pixels that are no class and are not scored."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Colours of the classes; VOC's by default."""
+    exif: Exif = "ignore"
+    """`apply` turns pictures as their EXIF orientation says: for labels drawn on what viewers show."""
     tags: str = ""
     """File of image tags, relative to the file: CSV, npz or one-hot npy; by default the one that is there."""
     splits: dict[str, str] = Field(default_factory=dict)
@@ -77,6 +83,7 @@ class OwnDataset(FileDataset):
     lists: ClassVar[dict[str, Path]]
     marker = FILE
     canonical_masks = False
+    folders = True
 
     @classmethod
     def _find(cls, root: Path) -> Path:
@@ -105,16 +112,55 @@ class OwnDataset(FileDataset):
         """The file of image tags that the description names, or the one of :data:`tags.NAMES` beside it."""
         return tags_file(self.root, self.spec.tags, self.file)
 
+    @cached_property
+    def pictures(self) -> PictureFiles:
+        """The files of the folder of pictures."""
+        return PictureFiles(self.root / self.spec.images, self.root / self.spec.masks)
+
+    def ids(self, split: str) -> Sequence[str]:
+        """Image ids of a split, in list order.
+
+        Raises:
+            UserError: as for every data set; or an id has two files, or is written with its ending.
+        """
+        known = split in self._ids
+        ids = super().ids(split)
+        for image_id in () if known else ids:
+            self.pictures.check(image_id, self.list_path(split))
+        return ids
+
     def image_path(self, image_id: str) -> Path:
         """``<images>/<id>`` with whatever ending is there."""
-        folder = self.root / self.spec.images
-        found = (folder / f"{image_id}{suffix}" for suffix in _SUFFIXES)
-        return next((path for path in found if path.exists()), folder / f"{image_id}.jpg")
+        return self.pictures.only(image_id)
+
+    def read_image(self, image_id: str) -> np.ndarray:
+        """``(H, W, 3)`` uint8 RGB, decoded whole; turned by its EXIF orientation where that is asked for."""
+        return read_rgb(self.image_path(image_id), self.spec.exif)
+
+    def picture_size(self, image_id: str) -> tuple[int, int]:
+        """``(H, W)`` of :meth:`read_image`, from the file's header."""
+        return image_size(self.image_path(image_id), self.spec.exif)
+
+    def picture_notes(self, image_id: str) -> tuple[str, ...]:
+        """What of a picture is not read, and what a word in the description would change."""
+        notes = picture_notes(self.image_path(image_id), self.spec.exif)
+        ignored = "an EXIF orientation, which is ignored"
+        return tuple(f'{n} (exif = "apply" in {FILE} turns them)' if n == ignored else n for n in notes)
+
+    @property
+    def decoding(self) -> str:
+        """Whether pictures are turned."""
+        return "" if self.spec.exif == "ignore" else f"exif {self.spec.exif}"
+
+    @property
+    def reading(self) -> str:
+        """What pictures and values of masks mean."""
+        return f"{self.decoding} {self.values().tolist()}"
 
     def mask_path(self, image_id: str, split: str) -> Path | None:
         """``<masks>/<id>.png``."""
         self.check_split(split)
-        return self.root / self.spec.masks / f"{image_id}.png"
+        return in_any_case(self.root / self.spec.masks / f"{image_id}.png")
 
     def _illegal_remedy(self, illegal: object) -> str:
         return f"add classes or void values to {self.file}, or mend the masks"
@@ -165,12 +211,12 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
     for split in lists:
         check_part(split, "the split's name", file)
     made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists})
-    folder = file.parent / spec.images
+    pictures = PictureFiles(file.parent / spec.images)
     sizes = {}
     for split, place in lists.items():
         if not place.is_file():
             raise UserError(f"no list of split {split!r}", where=place, remedy=f"write it, or mend {file}")
-        sizes[split] = len(read_list(place, lambda i: any((folder / f"{i}{s}").exists() for s in _SUFFIXES)))
+        sizes[split] = len(read_list(place, lambda i: bool(pictures.of(i)), folders=True))
     made.info = DatasetInfo(
         name=name,
         title=spec.title or name,

@@ -22,7 +22,7 @@ from harness.files import sha256_of, whole_file
 from harness.reading import remembered
 
 #: Part of what is remembered; raised when the checks become stricter.
-_VERSION = 2
+_VERSION = 3
 
 
 class _Sound(NamedTuple):
@@ -33,12 +33,14 @@ class _Sound(NamedTuple):
         picture: SHA-256 of the picture's file.
         mask: SHA-256 of the mask's file, empty where there is none.
         note: what is odd about them, empty where nothing is.
+        dropped: what of the picture is not read, one thing a line.
     """
 
     stamp: str
     picture: str
     mask: str
     note: str = ""
+    dropped: str = ""
 
 
 def preflight(
@@ -128,7 +130,7 @@ def check_split(
         if fresh:
             with whole_file(memory) as stream:
                 json.dump({**known, **sound}, stream)
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(dataset.decoding.encode())
     if not offenders:
         for image_id in ids:
             whole.update(f"{image_id}\0{sound[image_id].picture}\0{sound[image_id].mask}\n".encode())
@@ -150,6 +152,12 @@ def _notes(sound: Mapping[str, _Sound], pictures: Mapping[str, str]) -> Iterator
     odd = [image_id for image_id, row in sound.items() if row.note]
     if odd:
         yield f"{len(odd)} masks with {sound[odd[0]].note}, the first is that of {odd[0]}"
+    dropped: dict[str, list[str]] = {}
+    for image_id, row in sound.items():
+        for what in row.dropped.splitlines():
+            dropped.setdefault(what, []).append(image_id)
+    for what, ids in dropped.items():
+        yield f"{len(ids)} pictures with {what}, the first is {ids[0]}"
     first: dict[str, str] = {}
     twins = [(first[sha], i) for i, sha in pictures.items() if first.setdefault(sha, i) != i]
     if twins:
@@ -178,6 +186,7 @@ def _look(
         if remembered is not None and remembered.stamp == stamp:
             return remembered
         height, width = dataset.read_image(image_id).shape[:2]
+        dropped = "\n".join(dataset.picture_notes(image_id))
         note = ""
         if mask is not None:
             rows, columns = dataset.read_mask(image_id, split).shape
@@ -190,7 +199,7 @@ def _look(
             note = palette_note(mask, dataset.info.palette)
     except UserError as error:
         return error
-    return _Sound(stamp, sha256_of(picture), "" if mask is None else sha256_of(mask), note)
+    return _Sound(stamp, sha256_of(picture), "" if mask is None else sha256_of(mask), note, dropped)
 
 
 def _stamp(path: Path) -> str:
@@ -204,7 +213,8 @@ def _stamp(path: Path) -> str:
 def _memory(dataset: Dataset, split: str, cache: Path, with_masks: bool) -> Path:
     """The file that remembers a split of one copy of a data set."""
     some_id = dataset.ids(split)[0]
-    key = [_VERSION, str(dataset.image_path(some_id).resolve()), dataset.info.num_classes, with_masks]
+    place = str(dataset.image_path(some_id).resolve())
+    key = [_VERSION, place, dataset.info.num_classes, with_masks, dataset.reading]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     return cache / "verified" / dataset.info.name / f"{split}-{name}.json"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.boundary import Boundary
 from harness.data.images import read_index
+from harness.data.naming import stays_inside
 from harness.errors import UserError
 from harness.files import sha256_of
 from harness.nn.torch_files import read_torch
@@ -130,7 +131,7 @@ def _others(root: Path, folder: Path, names: list[str], done: Verified) -> None:
         done.sound(_curve(folder / "history.csv"))
     if "complete.json" in names:
         done.sound(_labels(folder))
-    if folder.name == "predictions":
+    if "predictions" in folder.relative_to(root).parts:
         for name in names:
             if name.endswith(".png"):
                 done.sound(_picture(folder / name))
@@ -164,7 +165,7 @@ def _labels(folder: Path) -> Iterator[None]:
         raise damaged(folder / "complete.json", "key 'sha256': an object is wanted")
     for image_id, sha256 in recorded.items():
         file = folder / f"{image_id}.png"
-        if file.name != f"{image_id}.png":
+        if not stays_inside(image_id):
             raise damaged(folder / "complete.json", f"{image_id[:60]!r} is the id of no picture")
         if sha256_of(file) != sha256:
             raise damaged(file, "it is not the label that was written", "delete it: it is made again")
