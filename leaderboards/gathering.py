@@ -18,6 +18,7 @@ from harness.reading import damaged
 from harness.registry import DATASETS, METHODS
 from harness.schema import Aside, differing, digest, dump, flatten, marks, neutral_values
 from harness.store.records import EvaluationRecord, Record, Store
+from harness.store.truth import contradictions
 
 
 def dataset_title(name: str) -> str:
@@ -110,13 +111,13 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
     other packages that trained or scored), ``split, protocol, miou, images, official_images``; objects
     ``record`` and ``run``.
 
-    Evaluations whose counts do not say what their figures say, or whose classes are not those of the data
-    set, are left out; ``frame.attrs["left_out"]`` has the lines that name them and whatever else was left
-    out of the store so far (``Store.left_out`` goes on growing where curves and bands are read).
+    Evaluations whose counts do not say what their figures say, whose classes are not those of the data set,
+    or that have counted another truth than the others of the same pictures, are left out;
+    ``frame.attrs["left_out"]`` has the lines that name them and whatever else was left out of the store so
+    far (``Store.left_out`` goes on growing where curves and bands are read).
     """
     lines = []
-    classes: dict[str, tuple[str, ...]] = {}
-    for record in store.records(pattern):
+    for record, runs in _believed(store, pattern):
         data, recipe = record.data, record.recipe
         training = data.get("data", {}).get("splits", {}).get(recipe["train_split"], {})
         line = {
@@ -139,7 +140,6 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "train_official": training.get("official", 0),
             "record": record,
         }
-        runs = _of_one_data_set(record, classes, store) if record.finished else []
         for run in runs or (None,):
             own = {"code": _packages(record, run), **_set_for(record, run)}
             lines.append(line | _evaluation_line(run) | own)
@@ -154,6 +154,23 @@ def dataset_classes(name: str) -> tuple[str, ...] | None:
         return tuple(DATASETS.get(name).info.classes)
     except UserError:
         return None
+
+
+def _believed(store: Store, pattern: str) -> list[tuple[Record, list[EvaluationRecord]]]:
+    """Every record with its sound evaluations, which all have the classes and the truth of their data."""
+    classes: dict[str, tuple[str, ...]] = {}
+    found = [
+        (record, _of_one_data_set(record, classes, store) if record.finished else [])
+        for record in store.records(pattern)
+    ]
+    wrong = contradictions(
+        ((record.recipe["dataset"], run.data["data_fingerprint"]), run)
+        for record, runs in found
+        for run in runs
+    )
+    for error in wrong.values():
+        store.note(error)
+    return [(r, [run for run in runs if run.path not in wrong]) for r, runs in found] if wrong else found
 
 
 def _of_one_data_set(

@@ -273,9 +273,11 @@ def fault_of_counts(
     return None
 
 
-def fault_of_network(run: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
-    """Why an evaluation is not that of a record's network; None where it is, or where either hash of the
-    weights was not recorded.
+def fault_of_origin(run: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
+    """Why an evaluation is not one of a record's network, or not of the data that it was scored on; None
+    where it is, or where that was not recorded.
+
+    A later evaluation may have met other data: the record says what was there when it ended.
 
     Args:
         run: values of an ``evaluation.json`` whose types were checked.
@@ -283,9 +285,14 @@ def fault_of_network(run: Mapping[str, Any], record: Mapping[str, Any]) -> str |
     """
     trained = record.get("best" if run["spec"].get("checkpoint") == "best" else "checkpoint") or {}
     ours, scored = trained.get("sha256"), run.get("checkpoint_sha256")
-    if not ours or not scored or scored == ours:
-        return None
-    return f"it scores another network ({scored[:12]}) than was trained ({ours[:12]})"
+    if ours and scored and scored != ours:
+        return f"it scores another network ({scored[:12]}) than was trained ({ours[:12]})"
+    split = run["spec"]["split"]
+    met = record.get("data", {}).get("splits", {}).get(split, {}).get("fingerprint")
+    seen, written = run["data_fingerprint"], run.get("written")
+    if met and met != seen and written and written <= (record.get("ended") or ""):
+        return f"it says that {split} has the fingerprint {seen[:12]}, its record {met[:12]}"
+    return None
 
 
 def _equal(recorded: Any, made: Any) -> bool:

@@ -37,12 +37,13 @@ from harness.store.documents import (
     EvaluationDocument,
     RecordDocument,
     fault_of_counts,
-    fault_of_network,
+    fault_of_origin,
     read_document,
 )
 from harness.store.driver_claim import only_driver
 from harness.store.object_store import is_uri
 from harness.store.remote import Mirror, for_readers, mirror_of
+from harness.store.truth import Truth, truth_of
 
 #: Takes note of a file that is left out.
 Note = Callable[[Damaged], None]
@@ -149,6 +150,16 @@ class EvaluationRecord:
         """Per-image statistics."""
         return self.load()
 
+    @cached_property
+    def truth(self) -> Truth:
+        """What was labelled in its pictures, in short.
+
+        Raises:
+            Damaged: the counts are missing or damaged.
+        """
+        counts = self.counts()
+        return truth_of(counts.ids, counts.labelled)
+
     def counts(self) -> PerImage:
         """Per-image statistics that somebody checked already: those still in memory, else read anew without
         the comparison of :meth:`load`, and not kept.
@@ -178,6 +189,7 @@ class EvaluationRecord:
         )
         if fault is not None:
             raise damaged(self.path / "evaluation.json", f"{fault} ({file.name})", "evaluate again")
+        self.__dict__["truth"] = truth_of(counts.ids, counts.labelled)
         return counts
 
 
@@ -319,7 +331,7 @@ def read_evaluation(folder: Path, of: Mapping[str, Any] | None = None) -> Evalua
     own = f"{found.name}-{found.data['digest']}"
     if folder.name != own:
         raise damaged(file, f"it says that it is {own}: a copy", "move it away, or give it its name")
-    if fault := fault_of_network(found.data, of or {}):
+    if fault := fault_of_origin(found.data, of or {}):
         raise damaged(file, fault, "evaluate again")
     return found
 

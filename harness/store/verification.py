@@ -7,23 +7,31 @@ is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from harness.boundary import Boundary
+from harness.counting import count
+from harness.data.base import Dataset
 from harness.data.images import read_index
 from harness.data.naming import stays_inside
+from harness.data.verify import check_split
 from harness.errors import UserError
-from harness.files import sha256_of
+from harness.files import cache_folder, sha256_of
 from harness.nn.torch_files import read_torch
 from harness.reading import Damaged, damaged, read_json, read_object
 from harness.registry import DATASETS
 from harness.store.checkpoints import FOLDER
 from harness.store.records import EvaluationRecord, Record, Store, read_curve
+from harness.store.truth import Pictures, Truth, contradictions, truth_of
 
 #: A record lies this deep: method, recipe, digest, seed.
 _DEPTH = 4
+#: Opens a data set; raises UserError where it is not there.
+Open = Callable[[str], Dataset]
 
 
 @dataclass
@@ -33,12 +41,16 @@ class Verified:
     Attributes:
         records, evaluations, checkpoints: how many were found sound.
         breaches: what is wrong, one error for each place.
+        runs: sound evaluations, with the data that they were scored on.
+        unseen: splits whose evaluations could not be compared with the data set, and why.
     """
 
     records: int = 0
     evaluations: int = 0
     checkpoints: int = 0
     breaches: dict[str, Damaged] = field(default_factory=dict)
+    runs: list[tuple[Pictures, EvaluationRecord]] = field(default_factory=list)
+    unseen: dict[str, str] = field(default_factory=dict)
 
     def note(self, error: Damaged) -> None:
         """Remember a breach; each place once."""
@@ -55,8 +67,13 @@ class Verified:
         return True
 
 
-def verify(store: Store) -> Verified:
+def verify(store: Store, dataset: Open | None = None, cache: Path | None = None) -> Verified:
     """Read a whole store; under a URI, after everything was brought.
+
+    Args:
+        store: the store.
+        dataset: opens a data set by its name, to count the labelled pixels of its pictures anew.
+        cache: where checks of data sets are kept, the user's cache folder by default.
 
     Raises:
         UserError: the store is not there, or cannot be reached.
@@ -69,6 +86,7 @@ def verify(store: Store) -> Verified:
         done.records += before == len(store.left_out) + len(done.breaches)
     for folder, names in _folders(store.root):
         _others(store.root, folder, names, done)
+    _truths(done, dataset, cache or cache_folder())
     for error in store.left_out.values():
         done.note(error)
     return done
@@ -77,7 +95,9 @@ def verify(store: Store) -> Verified:
 def _record(record: Record, done: Verified) -> None:
     known = _classes(record)
     for run in record.all_evaluations:
-        done.evaluations += done.sound(_evaluation(run, known))
+        if done.sound(_evaluation(run, known)):
+            done.evaluations += 1
+            done.runs.append(((record.recipe["dataset"], run.data["data_fingerprint"]), run))
     record.history()
     for name in ("last.pt", "best.pt"):
         file = record.path / FOLDER / name
@@ -101,6 +121,35 @@ def _evaluation(run: EvaluationRecord, known: tuple[str, ...] | None) -> Iterato
     if bands is not None and not bands.fits(totals):
         raise damaged(run.path / "boundary.npz", "more pixels lie in its bands than were counted")
     yield
+
+
+def _truths(done: Verified, dataset: Open | None, cache: Path) -> None:
+    """Labelled pixels, against those of the data set where it is there, and of the others of its data."""
+    known: dict[Pictures, Truth] = {}
+    splits = {(pictures, run.data["spec"]["split"]) for pictures, run in done.runs}
+    for pictures, split in sorted(splits):
+        if dataset is None:
+            break
+        name, fingerprint = pictures
+        try:
+            opened = dataset(name)
+            if check_split(opened, split, cache=cache).fingerprint != fingerprint:
+                raise UserError("other pictures or masks than those that were scored")
+            if pictures not in known:
+                known[pictures] = _counted(opened, split)
+        except UserError as error:
+            done.unseen.setdefault(f"{name} {split}", error.problem)
+    wrong = contradictions(done.runs, known)
+    for contradiction in wrong.values():
+        done.note(contradiction)
+    done.evaluations -= len(wrong)
+
+
+def _counted(dataset: Dataset, split: str) -> Truth:
+    """The truth of a split, from its masks."""
+    ids, classes = dataset.ids(split), dataset.info.num_classes
+    masks = (dataset.read_mask(image_id, split) for image_id in ids)
+    return truth_of(ids, np.array([count(mask, mask, classes)[2] for mask in masks], dtype=np.int64))
 
 
 def _checkpoint(file: Path, expected: str | None) -> Iterator[None]:

@@ -18,27 +18,37 @@ CLASSES = ("background", "disc", "ring", "cross")
 
 
 def counts(
-    images: int, quality: float, seed: int, classes: int = 4, absent: tuple[int, ...] = ()
+    images: int,
+    quality: float,
+    seed: int,
+    classes: int = 4,
+    absent: tuple[int, ...] = (),
+    unlabelled: tuple[int, ...] = (),
 ) -> PerImage:
-    """Counts of a network that hits about ``quality`` of each labelled class."""
-    rng = np.random.default_rng(seed)
-    labelled = rng.integers(50, 500, (images, classes)) * (rng.random((images, classes)) < 0.7)
+    """Counts of a network that hits about ``quality`` of each labelled class; all see the same truth.
+
+    Classes that are ``unlabelled`` are predicted by mistake, those ``absent`` neither labelled nor predicted.
+    """
+    truth, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    labelled = truth.integers(50, 500, (images, classes)) * (truth.random((images, classes)) < 0.7)
     labelled[0] = 100  # every class occurs
+    labelled[:, list(unlabelled)] = 0
     intersection = np.floor(labelled * np.clip(rng.normal(quality, 0.1, labelled.shape), 0, 1)).astype(
         np.int64
     )
     predicted = intersection + rng.integers(0, 40, labelled.shape)
     for array in (labelled, intersection, predicted):
         array[:, list(absent)] = 0
-    labelled[:, 0] += np.maximum(predicted.sum(1) - labelled.sum(1), 0)  # every prediction is of a pixel
+    labelled[:, 0] += 40 * classes  # room for whatever is wrong
     return PerImage(tuple(f"image-{i:04d}" for i in range(images)), intersection, predicted, labelled)
 
 
 @dataclass
 class Factory:
-    """Writes records into one store."""
+    """Writes records into one store, whose data have no pixel of the classes ``unlabelled``."""
 
     store: Store
+    unlabelled: tuple[int, ...] = ()
 
     def resolved(self, name: str = "agmm/mini-point", **values: Any) -> Resolved:
         """A recipe as the registry would give it."""
@@ -80,7 +90,7 @@ class Factory:
         folder = self.store.folder(resolved.name, own, seed)
         p = evaluation.protocols()
         for spec in recipe.evaluation if status == "finished" else ():
-            numbers = per_image or counts(images, quality, seed, absent=absent)
+            numbers = per_image or counts(images, quality, seed, absent=absent, unlabelled=self.unlabelled)
             shown = {**dump(p[spec.protocol]), **(protocol or {})}
             self.store.write_evaluation(
                 folder,

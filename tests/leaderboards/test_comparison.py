@@ -39,6 +39,7 @@ source = "their repository"
 
 
 def fill(factory: Factory) -> None:
+    factory.unlabelled = (3,)
     for seed in range(3):
         factory.record(factory.resolved("agmm/mini-point"), seed, quality=0.8)
         factory.record(factory.resolved("pce/mini-point"), seed, quality=0.5, absent=(3,))

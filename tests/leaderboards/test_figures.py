@@ -33,6 +33,7 @@ def rows_of(factory: Factory) -> list[Row]:
 
 
 def fill(factory: Factory, seeds: int = 2) -> list[Row]:
+    factory.unlabelled = (1,)
     for kind in ("full", "point"):
         for method, title, quality in (("agmm", "AGMM", 0.7), ("pce", "Partial", 0.5)):
             resolved = factory.resolved(f"{method}/mini-{kind}", supervision=kind)
