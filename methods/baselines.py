@@ -121,6 +121,9 @@ class CAMConfig:
     """Take each map's minimum off before its maximum is brought to 1. Channels that are positive everywhere,
     which `token_max` allows, otherwise lift the background over any threshold. [false: IRN
     step/make_cam.py; true: ToCo utils/camutils.py]"""
+    mirror: Annotated[bool, Neutral(False), InferenceOnly()] = False
+    """Make maps of the picture and of its mirror image, and take the larger value of either.
+    [false: our choice; true: IRN step/make_cam.py adds them up, ToCo utils/camutils.py takes the larger]"""
     background_score: Annotated[float, InferenceOnly()] = Field(default=0.15, ge=0, le=1)
     """A pixel is background where no class's normalised CAM exceeds this. [IRN run_sample.py
     cam_eval_thres]"""
@@ -186,14 +189,19 @@ class ClassActivationMap(Method):
         """Scores in ``[0, 1]``, ``(B, K, H, W)``: CAM of the present classes, a constant background.
 
         Each map is resized, cut at 0 and divided by its own maximum, as in IRN's step/make_cam.py; with
-        ``less_minimum``, its minimum is taken off first.
+        ``mirror``, the larger of it and the mirrored pictures' map is taken before; with ``less_minimum``,
+        its minimum is taken off.
 
         Args:
-            images: ``(B, 3, H, W)``, for their size.
-            maps: ``(B, F, h, w)``.
+            images: ``(B, 3, H, W)``.
+            maps: ``(B, F, h, w)``, theirs.
             present: ``(B, F)`` bool; the other classes score 0.
         """
-        cam = resize(at_least_float32(maps), images.shape[-2:], align_corners=False).relu()
+        size = images.shape[-2:]
+        cam = resize(at_least_float32(maps), size, align_corners=False).relu()
+        if self.config.mirror:
+            mirrored = resize(at_least_float32(self.maps(images.flip(-1))), size, align_corners=False)
+            cam = torch.maximum(cam, mirrored.flip(-1).relu())
         if self.config.less_minimum:
             cam = cam - cam.amin((2, 3), keepdim=True)
         cam = cam / (cam.amax((2, 3), keepdim=True) + EPS) * present[:, :, None, None]

@@ -48,7 +48,7 @@ class ViTConfig:
     [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
     pooling: Annotated[Literal["max", "lse"], TrainingOnly()] = "max"
     """How token scores become a class score: maximum, or log-sum-exp, which spreads the maps.
-    [ToCo model/model_seg_neg.py; lse: our choice for the miniature suite]"""
+    [ToCo model/model_seg_neg.py; lse: our choice]"""
     lse_sharpness: Annotated[float, TrainingOnly()] = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
     decoder_width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)

@@ -62,6 +62,23 @@ def single_object(seed: int, index: int, side: int = 56, stream: str = "single")
     return image, kind
 
 
+def scattered_object(seed: int, index: int, side: int = 56, stream: str = "single") -> tuple[np.ndarray, int]:
+    """As :func:`single_object`, but the object lies anywhere where enough of it is in the picture.
+
+    One picture in seven has none; its class is 6.
+    """
+    rng = generator(seed, stream, index)
+    grid = _grid(side, side)
+    kind = int(rng.integers(len(KINDS) + 1))
+    drawn: list[_Surface] = []
+    while kind < len(KINDS) and not drawn:
+        half = side * _between(rng, 0.26, 0.46)
+        candidate = _object(rng, kind, grid, _pose(rng, side, side, half=half, spread=0.5))
+        drawn = [candidate] if _visible([candidate], half) else []
+    image, _ = _compose(rng, grid, drawn, clutter=int(rng.integers(0, 3)))
+    return image, kind
+
+
 # --- composition -------------------------------------------------------------------------------------
 
 Grid = tuple[np.ndarray, np.ndarray]  # x and y of pixel centres, (H, W) float64

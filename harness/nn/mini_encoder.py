@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.nn.encoders import Encoder  # also cures torchvision before timm is imported
+from harness.nn.vit import ViTEncoder
 
 
 class _Block(nn.Module):
@@ -97,6 +99,10 @@ class Classifier(nn.Module):
         """Logits ``(B, classes)`` of ``(B, 3, H, W)`` normalised images."""
         return self.head(self.encoder(images)[-1].mean((2, 3)))
 
+    def decide(self, images: Tensor) -> Tensor:
+        """Classes ``(B,)`` int64 of the pictures."""
+        return self(images).argmax(1)
+
 
 # --- the transformer ---------------------------------------------------------------------------------
 
@@ -165,24 +171,75 @@ def _fold(target: nn.Conv2d, convolution: nn.Module, norm: nn.Module) -> None:
 
 
 class TokenClassifier(nn.Module):
-    """The classifier of a transformer: on the class token and the mean of the patch tokens, side by side.
+    """Classifiers of a transformer for pretraining on mosaics; not part of the shipped weights.
 
-    So both mean something in the methods that start from the weights.
+    One reads the class token. The others read the patch tokens tile by tile: the maximum of every channel
+    over the tokens of a tile, after the last block and after the one before it, and the largest score of a
+    tile's tokens. So a token may hold evidence of its own tile alone, which is what activation maps need.
+    Under a mean over the picture, or a maximum over pictures of one object, evidence spreads over the grid.
+
+    The classifiers of patch tokens have no bias, and a further class, nothing, whose score is 0: a token
+    without an object scores below 0.
 
     Args:
-        encoder: timm's ``VisionTransformer``.
-        classes: number of outputs.
+        encoder: timm's ``VisionTransformer``; its modules are shared.
+        classes: number of classes, nothing not counted.
+
+    Attributes:
+        encoder: as given.
+        patch: side of a patch in pixels.
     """
 
     def __init__(self, encoder: Any, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(2 * encoder.embed_dim, classes)
+        self.tokens = ViTEncoder(encoder, crop=encoder.patch_embed.img_size, aux_layer=-2)
+        self.tokens.pos_embed.requires_grad_(True)
+        self.patch = self.tokens.patch
+        width = self.tokens.channels
+        self.class_head = nn.Linear(width, classes)
+        self.channel_head = nn.Linear(width, classes, bias=False)
+        self.score_head = nn.Linear(width, classes, bias=False)
+        self.aux_head = nn.Linear(width, classes, bias=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of ``(B, 3, H, W)`` normalised images."""
-        tokens = self.encoder.forward_features(images)
-        return self.head(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+    def forward(self, images: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of mosaics.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised.
+            tiles: ``(B, h w)`` int64, the tile 0..T-1 that every patch is of; each has a patch.
+
+        Returns:
+            Of the class token, ``(B, classes)``, and ``(B, T, 1 + classes)``, nothing first: of the channels'
+            maxima of the last tokens, of their largest scores, of the channels' maxima of the block before.
+        """
+        tokens = self.tokens(images)
+        last, before = tokens.final.flatten(2).mT, tokens.aux.flatten(2).mT
+        scores = _tile_maxima(self.score_head(last), tiles)
+        return (
+            self.class_head(tokens.class_token),
+            _with_nothing(self.channel_head(_tile_maxima(last, tiles))),
+            _with_nothing(scores),
+            _with_nothing(self.aux_head(_tile_maxima(before, tiles))),
+        )
+
+    def decide(self, images: Tensor) -> Tensor:
+        """Classes ``(B,)`` int64 of single pictures ``(B, 3, H, W)``; nothing is ``classes``."""
+        count = len(images)
+        patches = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        found = self(images, images.new_zeros((count, patches), dtype=torch.int64))[1][:, 0].argmax(1)
+        return torch.where(found == 0, self.class_head.out_features, found - 1)
+
+
+def _tile_maxima(values: Tensor, tiles: Tensor) -> Tensor:
+    """``(B, T, C)`` maxima of ``(B, N, C)`` values over the patches of each tile; tiles ``(B, N)``."""
+    inside = tiles[:, None] == torch.arange(int(tiles.max()) + 1)[:, None]
+    return values[:, None].masked_fill(~inside[..., None], -torch.inf).amax(2)
+
+
+def _with_nothing(logits: Tensor) -> Tensor:
+    """A score of 0 before the last dimension's others."""
+    return F.pad(logits, (1, 0))
 
 
 def mini_vit(drop_path: float = 0.0) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,39 @@ def test_single_objects_are_pinned() -> None:
         assert image.dtype == np.uint8
         digest.update(image.tobytes() + bytes([kind]))
     assert digest.hexdigest() == "3ecffda5cfec1d182d549d2525fa812ce8dbc6e590e9b0ff4f6acf50bfd9b921"
+
+
+def test_scattered_objects_lie_anywhere_or_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[np.ndarray] = []
+    compose = mini_scenes._compose
+
+    def recorded(rng: np.random.Generator, grid: Any, objects: Any, clutter: int) -> Any:
+        inside.extend(surface.distance < 0 for surface in objects)
+        return compose(rng, grid, objects, clutter)
+
+    monkeypatch.setattr(mini_scenes, "_compose", recorded)
+    middles = {}
+    for draw in (mini_scenes.single_object, mini_scenes.scattered_object):
+        inside.clear()
+        drawn = [draw(3, index) for index in range(120)]
+        assert {image.shape for image, _ in drawn} == {(56, 56, 3)}
+        missing = sum(kind == 6 for _, kind in drawn)
+        assert len(inside) == 120 - missing
+        assert 8 < missing < 28 if draw is mini_scenes.scattered_object else missing == 0
+        assert {kind for _, kind in drawn} >= set(range(6))
+        assert min(shape.sum() for shape in inside) > 50, "enough of it is in the picture"
+        middles[draw] = np.array([[m.mean() for m in np.nonzero(shape)] for shape in inside]) / 56
+        assert np.abs(middles[draw].mean(0) - 0.5).max() < 0.1
+    near, far = (np.abs(middles[d] - 0.5).max() for d in middles)
+    assert near < 0.25 < 0.28 < far
+
+
+def test_scattered_objects_are_pinned() -> None:
+    digest = hashlib.sha256()
+    for index in range(20):
+        image, kind = mini_scenes.scattered_object(0, index)
+        digest.update(bytes([kind]) + image.tobytes())
+    assert digest.hexdigest() == "0d1adf80fb04c7b651ac6e782ab9fb24af5ad325491d7da800a30e388c78baee"
 
 
 def test_default_data_set_is_the_reference(default: Mini) -> None:

@@ -92,14 +92,18 @@ def test_cam_on_the_transformer_is_the_classifier_of_the_image_tag_methods():
     """The row that they are compared with differs in what they add, not in the network or its scores."""
     torch.manual_seed(0)
     tags = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0]])
-    plain = cam(backbone="mini_vit", pooling="token_max").eval()
-    recipe = resolve("toco/mini-image", {"config.pooling": "max"})
+    options = vars(resolve("cam/mini-image-vit").config)
+    plain = cam(backbone="mini_vit", **{k: v for k, v in options.items() if k != "output_stride"}).eval()
+    recipe = resolve("toco/mini-image")
     other = ToCo(recipe.config, Build(info(), "image", (64, 64), "mini_vit")).eval()
     with torch.no_grad():
         other.network.encoder.load_state_dict(plain.backbone.vit.state_dict())
         other.network.classifier.weight.copy_(plain.classifier.weight)
         maps, logits = plain.outputs(images())
         output = other.network(images())
+        theirs = other.pseudo_labels(images(), tags)["cam"]
+        assert torch.equal(plain.pseudo_labels(images(), tags)["cam"], theirs)
+        assert 0 < (theirs > 0).float().mean() < 1
     torch.testing.assert_close(logits, output.cls)
     torch.testing.assert_close(maps, other.network.maps(images())[0])
     torch.testing.assert_close(
@@ -131,6 +135,18 @@ def test_cam_can_take_off_what_a_map_has_everywhere():
     expected = normalised(resized) * present[:, :, None, None]
     torch.testing.assert_close(scores[:, 1:], expected)
     assert (scores.argmax(1) == 0).any()
+
+
+def test_cam_can_take_the_larger_of_a_picture_and_its_mirror_image():
+    method, plain = cam(mirror=True).eval(), cam().eval()
+    tags = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0]])
+    with torch.no_grad():
+        maps = method.class_maps(images(), tags)
+        mirrored = method.class_maps(images().flip(-1), tags)
+        torch.testing.assert_close(maps, mirrored.flip(-1))
+        assert not torch.allclose(maps, plain.class_maps(images(), tags))
+        loss = method.loss(batch(tags.tolist()), START)["cls"]
+        assert loss == plain.loss(batch(tags.tolist()), START)["cls"], "training is as it was"
 
 
 def test_cam_classifies_the_foreground_alone():
