@@ -27,7 +27,7 @@ from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.data.verify import preflight
 from harness.errors import UserError
-from harness.files import sha256_of, whole_file, write_json, write_with
+from harness.files import check_writable, sha256_of, whole_file, write_json, write_with
 from harness.names import SEGMENTATION, check_scored, outputs
 from harness.networks import load_network
 from harness.recipes import Resolved, resolve
@@ -197,6 +197,7 @@ def export(
     named = None if form == "npy" else output
     check_scored(resolved, split=split, protocol=protocol, network=network, table=table, output=named)
     on = choose_device(options.device)
+    check_writable(out)
     split = split or ("test" if form == "server" else resolved.recipe.train_split)
     if form == "server" and name != "voc2012":
         raise UserError(f"{name} has no evaluation server of this form", where="--format server")

@@ -77,6 +77,31 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before work whose result would be lost there.
+
+    Nothing stays behind: of a folder that is still to be made, the nearest one that exists is tried.
+
+    Raises:
+        UserError: nothing can be made there, with why.
+    """
+    with named(folder):
+        place = folder.absolute()
+        while True:
+            try:
+                place.lstat()
+                break
+            except FileNotFoundError:
+                place = place.parent
+        try:
+            with interruption.held():
+                Path(tempfile.mkdtemp(dir=place, prefix=".wsss-", suffix=".part")).rmdir()
+        except FileNotFoundError:  # a link that leads nowhere, or a file system of the kernel's
+            raise UserError(
+                "no folder can be made here", where=folder, remedy="choose another place"
+            ) from None
+
+
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file; errors as in :func:`named`."""
     with named(path), path.open("a", encoding="utf-8") as stream:

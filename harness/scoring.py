@@ -14,7 +14,7 @@ from harness.data.images import save_index
 from harness.data.predictions import folder_pairs
 from harness.data.verify import preflight
 from harness.errors import UserError
-from harness.files import sha256_of, write_json
+from harness.files import check_writable, sha256_of, write_json
 from harness.names import SEGMENTATION, check_scored
 from harness.networks import build_method, load_network
 from harness.reading import Damaged
@@ -101,6 +101,8 @@ def evaluate(
     resolved = resolve(recipe, overrides)
     check_scored(resolved, split=split, protocol=protocol, network=network, output=output, table=table)
     choose_device(options.device)
+    if save is not None:
+        check_writable(save)
     usual = resolved.recipe.usual_evaluation
     spec = EvaluationSpec(
         split=split or usual.split, protocol=protocol or usual.protocol, network=network, output=output
@@ -194,6 +196,7 @@ def _records(
             continue
         try:
             if prepared.missing_evaluations():
+                check_writable(prepared.folder)
                 method = build_method(prepared.resolved, prepared.device, record.seed)
                 with store.work(prepared.folder):
                     for line in make_way(prepared):

@@ -34,6 +34,7 @@ from harness.data.base import Dataset
 from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
+from harness.files import check_writable
 from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
 from harness.rehearsal import source_output
@@ -378,6 +379,7 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
     """
     known = {r.setting: r for r in read(options.results) if r.status == "passed" and r.setting}
     work = folder(options.results) / "work"
+    check_writable(work)
     rows: list[Row] = []
     jobs: list[Job] = []
     errors: list[UserError] = []

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from harness.data import mini_scenes
 from harness.errors import UserError, nearest
-from harness.files import sha256_of, whole_file, write_json
+from harness.files import check_writable, sha256_of, whole_file, write_json
 from harness.nn.encoders import create_encoder
 from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
 
@@ -145,6 +145,7 @@ def pretrain(
     steps = plan.steps if steps is None else steps
     if steps < 1:
         raise UserError(f"{steps} steps of pretraining", where="steps", remedy="give at least 1")
+    check_writable(Path(out))
     report(f"drawing {plan.pictures + HELD_OUT} pictures")
     training = pictures(plan.pictures, seed, scattered=plan.scattered)
     held_out = pictures(HELD_OUT, seed, "single_val", scattered=plan.scattered)

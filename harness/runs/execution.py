@@ -21,6 +21,7 @@ from tqdm import tqdm
 from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
+from harness.files import check_writable
 from harness.recipes import expand
 from harness.runs.apart import run_apart
 from harness.runs.display import Display
@@ -176,7 +177,7 @@ class Rounds:
         for trial in trials:
             try:
                 if trial not in self.prepared:
-                    self.prepared[trial] = prepare(trial, self.options)
+                    self.prepared[trial] = _with_a_place(prepare(trial, self.options))
             except Exception as error:
                 if strict:
                     raise
@@ -206,6 +207,16 @@ class Rounds:
         self.session.enter_context(ray_session(self.resources, processes))  # for all rounds
         run_ray(ready, self.resources, self)
         return []
+
+
+def _with_a_place(prepared: Prepared) -> Prepared:
+    """A trial that is done, or whose folder can be written to. Raises UserError for any other."""
+    try:
+        check_writable(prepared.folder)
+    except UserError:
+        if not prepared.done:
+            raise
+    return prepared
 
 
 def _ended(prepared: Prepared) -> str | None:

@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
 from harness.errors import UserError
+from harness.files import check_writable
 from harness.reading import damaged, read_bytes
 from harness.recipes import resolve
 from harness.runs.trial import Trial
@@ -342,6 +343,7 @@ def open_study(plan: Plan) -> Iterator[Study]:
         UserError: another process runs the same search, or ``--out`` holds a different one.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_writable(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
