@@ -21,6 +21,8 @@ try:
 except ImportError:
     _pycocotools = None
 
+#: Farthest corner of a polygon, in pixels.
+_FARTHEST = 100_000
 #: How much finer than pixels the grid is on which outlines are drawn.
 _FINE = 5
 
@@ -39,20 +41,56 @@ def decode(segmentation: Any, size: tuple[int, int], *, library: bool | None = N
     """
     use = _pycocotools is not None if library is None else library
     if isinstance(segmentation, Mapping):
-        if tuple(segmentation["size"]) != tuple(size):
-            raise UserError(f"run lengths of a picture of {segmentation['size']}, ours is {list(size)}")
-        counts = segmentation["counts"]
-        runs = counts if isinstance(counts, list) else unpacked(counts)
-        return from_runs(np.asarray(runs, np.int64), size)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise UserError(f"a segmentation is polygons or run lengths, not {type(segmentation).__name__}")
+        return from_runs(_runs(segmentation, size), size)
+    polygons = checked_polygons(segmentation)
     if use:
-        whole = _pycocotools.merge(_pycocotools.frPyObjects(segmentation, *size))
+        whole = _pycocotools.merge(_pycocotools.frPyObjects([p.ravel().tolist() for p in polygons], *size))
         return from_runs(unpacked(whole["counts"]), size)
     inside = np.zeros(size, bool)
-    for polygon in segmentation:
-        inside |= from_polygon(np.asarray(polygon, np.float64).reshape(-1, 2), size)
+    for polygon in polygons:
+        inside |= from_polygon(polygon, size)
     return inside
+
+
+def checked_polygons(segmentation: Any) -> list[np.ndarray]:
+    """Polygons ``(N, 2)`` float64 x, y of a segmentation, each of three points and more.
+
+    One polygon may stand without the list around it. Polygons of one or two points cover nothing and are
+    left out: pycocotools takes the four numbers of two points for a box, and stops where not all polygons
+    of an object have four.
+
+    Raises:
+        UserError: anything else than lists of x and y by turns, or no polygon that covers something.
+    """
+    if not isinstance(segmentation, list) or not segmentation:
+        said = "an empty list" if segmentation == [] else type(segmentation).__name__
+        raise UserError(f"a segmentation is polygons or run lengths, not {said}")
+    nested = [segmentation] if not isinstance(segmentation[0], list) else segmentation
+    polygons = []
+    for numbers in nested:
+        if not isinstance(numbers, list) or not all(type(v) in (int, float) for v in numbers):
+            raise UserError("a polygon is a list of numbers: x, y, x, y, ...")
+        if len(numbers) % 2:
+            raise UserError(f"a polygon has {len(numbers)} numbers, x and y by turns are an even number")
+        if not all(abs(v) <= _FARTHEST for v in numbers):
+            raise UserError(f"a polygon has a corner beyond {_FARTHEST:,} pixels")
+        if len(numbers) >= 6:
+            polygons.append(np.array(numbers, np.float64).reshape(-1, 2))
+    if not polygons:
+        raise UserError("no polygon has three points and more: nothing is covered")
+    return polygons
+
+
+def _runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """``(N,)`` int64 run lengths of an object of ``counts`` and ``size``."""
+    try:
+        stated, counts = [int(v) for v in segmentation["size"]], segmentation["counts"]
+        runs = np.asarray(counts if isinstance(counts, list) else unpacked(counts), np.int64)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError):
+        raise UserError("run lengths are 'counts', numbers or pycocotools' text, and 'size'") from None
+    if stated != list(size):
+        raise UserError(f"run lengths of a picture of {stated}, ours is {list(size)}")
+    return runs
 
 
 def from_runs(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -163,7 +201,8 @@ def label_map(
     are made.
 
     Args:
-        annotations: those of the picture, with ``category_id``, ``area`` and ``segmentation``.
+        annotations: those of the picture, with ``category_id``, ``segmentation`` and ``area`` (by default
+            the number of pixels covered).
         size: ``(H, W)`` of the picture.
         labels: ``(256,)`` uint8 label of every category id.
 
@@ -171,14 +210,19 @@ def label_map(
         UserError: a segmentation cannot be read, or a category is unknown; the annotation is named.
     """
     drawn = np.zeros(size, np.uint8)
-    for annotation in sorted(annotations, key=lambda a: a["area"])[::-1]:
-        label = int(labels[annotation["category_id"]])
+    parts: list[tuple[float, int, np.ndarray]] = []
+    for annotation in annotations:
+        name = annotation.get("id", "without id")
+        category = annotation.get("category_id")
+        label = int(labels[category]) if type(category) is int and 0 <= category < len(labels) else 0
         if label == 0:
-            raise UserError(
-                f"annotation {annotation['id']} has the unknown category {annotation['category_id']}"
-            )
+            raise UserError(f"annotation {name} has the unknown category {category}")
         try:
-            drawn[decode(annotation["segmentation"], size)] = label
+            inside = decode(annotation.get("segmentation"), size)
         except UserError as error:
-            raise UserError(f"annotation {annotation['id']}: {error.problem}", remedy=error.remedy) from None
+            raise UserError(f"annotation {name}: {error.problem}", remedy=error.remedy) from None
+        area = annotation.get("area")
+        parts.append((area if type(area) in (int, float) else float(inside.sum()), label, inside))
+    for _, label, inside in sorted(parts, key=lambda part: part[0])[::-1]:
+        drawn[inside] = label
     return drawn

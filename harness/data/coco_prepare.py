@@ -120,7 +120,10 @@ def _jobs(part: str, source: Path, labels: np.ndarray) -> dict[str, _Job]:
                 panoptic = source.with_suffix("") / found[0]["file_name"]
                 found = found[0]["segments_info"]
             image_id = f"COCO_{part}2014_{picture['id']:012d}"
-            jobs[image_id] = _Job(image_id, (picture["height"], picture["width"]), found, panoptic)
+            size = (int(picture["height"]), int(picture["width"]))
+            if min(size) < 1 or not all(isinstance(each, dict) for each in found):
+                raise ValueError(f"picture {picture['id']}")
+            jobs[image_id] = _Job(image_id, size, found, panoptic)
         return jobs
     except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -132,7 +135,8 @@ def _jobs(part: str, source: Path, labels: np.ndarray) -> dict[str, _Job]:
 
 def _tags(job: _Job, labels: np.ndarray, num_classes: int) -> np.ndarray:
     row = np.zeros(num_classes, np.uint8)
-    row[labels[[a["category_id"] for a in job.annotations]]] = 1
+    kinds = [a.get("category_id") for a in job.annotations]
+    row[[int(labels[k]) for k in kinds if type(k) is int and 0 <= k < len(labels)]] = 1
     row[0] = 0
     return row
 

@@ -247,3 +247,94 @@ def test_the_other_real_pictures_are_prepared_read_and_sound(real_data: Path, tm
             mask, number = dataset.read_mask(image_id, split), int(image_id[-12:])
             tags = set(np.flatnonzero(dataset.tags([image_id])[0]).tolist())
             assert set(np.unique(mask).tolist()) - {0} == tags == {k for i, k in areas if i == number}
+
+
+def both_ways() -> list[bool]:
+    """Without pycocotools, and with it where it is installed."""
+    from harness.data import coco_masks
+
+    return [False] if coco_masks._pycocotools is None else [False, True]
+
+
+TRIANGLE = [1.0, 1.0, 6.0, 1.0, 6.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "same_as"),
+    [
+        (TRIANGLE, [TRIANGLE]),  # without the list around it
+        ([[int(v) for v in TRIANGLE]], [TRIANGLE]),
+        ([[1.0, 1.0, 4.0, 4.0], TRIANGLE], [TRIANGLE]),  # pycocotools takes four numbers for a box
+        ([TRIANGLE, [1.0, 1.0, 4.0, 4.0]], [TRIANGLE]),
+        ([TRIANGLE, [], [2.0, 2.0]], [TRIANGLE]),
+    ],
+)
+@pytest.mark.parametrize("library", both_ways())
+def test_odd_lists_of_polygons_mean_the_same_with_and_without_the_library(
+    segmentation: object, same_as: object, library: bool
+) -> None:
+    found = decode(segmentation, (8, 9), library=library)
+    np.testing.assert_array_equal(found, decode(same_as, (8, 9), library=False))
+    assert found.any()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "problem"),
+    [
+        ([[1, 1, 4, 4]], "three points"),
+        ([1, 1, 4, 4], "three points"),
+        ([[1, 1], [2, 2]], "three points"),
+        ([[]], "three points"),
+        ([], "an empty list"),
+        (None, "NoneType"),
+        ([[1, 1, 4, 4, 2, 3, 9]], "7 numbers"),
+        ([1, 1, 4, 4, 2], "5 numbers"),
+        ([[1, 1, 4, 4, 2, "3"]], "list of numbers"),
+        ([[[1, 1], [4, 4], [2, 3]]], "list of numbers"),
+        ([[1, 1, 4, 4, 2, True]], "list of numbers"),
+        ([TRIANGLE, 5], "list of numbers"),
+        ([[1, 1, 4, 4, 2, float("nan")]], "beyond"),
+        ([[1, 1, 4, 4, 2, 1e12]], "beyond"),
+        ({"counts": [72]}, "run lengths are"),
+        ({"counts": None, "size": [8, 9]}, "run lengths are"),
+        ({"counts": "", "size": [8, 9]}, "run lengths are"),
+        ({"counts": [72], "size": 8}, "run lengths are"),
+        ({"counts": ["x"], "size": [8, 9]}, "run lengths are"),
+        ({"counts": [2**70], "size": [8, 9]}, "run lengths are"),
+        ({"counts": [71], "size": [8, 9]}, "add up to 71"),
+    ],
+)
+@pytest.mark.parametrize("library", both_ways())
+def test_broken_segmentations_are_refused_alike_with_and_without_the_library(
+    segmentation: object, problem: str, library: bool
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        decode(segmentation, (8, 9), library=library)
+
+
+def test_annotations_without_area_are_ordered_by_what_they_cover() -> None:
+    large = {"id": 1, "category_id": 1, "segmentation": [square(0, 0, 6)]}
+    small = {"id": 2, "category_id": 2, "segmentation": [square(1, 1, 2)]}
+    labels = np.arange(256, dtype=np.uint8)
+    for both in ([large, small], [small, large], [large | {"area": 36.0}, small]):
+        drawn = label_map(both, (8, 9), labels)
+        assert (drawn[2, 2], drawn[4, 4]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"segmentation": None}, "annotation 7: a segmentation"),
+        ({"category_id": 300}, "annotation 7 has the unknown category 300"),
+        ({"category_id": -1}, "unknown category -1"),
+        ({"category_id": None}, "unknown category None"),
+        ({"category_id": "1"}, "unknown category 1"),
+    ],
+)
+def test_broken_annotations_are_named(change: dict[str, object], problem: str) -> None:
+    annotation = {"id": 7, "category_id": 1, "segmentation": [TRIANGLE]} | change
+    with pytest.raises(UserError, match=problem):
+        label_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))
+    del annotation["segmentation"]
+    with pytest.raises(UserError, match="annotation 7"):
+        label_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))
