@@ -53,7 +53,10 @@ def weak_label(recipe: Mapping[str, Any]) -> str:
     words = [spec.get("source", "simulated")]
     if spec.get("format"):
         words.append(spec["format"].upper() if spec["format"] in ("png", "xml") else spec["format"])
-    drawn = spec.get("format") in ("xml", "polyline", "clicks") or spec.get("source") == "simulated"
+    drawn = (
+        spec.get("format") in ("xml", "polyline", "clicks", "labelme", "csv")
+        or spec.get("source") == "simulated"
+    )
     if kind in ("scribble", "point") and drawn and "stroke" in spec:
         words.append(f"{spec['stroke']} px")
     return ", ".join(words)

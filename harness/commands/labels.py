@@ -12,7 +12,9 @@ from harness.commands.usage import Verb, refuse
 from harness.files import expanded
 
 _KINDS = ("scribble", "point", "block", "box", "image")
-_FORMATS = ("png", "xml", "polyline", "clicks", "voc-boxes", "coco-boxes", "onehot")
+#: What recipes read as ``labels.format``, and what is read here alone.
+_DIRECT = ("png", "xml", "polyline", "clicks", "labelme", "coco", "voc", "yolo", "csv")
+_FORMATS = (*_DIRECT, "voc-boxes", "coco-boxes", "onehot")
 SHARE = Real(0, 1, min_open=True)
 
 
@@ -88,7 +90,7 @@ def labels(
     from harness.schema import load
 
     dataset = opened(name, data_roots)
-    direct = form in ("png", "xml", "polyline", "clicks")
+    direct = form in _DIRECT
     spec = {
         "source": "official" if direct else "simulated",
         "format": form if direct else "",

@@ -134,7 +134,10 @@ def _strokes_drawn(values: Values) -> bool:
     """Whether labels are drawn with a width."""
     if _simulates(values):
         return values["kind"] in ("scribble", "point") and values["clicks"] is None
-    return values["form"] in ("xml", "polyline", "clicks")
+    drawn = ("scribble", "point")
+    return values["form"] in ("xml", "polyline", "clicks", "csv") or (
+        values["form"] == "labelme" and values["kind"] in drawn
+    )
 
 
 def _prepares(values: Values) -> bool:

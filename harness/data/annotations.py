@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from harness.data.base import UNLABELLED, LabelSpec, Supervision
 from harness.data.images import read_index
+from harness.data.picture_files import in_any_case
 from harness.errors import UserError, nearest
 from harness.files import expanded
 from harness.reading import read_text
@@ -27,12 +28,16 @@ from harness.reading import read_text
 #: Farthest coordinate of a stroke or click, in pixels: drawing what lies beyond would overflow.
 _FARTHEST = 1e6
 #: Which files can carry which weak label.
-_FORMATS: Mapping[Supervision, tuple[str, ...]] = {
-    "scribble": ("png", "xml", "polyline"),
-    "point": ("png", "clicks"),
-    "block": ("png",),
-    "box": ("png",),
+FORMATS: Mapping[Supervision, tuple[str, ...]] = {
+    "scribble": ("png", "xml", "polyline", "labelme"),
+    "point": ("png", "clicks", "csv", "labelme"),
+    "block": ("png", "labelme", "coco", "yolo"),
+    "box": ("png", "labelme", "coco", "voc", "yolo"),
 }
+#: Endings of files of tools that write one for each picture; their other formats have one file for all.
+ENDINGS: Mapping[str, str] = {"labelme": ".json", "voc": ".xml", "yolo": ".txt"}
+#: Formats that :mod:`harness.data.tool_files` reads.
+TOOLS = frozenset({*ENDINGS, "coco", "csv"})
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,25 @@ def label_files(root: Path, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
         return (short if short.exists() and not usual.exists() else usual,)
     if not spec.format:
         raise UserError(
-            "official labels need a format", where="labels.format", remedy="png, xml, polyline or clicks"
+            "official labels need a format",
+            where="labels.format",
+            remedy="png, xml, polyline, clicks, labelme, coco, voc, yolo or csv",
         )
-    return (folder / f"{image_id}.{spec.format}",)
+    if spec.format in TOOLS - set(ENDINGS):
+        return (folder,)
+    return (in_any_case(folder / f"{image_id}{ENDINGS.get(spec.format, f'.{spec.format}')}"),)
+
+
+def check_format(supervision: Supervision, spec: LabelSpec) -> None:
+    """Raises UserError unless files of the format can carry this kind of weak label."""
+    formats = FORMATS.get(supervision, ())
+    if spec.format not in formats:
+        said = f"format {spec.format!r}" if spec.format else "no format"
+        raise UserError(
+            f"{said} for {supervision} labels from annotators' files",
+            where="labels.format",
+            remedy=f"valid: {', '.join(formats)}" if formats else "use simulated labels or labels_from",
+        )
 
 
 def read_label(
@@ -122,14 +143,7 @@ def read_label(
         UserError: a file is missing or malformed, does not fit the picture, names an unknown class,
             or the format cannot carry this supervision.
     """
-    formats = _FORMATS.get(supervision, ())
-    if spec.format not in formats:
-        said = f"format {spec.format!r}" if spec.format else "no format"
-        raise UserError(
-            f"{said} for {supervision} labels from annotators' files",
-            where="labels.format",
-            remedy=f"valid: {', '.join(formats)}" if formats else "use simulated labels or labels_from",
-        )
+    check_format(supervision, spec)
     found = label_files(root, image_id, spec) if files is None else files()
     num_classes = max(names.values()) + 1
     if spec.format == "png":
@@ -206,7 +220,7 @@ def read_xml(path: Path, *, size: tuple[int, int], names: Mapping[str, int]) -> 
         strokes = [
             (
                 _child(polygon, "tag").strip(),
-                [[_whole(_child(p, "X")), _whole(_child(p, "Y"))] for p in polygon.iter("point")],
+                [[_coordinate(_child(p, "X")), _coordinate(_child(p, "Y"))] for p in polygon.iter("point")],
             )
             for polygon in root.iter("polygon")
         ]
@@ -233,10 +247,10 @@ def _child(element: ElementTree.Element, path: str) -> str:
     return text
 
 
-def _whole(text: str) -> int:
+def _coordinate(text: str) -> float:
     """A coordinate. Raises ValueError where it can be none."""
-    value = int(text)
-    if abs(value) > _FARTHEST:
+    value = float(text)
+    if not abs(value) <= _FARTHEST:
         raise ValueError(f"a point at {text[:20]}")
     return value
 

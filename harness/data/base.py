@@ -32,8 +32,9 @@ class LabelSpec:
 
     source: Literal["simulated", "official"] = "simulated"
     """Drawn from the dense masks by `harness.data.weak_labels`, or read from annotators' files."""
-    format: Literal["", "png", "xml", "polyline", "clicks"] = ""
-    """Official files only: palette or grey PNG, ScribbleSup XML, polyline text, What's-the-Point JSON."""
+    format: Literal["", "png", "xml", "polyline", "clicks", "labelme", "coco", "voc", "yolo", "csv"] = ""
+    """Official files only: palette or grey PNG, ScribbleSup XML, polyline text, What's-the-Point JSON;
+    LabelMe JSON, COCO JSON, VOC XML, YOLO text, clicks as CSV."""
     folder: str = ""
     """Official files only: their folder (or JSON file), relative to the data set's own folder or absolute."""
     background: str = ""

@@ -222,7 +222,7 @@ def label_map(
         except UserError as error:
             raise UserError(f"annotation {name}: {error.problem}", remedy=error.remedy) from None
         area = annotation.get("area")
-        parts.append((area if type(area) in (int, float) else float(inside.sum()), label, inside))
+        parts.append((float(area) if isinstance(area, int | float) else float(inside.sum()), label, inside))
     for _, label, inside in sorted(parts, key=lambda part: part[0])[::-1]:
         drawn[inside] = label
     return drawn

@@ -13,7 +13,7 @@ import glob
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,11 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
         raise _corrupt(path, what, error) from error
 
 
+def opened_mask(path: Path) -> AbstractContextManager[Image.Image]:
+    """A mask, open and not yet decoded; UserErrors name it, as those of :func:`read_index`."""
+    return _opened(path, "mask")
+
+
 def _corrupt(path: Path, what: str, error: Exception) -> UserError:
     return UserError(f"the {what} is corrupt: {error}", where=path, remedy="copy or unpack the file again")
 
@@ -101,7 +106,7 @@ def read_rgb(path: Path, exif: Exif = "ignore") -> np.ndarray:
         UserError: the file is missing, truncated, corrupt, or has more than eight bits per channel.
     """
     with _opened(path, "picture") as image:
-        deep = _deep(image)
+        deep = is_deep(image)
         if image.mode in _COLOUR_MODES and not deep:
             rgb = _oriented(image, exif)
             return np.array(rgb if rgb.mode == "RGB" else rgb.convert("RGB"))
@@ -185,7 +190,7 @@ def _oriented(image: Image.Image, exif: Exif) -> Image.Image:
     return image.transpose(_TURNS[back if turned else orientation])
 
 
-def _deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
     """Whether channels have more than eight bits, which decoders cut off for colours without a word."""
     bits = _tiff(image).get(_BITS, 8)
     raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
@@ -218,7 +223,8 @@ def read_index(path: Path, colours: Sequence[Sequence[int]] = ()) -> np.ndarray:
     raise UserError(
         f"the mask is {fault}; an index map is needed (one class number for each pixel)",
         where=path,
-        remedy="save it as an 8-bit palette or grey PNG whose values are class numbers",
+        remedy="save it as an 8-bit palette or grey PNG whose values are class numbers, or say what its "
+        "colours or values mean: values = ... in the dataset.toml of your own data set",
     )
 
 

@@ -42,7 +42,7 @@ def voc_boxes(path: Path, names: Mapping[str, int]) -> list[Box]:
                 float((corner.findtext(k) if corner is not None else None) or "nan")
                 for k in ("xmin", "ymin", "xmax", "ymax")
             )
-            _check_box(left, top, right, bottom)
+            _check_box(left, top, right, bottom, right - left, bottom - top)
             boxes.append((names[name], left - 1, top - 1, right, bottom))
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"not a VOC annotation: {error}", where=path, remedy="unpack VOC again") from None
@@ -68,7 +68,7 @@ def coco_boxes(path: Path, labels: bytes) -> Mapping[int, list[Box]]:
         for annotation in content["annotations"]:
             if not annotation.get("iscrowd"):
                 left, top, width, height = map(float, annotation["bbox"])
-                _check_box(left, top, width, height)
+                _check_box(left, top, left + width, top + height, width, height)
                 kind = annotation["category_id"]
                 if not 0 <= kind < len(labels) or not labels[kind]:  # background is no object
                     raise ValueError(f"category {kind}")
@@ -87,10 +87,12 @@ def _content(path: Path, what: str, remedy: str) -> bytes:
     return read_bytes(path)
 
 
-def _check_box(*numbers: float) -> None:
-    """Raises ValueError unless numbers can be pixels."""
-    if not all(abs(number) <= _FARTHEST for number in numbers):
+def _check_box(left: float, top: float, right: float, bottom: float, width: float, height: float) -> None:
+    """Raises ValueError unless numbers can be pixels and corners are in their order."""
+    if not all(abs(number) <= _FARTHEST for number in (left, top, right, bottom)):
         raise ValueError("an object without a box")
+    if width < 0 or height < 0:
+        raise ValueError(f"a box {left:g}, {top:g}, {right:g}, {bottom:g} with swapped corners")
 
 
 #: Farthest edge of a box, in pixels.

@@ -215,6 +215,12 @@ def _boxes(dataset: Dataset, making: Making, image_id: str) -> list[importers.Bo
         return importers.voc_boxes(_place(dataset, making, "Annotations") / f"{image_id}.xml", names)
     from harness.data.coco2014 import COCO2014, contiguous
 
+    if not isinstance(dataset, COCO2014):
+        raise UserError(
+            f"coco-boxes are those of COCO 2014's ids, {dataset.info.name} has ids of its own",
+            where="--format",
+            remedy="--format coco finds pictures by their file names",
+        )
     part = COCO2014.part(image_id)
     place = _place(dataset, making, "annotations")
     file = place / f"instances_{part}2014.json" if place.is_dir() else place

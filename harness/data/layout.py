@@ -10,12 +10,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.data.annotations import label_files, read_label
+from harness.data.annotations import TOOLS, check_format, label_files, read_label
 from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
 from harness.data.images import read_index, read_rgb
 from harness.data.lists import PACKAGED, packaged_list, read_list
 from harness.data.naming import ByPicture
+from harness.data.shapes import painted
 from harness.data.tags import tags_by_picture
+from harness.data.tool_files import read_shapes
 from harness.data.weak_labels import tags_from_mask
 from harness.errors import UserError
 
@@ -187,8 +189,15 @@ class FileDataset(Dataset):
         """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files.
 
         Raises:
-            UserError: see :func:`harness.data.annotations.read_label`.
+            UserError: see :func:`harness.data.annotations.read_label`, and for files of annotation tools
+                :func:`harness.data.tool_files.read_shapes`.
         """
+        if spec.format in TOOLS:
+            check_format(supervision, spec)
+            (file,), size = self.label_files(image_id, spec), self.picture_size(image_id)
+            names = self.annotator_names()
+            shapes = read_shapes(spec.format, file, image_id, supervision, size, names)
+            return painted(shapes, supervision, size, spec, self.info.background, file)
         return read_label(
             self.root,
             image_id,

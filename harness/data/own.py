@@ -7,7 +7,7 @@
     background = "background"                   # optional: the class that is background
     images = "images"                           # folders beside the file; these are the defaults
     masks = "masks"
-    first_value = 0                             # value of the first class in the masks
+    first_value = 0                             # value of the first class; or a table: see encoding.py
     void = [255]                                # values that are no class
     exif = "apply"                              # optional: turn pictures by their EXIF orientation
     tags = "tags.csv"                           # optional: image tags; default the file of them beside it
@@ -31,7 +31,9 @@ import numpy as np
 from pydantic import Field
 
 from harness.bounds import Byte
-from harness.data.base import IGNORE, UNLABELLED, DatasetInfo
+from harness.data.annotations import FORMATS, check_size
+from harness.data.base import IGNORE, UNLABELLED, DatasetInfo, LabelSpec, Supervision
+from harness.data.encoding import Code, Encoding, Unlabelled, encoding, read_labelmap
 from harness.data.images import Exif, image_size, picture_notes, read_rgb
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
@@ -45,6 +47,8 @@ from harness.schema import load, schema
 from harness.text import one_line
 
 FILE = "dataset.toml"
+#: Texts beside it that are no lists of ids: names of classes by YOLO's and CVAT's tools.
+_NO_LISTS = ("classes.txt", "labelmap.txt")
 
 
 @schema
@@ -60,11 +64,19 @@ class OwnSpec:
     images: str = "images"
     """Folder of pictures, relative to the file."""
     masks: str = "masks"
-    """Folder of index masks `<id>.png`, relative to the file."""
+    """Folder of masks `<id>.png`, relative to the file."""
     first_value: Byte = 0
     """Value of the first class in the masks: 1 where 0 means 'no class'."""
-    void: tuple[Byte, ...] = (255,)
-    """Values of pixels that are no class and are not scored."""
+    void: tuple[Code, ...] = (255,)
+    """Values or colours of pixels that are no class and are not scored."""
+    values: dict[str, Code] = Field(default_factory=dict)
+    """Value (0 to 255) or colour ([R, G, B]) of every class, in masks and label PNGs alike; by default
+    the classes are numbered from `first_value`."""
+    labelmap: str = ""
+    """CVAT's `labelmap.txt`, relative to the file, in place of `values`."""
+    unlabelled: Unlabelled | None = None
+    """Value or colour of pixels that nobody annotated, in masks and label PNGs; `photograph` where labels
+    are drawn on the picture itself."""
     palette: tuple[tuple[Byte, Byte, Byte], ...] = ()
     """Colours of the classes; VOC's by default."""
     exif: Exif = "ignore"
@@ -81,6 +93,8 @@ class OwnDataset(FileDataset):
     spec: ClassVar[OwnSpec]
     file: ClassVar[Path]
     lists: ClassVar[dict[str, Path]]
+    #: What values or colours of masks and label PNGs mean.
+    encoding: ClassVar[Encoding]
     marker = FILE
     canonical_masks = False
     folders = True
@@ -98,10 +112,56 @@ class OwnDataset(FileDataset):
     def values(cls) -> np.ndarray:
         """``(256,)`` int16: labels of mask values as the file says, -1 for all others."""
         table = np.full(256, -1, np.int16)
-        first = cls.spec.first_value
-        table[first : first + len(cls.spec.classes)] = np.arange(len(cls.spec.classes))
-        table[list(cls.spec.void)] = IGNORE
+        for code, label in cls.encoding.labels.items():
+            if isinstance(code, int):
+                table[code] = IGNORE if label == UNLABELLED else label
         return table
+
+    def read_mask(self, image_id: str, split: str) -> np.ndarray:
+        """``(H, W)`` uint8: ``0..K-1`` class, 255 void or not annotated. UserError as for every data set."""
+        path = self.mask_path(image_id, split)
+        if path is None or not self.tabled:
+            return super().read_mask(image_id, split)
+        label = self._decoded(path, image_id)
+        return np.where(label == UNLABELLED, np.uint8(IGNORE), label)
+
+    def read_official_label(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> np.ndarray:
+        """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files.
+
+        Label PNGs hold what the description says of values and colours, where it says anything; those that
+        ``wsss data labels`` wrote (``labels.json`` lies beside them) hold class numbers.
+
+        Raises:
+            UserError: as for every data set.
+        """
+        table = self.spec.values or self.spec.labelmap or self.spec.unlabelled is not None
+        if spec.format != "png" or not table or "png" not in FORMATS.get(supervision, ()):
+            return super().read_official_label(image_id, supervision, spec)
+        (path,) = self.label_files(image_id, spec)
+        if (self.root / expanded(spec.folder) / "labels.json").is_file():
+            return super().read_official_label(image_id, supervision, spec)
+        label = self._decoded(path, image_id, spec.unlabelled)
+        check_size(label, self.picture_size(image_id), path)
+        return np.where(label == IGNORE, np.uint8(UNLABELLED), label)
+
+    @property
+    def tabled(self) -> bool:
+        """Whether files hold what :func:`harness.data.images.read_index` does not read: a table says it."""
+        return bool(self.spec.values or self.spec.labelmap)
+
+    def _decoded(self, path: Path, image_id: str, unlabelled: int | None = None) -> np.ndarray:
+        """Labels of a file by the table, with the value that a recipe calls 'not annotated'."""
+        table = self.encoding
+        if unlabelled is not None and table.labels.get(unlabelled) != UNLABELLED:
+            if table.colours or table.labels.get(unlabelled, IGNORE) != IGNORE:
+                what = "colours" if table.colours else f"{unlabelled} as a class"
+                raise UserError(
+                    f"the value {unlabelled} cannot mean 'not annotated': {self.file.name} has {what}",
+                    where="labels.unlabelled",
+                    remedy=f"leave it out, and say unlabelled in {self.file}",
+                )
+            table = replace(table, labels={**table.labels, unlabelled: UNLABELLED})
+        return table.read(path, self.read_image(image_id) if table.photograph else None)
 
     def list_path(self, split: str) -> Path:
         """The list that the file names."""
@@ -149,13 +209,15 @@ class OwnDataset(FileDataset):
 
     @property
     def decoding(self) -> str:
-        """Whether pictures are turned."""
-        return "" if self.spec.exif == "ignore" else f"exif {self.spec.exif}"
+        """Whether pictures are turned, and what a table says of values or colours."""
+        turned = "" if self.spec.exif == "ignore" else f"exif {self.spec.exif}"
+        table = self.tabled or self.spec.unlabelled is not None
+        return turned + (f" {sorted(map(str, self.encoding.labels.items()))}" if table else "")
 
     @property
     def reading(self) -> str:
         """What pictures and values of masks mean."""
-        return f"{self.decoding} {self.values().tolist()}"
+        return f"{self.decoding} {self.encoding.labels} {self.encoding.photograph}"
 
     def mask_path(self, image_id: str, split: str) -> Path | None:
         """``<masks>/<id>.png``."""
@@ -197,11 +259,14 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
             where=file,
             remedy=f"write {FILE} (see docs/data.md); " + nearest(name, DATASETS.names()),
         )
-    spec = load(OwnSpec, read_toml(file), file)
+    said = read_toml(file)
+    spec = load(OwnSpec, said, file)
     spec = replace(spec, title=one_line(spec.title), classes=tuple(map(one_line, spec.classes)))
     _check(spec, file)
+    table = _encoding(spec if "void" in said else replace(spec, void=_usual_void(spec)), file)
     named = {split: file.parent / text for split, text in spec.splits.items()}
-    lists = named or {p.stem: p for p in sorted(file.parent.glob("*.txt")) if p.stem != "classes"}
+    other = {file.parent / spec.labelmap, *(file.parent / name for name in _NO_LISTS)}
+    lists = named or {p.stem: p for p in sorted(file.parent.glob("*.txt")) if p not in other}
     if not lists:
         raise UserError(
             "there is no list of images",
@@ -210,7 +275,7 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
         )
     for split in lists:
         check_part(split, "the split's name", file)
-    made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists})
+    made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists, "encoding": table})
     pictures = PictureFiles(file.parent / spec.images)
     sizes = {}
     for split, place in lists.items():
@@ -221,7 +286,7 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
         name=name,
         title=spec.title or name,
         classes=spec.classes,
-        palette=spec.palette or bit_palette(len(spec.classes)),
+        palette=spec.palette or _colours(table) or bit_palette(len(spec.classes)),
         splits=sizes,
         background=None if spec.background is None else spec.classes.index(spec.background),
         folder=str(file.parent.name),
@@ -238,14 +303,53 @@ def _check(spec: OwnSpec, file: Path) -> None:
         wrong = f"classes: {count} names; 2 to {UNLABELLED} different ones are possible"
     elif spec.background is not None and spec.background not in spec.classes:
         wrong = f"background: {spec.background!r} is none of the classes"
-    elif not 0 <= spec.first_value <= 256 - count or any(not 0 <= v <= 255 for v in spec.void):
-        wrong = "first_value or void: masks hold values 0 to 255"
-    elif set(spec.void) & set(range(spec.first_value, spec.first_value + count)):
-        wrong = "void: a value is also that of a class"
+    elif not 0 <= spec.first_value <= 256 - count and not (spec.values or spec.labelmap):
+        wrong = "first_value: masks hold values 0 to 255"
+    elif spec.values and spec.labelmap:
+        wrong = "values and labelmap: one of them says what values mean"
+    elif spec.first_value and (spec.values or spec.labelmap):
+        wrong = "first_value: values and labelmap say it of every class"
     elif spec.palette and len(spec.palette) != count:
         wrong = f"palette: {len(spec.palette)} colours for {count} classes"
     if wrong:
         raise UserError(wrong, where=file, remedy="see docs/data.md")
+
+
+def _usual_void(spec: OwnSpec) -> tuple[int, ...]:
+    """255, unless codes are colours or it is a class or unlabelled."""
+    codes = [*spec.values.values(), spec.unlabelled]
+    return () if spec.labelmap or 255 in codes or any(isinstance(c, tuple) for c in codes) else (255,)
+
+
+def _encoding(spec: OwnSpec, file: Path) -> Encoding:
+    """The table of values or colours that a description stands for."""
+    values: dict[str, Any] = dict(spec.values)
+    void, unlabelled = list(spec.void), spec.unlabelled
+    if spec.labelmap:
+        colours = read_labelmap(file.parent / spec.labelmap)
+        values = {name: colour for name, colour in colours.items() if name in spec.classes}
+        told = {*void, unlabelled}
+        others = {
+            name: colour for name, colour in colours.items() if name not in values and colour not in told
+        }
+        if unlabelled is None and "background" in others:  # CVAT's word for what nobody annotated
+            unlabelled = others.pop("background")
+        if others:
+            name, colour = next(iter(others.items()))
+            raise UserError(
+                f"the label map has {name!r}, which is none of the classes",
+                where=file,
+                remedy=f"add it to classes, or its colour to void: void = [{list(colour)}]",
+            )
+    if not values:
+        values = {name: spec.first_value + k for k, name in enumerate(spec.classes)}
+    return encoding(spec.classes, values, void, unlabelled, file)
+
+
+def _colours(table: Encoding) -> tuple[tuple[int, int, int], ...]:
+    """Colours of the classes in the user's files, which are those to draw them in."""
+    known = {label: code for code, label in table.labels.items() if isinstance(code, tuple)}
+    return tuple(known[k] for k in range(len(table.classes))) if known else ()
 
 
 def register(data_roots: Iterable[str]) -> None:
