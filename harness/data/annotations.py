@@ -103,7 +103,14 @@ def label_files(root: Path, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
         )
     if spec.format in TOOLS - set(ENDINGS):
         return (folder,)
-    return (in_any_case(folder / f"{image_id}{ENDINGS.get(spec.format, f'.{spec.format}')}"),)
+    file = in_any_case(folder / f"{image_id}{ENDINGS.get(spec.format, f'.{spec.format}')}")
+    return (file, class_list(file)) if spec.format == "yolo" else (file,)
+
+
+def class_list(file: Path) -> Path:
+    """Where ``classes.txt`` of YOLO's files stands: beside one, in the folder above, or beside by default."""
+    places = [file.parent / "classes.txt", file.parent.parent / "classes.txt"]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def check_format(supervision: Supervision, spec: LabelSpec) -> None:

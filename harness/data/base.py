@@ -159,6 +159,12 @@ class Dataset(ABC):
     def read_official_label(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> np.ndarray:
         """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files."""
 
+    def label_tags(
+        self, image_id: str, supervision: Supervision, spec: LabelSpec, label: np.ndarray
+    ) -> np.ndarray:
+        """``(K,)`` uint8 multi-hot: what an official label ``(H, W)`` tells about the whole picture."""
+        return (np.bincount(label.ravel(), minlength=256)[: self.info.num_classes] > 0).astype(np.uint8)
+
     def label_files(self, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
         """Files that :meth:`read_official_label` opens; prepared labels are redone when they change."""
         return ()

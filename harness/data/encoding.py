@@ -131,15 +131,18 @@ class Encoding:
         strange, counts = np.unique(codes, return_counts=True)
         most = int(strange[counts.argmax()])
         shown = [most >> 16, most >> 8 & 255, most & 255] if self.colours else most
-        legal = ", ".join(f"{_shown(code)} {self._meaning(label)}" for code, label in self.labels.items())
         thing = "colour" if self.colours else "value"
         more = f" and {len(strange) - 1} more {thing}s" if len(strange) > 1 else ""
         raise UserError(
-            f"the mask holds the {thing} {shown}{more} on {len(codes):,} pixels; legal are {legal}",
+            f"the mask holds the {thing} {shown}{more} on {len(codes):,} pixels; legal are {self.words()}",
             where=path,
             remedy=f"name it in {self.where} (a class, void or unlabelled), or mend the file: smoothed edges "
             "and lossy copies make colours that nobody drew",
         )
+
+    def words(self) -> str:
+        """The codes and what they mean."""
+        return ", ".join(f"{_shown(code)} {self._meaning(label)}" for code, label in self.labels.items())
 
     def _meaning(self, label: int) -> str:
         return {IGNORE: "(void)", UNLABELLED: "(unlabelled)"}.get(label) or self.classes[label]

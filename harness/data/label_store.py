@@ -228,6 +228,7 @@ def _source(
     if spec.source == "official":
         facts = {"from": "annotators", **essential(spec)}
         files = partial(dataset.label_files, spec=spec)
+        tags = partial(_official_tags, dataset, supervision, spec)
         return _Source(facts, files, partial(_official, dataset, supervision, spec), tags)
     shape = {"block": "block_share", "box": "box_inside"}.get(supervision, "stroke")
     unread = {*_OFFICIAL, "stroke", "block_share", "box_inside"} - {shape}
@@ -252,6 +253,12 @@ def _simulated(
 
 def _official(dataset: Dataset, supervision: Supervision, spec: LabelSpec, image_id: str) -> np.ndarray:
     return dataset.read_official_label(image_id, supervision, spec)
+
+
+def _official_tags(
+    dataset: Dataset, supervision: Supervision, spec: LabelSpec, image_id: str, label: np.ndarray
+) -> np.ndarray:
+    return dataset.label_tags(image_id, supervision, spec, label)
 
 
 def _pseudo(dataset: Dataset, folder: Path, image_id: str) -> np.ndarray:

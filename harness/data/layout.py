@@ -15,7 +15,7 @@ from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
 from harness.data.images import read_index, read_rgb
 from harness.data.lists import PACKAGED, packaged_list, read_list
 from harness.data.naming import ByPicture
-from harness.data.shapes import painted
+from harness.data.shapes import Shapes, painted
 from harness.data.tags import tags_by_picture
 from harness.data.tool_files import read_shapes
 from harness.data.weak_labels import tags_from_mask
@@ -193,11 +193,9 @@ class FileDataset(Dataset):
                 :func:`harness.data.tool_files.read_shapes`.
         """
         if spec.format in TOOLS:
-            check_format(supervision, spec)
-            (file,), size = self.label_files(image_id, spec), self.picture_size(image_id)
-            names = self.annotator_names()
-            shapes = read_shapes(spec.format, file, image_id, supervision, size, names)
-            return painted(shapes, supervision, size, spec, self.info.background, file)
+            shapes = self._shapes(image_id, supervision, spec)
+            size, place = self.picture_size(image_id), self.label_files(image_id, spec)[0]
+            return painted(shapes, supervision, size, spec, self.info.background, place)
         return read_label(
             self.root,
             image_id,
@@ -207,6 +205,22 @@ class FileDataset(Dataset):
             size=self.picture_size(image_id),
             names=self.annotator_names(),
         )
+
+    def _shapes(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> Shapes:
+        """What an annotation tool's file says of a picture."""
+        check_format(supervision, spec)
+        place, size = self.label_files(image_id, spec)[0], self.picture_size(image_id)
+        return read_shapes(spec.format, place, image_id, supervision, size, self.annotator_names())
+
+    def label_tags(
+        self, image_id: str, supervision: Supervision, spec: LabelSpec, label: np.ndarray
+    ) -> np.ndarray:
+        """``(K,)`` uint8 multi-hot: classes labelled, and those that have a box, whatever is inside."""
+        tags = super().label_tags(image_id, supervision, spec, label)
+        if supervision == "box" and spec.format in TOOLS:
+            shapes = self._shapes(image_id, supervision, spec)
+            tags[[box[0] for box in shapes.boxes] + [area.label for area in shapes.areas]] = 1
+        return tags
 
     def label_files(self, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
         """Files that :meth:`read_official_label` opens."""

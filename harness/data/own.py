@@ -47,6 +47,8 @@ from harness.schema import load, schema
 from harness.text import one_line
 
 FILE = "dataset.toml"
+#: What lies in folders of labels that ``wsss data labels`` wrote.
+_OURS = "labels.json"
 #: Texts beside it that are no lists of ids: names of classes by YOLO's and CVAT's tools.
 _NO_LISTS = ("classes.txt", "labelmap.txt")
 
@@ -137,12 +139,20 @@ class OwnDataset(FileDataset):
         table = self.spec.values or self.spec.labelmap or self.spec.unlabelled is not None
         if spec.format != "png" or not table or "png" not in FORMATS.get(supervision, ()):
             return super().read_official_label(image_id, supervision, spec)
-        (path,) = self.label_files(image_id, spec)
-        if (self.root / expanded(spec.folder) / "labels.json").is_file():
+        path = self.label_files(image_id, spec)[0]
+        if (self.root / expanded(spec.folder) / _OURS).is_file():
             return super().read_official_label(image_id, supervision, spec)
         label = self._decoded(path, image_id, spec.unlabelled)
         check_size(label, self.picture_size(image_id), path)
         return np.where(label == IGNORE, np.uint8(UNLABELLED), label)
+
+    def label_files(self, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
+        """Files that :meth:`read_official_label` opens, and those that decide how."""
+        files = super().label_files(image_id, spec)
+        if spec.format == "png":
+            files += (self.root / expanded(spec.folder) / _OURS,)
+            files += (self.image_path(image_id),) if self.encoding.photograph else ()
+        return files
 
     @property
     def tabled(self) -> bool:
@@ -275,7 +285,11 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
         )
     for split in lists:
         check_part(split, "the split's name", file)
-    made: Any = type(name, (OwnDataset,), {"spec": spec, "file": file, "lists": lists, "encoding": table})
+    made: Any = type(
+        name,
+        (OwnDataset,),
+        {"spec": spec, "file": file, "lists": lists, "encoding": table, "legal": table.words()},
+    )
     pictures = PictureFiles(file.parent / spec.images)
     sizes = {}
     for split, place in lists.items():

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from harness.data import coco_masks
-from harness.data.annotations import Stroke
+from harness.data.annotations import Stroke, class_list
 from harness.data.base import Supervision
 from harness.data.naming import ByPicture, bare
 from harness.data.shapes import Area, Shapes, check_points, checked_box
@@ -297,13 +297,12 @@ def _yolo(
 
 def _yolo_names(path: Path) -> list[str]:
     """Class names by number."""
-    for folder in (path.parent, path.parent.parent):
-        file = folder / "classes.txt"
-        if file.is_file():
-            return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    file = class_list(path)
+    if file.is_file():
+        return [line.strip() for line in read_text(file).splitlines() if line.strip()]
     raise UserError(
         "it is not said which classes YOLO's numbers mean",
-        where=path.parent / "classes.txt",
+        where=file,
         remedy="write this file: the names of the classes in YOLO's order, one for each line",
     )
 

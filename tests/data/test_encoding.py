@@ -12,6 +12,7 @@ from PIL import Image
 from harness.cli import cli, invoke
 from harness.data.base import LabelSpec
 from harness.data.images import read_index
+from harness.data.label_store import prepare_labels
 from harness.data.layout import FileDataset
 from harness.data.own import describe
 from harness.errors import UserError
@@ -249,3 +250,26 @@ def test_a_recipe_cannot_call_a_class_unlabelled(tmp_path: Path) -> None:
         dataset.read_official_label("a", "scribble", spec)
     spec = LabelSpec(source="official", format="png", folder="drawn", unlabelled=0)
     np.testing.assert_array_equal(dataset.read_official_label("a", "scribble", spec), WANTED)
+
+
+def test_another_picture_below_its_strokes_prepares_labels_anew(tmp_path: Path) -> None:
+    dataset = own(tmp_path, 'unlabelled = "photograph"\n[values]\nsky = [0, 0, 255]\nbird = [255, 0, 0]')
+    drawn = PICTURE.copy()
+    drawn[0] = RED
+    (tmp_path / "drawn").mkdir()
+    Image.fromarray(drawn).save(tmp_path / "drawn" / "a.png")
+    counts = []
+    redder = PICTURE.copy()
+    redder[0, :2] = RED
+    for picture in (PICTURE, redder):
+        Image.fromarray(picture).save(tmp_path / "images" / "a.png")
+        store = prepare_labels(dataset, "train", "scribble", OFFICIAL, cache=tmp_path / "cache")
+        counts.append(store.statistics["labelled_share"])
+    assert counts[0] > counts[1]
+
+
+def test_legal_values_are_said_as_the_description_says_them(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(grey(7, 3)).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(UserError, match=r"holds \[3\]; legal are 7 sky, 8 bird, 255 \(void\)"):
+        own(tmp_path, "first_value = 7").read_mask("a", "train")

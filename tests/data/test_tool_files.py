@@ -13,6 +13,7 @@ from PIL import Image
 from harness.cli import cli, invoke
 from harness.data.base import LabelSpec
 from harness.data.images import write_index
+from harness.data.label_store import prepare_labels
 from harness.data.layout import FileDataset
 from harness.data.own import describe
 from harness.errors import UserError
@@ -285,3 +286,27 @@ def test_the_verb_imports_them(birds: FileDataset, tmp_path: Path, capsys) -> No
     command += ["--data-root", f"birds={birds.root}", "--out", str(tmp_path / "out")]
     assert invoke(cli, command) == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "tree" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_box_is_a_tag_of_its_class_whatever_is_inside(
+    name: str, birds: FileDataset, tmp_path: Path
+) -> None:
+    form, content = BOXES[name]
+    label = read(birds, form, "box", content, box_inside="unlabelled")
+    assert set(np.unique(label)) == {2, 254}
+    place = "drawn/all.json" if form == "coco" else "drawn"
+    spec = LabelSpec(source="official", format=form, folder=place, box_inside="unlabelled")
+    store = prepare_labels(birds, "train", "box", spec, cache=tmp_path / "cache")
+    assert store.tags.tolist() == [[0, 1, 1]]
+
+
+def test_another_list_of_yolo_classes_prepares_labels_anew(birds: FileDataset, tmp_path: Path) -> None:
+    read(birds, "yolo", "block", YOLO_POLYGON)
+    spec = LabelSpec(source="official", format="yolo", folder="drawn")
+    found = []
+    for text in ("beak\nleft wing\n", "left wing\nbeak\nx\n"):
+        (birds.root / "drawn" / "classes.txt").write_text(text)
+        store = prepare_labels(birds, "train", "block", spec, cache=tmp_path / "cache")
+        found.append(np.flatnonzero(store.tags[0]).tolist())
+    assert found == [[1], [0]]
