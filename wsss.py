@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.data.base import Dataset as Dataset
     from harness.data.base import DatasetInfo as DatasetInfo
     from harness.data.predictions import folder_pairs as folder_pairs
+    from harness.data.roots import open_dataset as open_dataset
     from harness.errors import UserError as UserError
     from harness.evaluation import gather as gather
     from harness.evaluation import label_map as label_map
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from harness.runs.trial import Options as Options
     from harness.runs.trial import Outcome as Outcome
     from harness.runs.trial import Trial as Trial
-    from harness.runs.trial import open_dataset as open_dataset
     from harness.schema import InferenceOnly as InferenceOnly
     from harness.schema import Neutral as Neutral
     from harness.schema import Shapes as Shapes
@@ -87,6 +87,7 @@ _PLACES = {
     "harness.cluster.session": ("Resources",),
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),
+    "harness.data.roots": ("open_dataset",),
     "harness.errors": ("UserError",),
     "harness.evaluation": ("gather", "label_map", "protocol", "summarise"),
     "harness.export": ("export",),
@@ -102,7 +103,7 @@ _PLACES = {
     "harness.prediction": ("predict",),
     "harness.recipes": ("Resolved", "all_recipes", "recipe_names", "resolve"),
     "harness.runs.execution": ("execute", "plan", "run=run_recipes"),
-    "harness.runs.trial": ("Options", "Outcome", "Trial", "open_dataset"),
+    "harness.runs.trial": ("Options", "Outcome", "Trial"),
     "harness.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
     "harness.scoring": ("evaluate", "score_predictions"),
     "harness.search.searching": ("search",),

@@ -298,7 +298,7 @@ class _Pictures(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:
         name = self.ids[index]
-        has_mask = self.dataset.mask_path(name, self.split) is not None
+        has_mask = self.dataset.has_mask(name, self.split)
         mask = self.dataset.read_mask(name, self.split) if has_mask else None
         return name, self.dataset.read_image(name), mask
 
@@ -409,9 +409,9 @@ def tally(pairs: Iterable[tuple[str, np.ndarray, np.ndarray | None]], num_classe
     for name, prediction, mask in pairs:
         if mask is None:
             raise UserError(
-                f"picture {name} has no public mask",
+                f"picture {name} has no mask",
                 where="split",
-                remedy="this split is scored by its server only; write predictions with `wsss predict`",
+                remedy="nothing can be scored on it; write predictions with `wsss predict` or `wsss export`",
             )
         ids.append(name)
         rows.append(count(prediction, mask, num_classes))
@@ -465,12 +465,12 @@ def miou(
         spec: split, protocol, network and output; the weights are those that the method has.
         device: where the method is.
         workers: loader processes.
-        ids: these pictures of the split instead of all.
+        ids: these pictures of the split instead of all that have a mask.
 
     Returns:
         Percent; None where no class occurs.
     """
-    ids = dataset.ids(spec.split) if ids is None else ids
+    ids = dataset.masked(spec.split) if ids is None else ids
     p = protocol(spec.protocol)
     pairs = predictions(
         method,

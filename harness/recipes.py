@@ -39,7 +39,7 @@ from harness.specs import EvaluationSpec, Recipe, SelectionSpec
 from harness.text import cleaned
 
 #: Fields that cannot change the trained network and stay out of the training digest.
-_NOT_TRAINING = ("evaluation", "suites", "sources", "remarks")
+_NOT_TRAINING = ("evaluation", "overlap", "suites", "sources", "remarks")
 
 
 @dataclass(frozen=True)

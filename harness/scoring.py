@@ -21,7 +21,7 @@ from harness.reading import Damaged
 from harness.recipes import Resolved, as_assignments, resolve, training_overrides
 from harness.runs.mending import make_way
 from harness.runs.running import evaluate_into_record
-from harness.runs.trial import Options, Trial, choose_device, open_dataset, prepare
+from harness.runs.trial import Options, Trial, choose_device, forget, open_dataset, prepare
 from harness.schema import dump
 from harness.specs import EvaluationSpec
 from harness.store.records import Record, Store
@@ -97,6 +97,7 @@ def evaluate(
     Raises:
         UserError: a name is unknown, there is no such record, or the weights do not fit.
     """
+    forget()
     options = options or Options()
     resolved = resolve(recipe, overrides)
     check_scored(resolved, split=split, protocol=protocol, network=network, output=output, table=table)
@@ -230,11 +231,13 @@ def _checkpoint(
     for note in notes:
         say(f"note: {note}")
     protocol = evaluation.protocol(spec.protocol)
+    ids = dataset.masked(spec.split)
     pairs = evaluation.predictions(
         method,
         dataset,
         spec.split,
         protocol,
+        ids=ids,
         network=spec.network,
         output=spec.output,
         device=device,
@@ -242,7 +245,7 @@ def _checkpoint(
     )
 
     def saved() -> Iterator[tuple[str, Any, Any]]:
-        for name, prediction, mask in progress(pairs, len(dataset.ids(spec.split))):
+        for name, prediction, mask in progress(pairs, len(ids)):
             if save is not None:
                 save_index(save / "predictions" / f"{name}.png", prediction, dataset.info.palette)
             yield name, prediction, mask

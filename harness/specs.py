@@ -234,6 +234,8 @@ class Recipe:
     """Length and learning rate."""
     augment: AugmentSpec = AugmentSpec()
     """Augmentation."""
+    overlap: Literal["refuse", "allow"] = "refuse"
+    """Pictures that are trained on and scored as well: refused, or allowed, and every row says so."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Automatic mixed precision; loss terms compute in float32 whatever this says."""
     accumulate: int = Field(default=1, ge=1, le=MOST)

@@ -317,7 +317,7 @@ def identity(record: Record, run: EvaluationRecord) -> dict[str, Any]:
     data = record.data.get("data", {})
     training = data.get("splits", {}).get(record.recipe["train_split"], {})
     return {
-        "training data": training.get("fingerprint"),
+        "training data": training.get("pictures") or training.get("fingerprint"),
         "weak labels": data.get("labels", {}).get("fingerprint"),
         "weights": record.data.get("weights", {}).get("sha256"),
         "evaluation data": run.data["data_fingerprint"],

@@ -240,7 +240,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     external = records[0].data.get("external")
     if external:
         verdict = "external"
-        notes += [f"predictions from outside: {text}" for text in _words(records)]
+        notes += [f"predictions from outside: {text}" for text in _words(records, "external")]
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
@@ -265,17 +265,19 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
         true_background=true_background,
         cost=cost_of(records, runs),
         commit=", ".join(sorted({line["commit"] for line in group})),
-        notes=tuple(n for n in [stale, *obstacles, *notes, _absent(runs), *cell_notes] if n),
+        notes=tuple(
+            n for n in [stale, *obstacles, *notes, *_words(records, "notes"), _absent(runs), *cell_notes] if n
+        ),
         runs=runs,
         records=records,
     )
 
 
-def _words(records: Sequence[Record]) -> list[str]:
-    """What is known of imported predictions: each text once, those of some seeds alone with the seeds."""
+def _words(records: Sequence[Record], key: str) -> list[str]:
+    """Remarks of records under a key: each text once, those of some seeds alone with the seeds."""
     seeds: dict[str, list[int]] = {}
     for record in records:
-        for text in filter(None, record.data["external"]):
+        for text in filter(None, record.data.get(key) or ()):
             seeds.setdefault(text, []).append(record.seed)
     return [
         text if len(own) == len(records) else f"{text} (seed {', '.join(map(str, own))})"
@@ -372,6 +374,41 @@ def _holes(
     return holes
 
 
+def _unscored(frame: pd.DataFrame) -> list[Row]:
+    """A row for each training digest that was trained and never scored, of which there is no hole."""
+    if frame.empty:
+        return []
+    groups: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines_of(frame[frame["finished"] & (frame["evaluation"] == "")]):
+        groups.setdefault((line["name"], line["overrides"], line["digest"]), []).append(line)
+    rows = []
+    for (name, overrides, digest), group in groups.items():
+        first = group[0]
+        notes = _words([line["record"] for line in group], "notes")
+        if not notes:
+            continue  # nothing kept it from being evaluated: its hole says how
+        values = {k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")}
+        seeds = ", ".join(str(line["seed"]) for line in group)
+        rows.append(
+            Row(
+                **values,
+                weak_label=first["weak_label"],
+                recipe=name,
+                overrides=overrides,
+                digest=digest,
+                evaluation="none",
+                protocol="",
+                split="",
+                output="segmentation",
+                published=math.nan,
+                source="",
+                tolerance=math.nan,
+                notes=(f"trained (seed {seeds}), nothing evaluated", *notes),
+            )
+        )
+    return rows
+
+
 def _with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
     if frame.empty:
         return rows
@@ -421,7 +458,7 @@ def leaderboard(
             groups.setdefault(key, []).append(line)
         rows = [_fold(_seeds(groups[key]), current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
-    rows = _with_failures([*rows, *_holes(rows, frame, recipes, known)], frame)
+    rows = _with_failures([*rows, *_holes(rows, frame, recipes, known), *_unscored(frame)], frame)
     return sorted(rows, key=_order)
 
 

@@ -196,7 +196,7 @@ def show(
         )
     some = chosen or [ids[k * len(ids) // min(number, len(ids))] for k in range(min(number, len(ids)))]
     seeded = click.get_current_context().get_parameter_source("seed") is ParameterSource.COMMANDLINE
-    if seeded and all(dataset.mask_path(i, split) is None for i in some):
+    if seeded and not any(dataset.has_mask(i, split) for i in some):
         refuse(
             ["--seed"], f"without masks, and {split} of {name} has none", "to simulated labels", "data show"
         )

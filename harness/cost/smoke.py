@@ -39,7 +39,7 @@ from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
 from harness.rehearsal import source_output
 from harness.runs.execution import waves
-from harness.runs.trial import Options, Trial, check_processes, inspect, is_recipe, prepare
+from harness.runs.trial import Options, Trial, check_processes, inspect, prepare, source_of
 from harness.schema import digest
 from harness.specs import EvaluationSpec, SelectionSpec
 from harness.training import Trainer
@@ -431,9 +431,15 @@ def _job(
     check_processes(checked, options)
     left = [t for t in group if state_of(t, options)[0] != "finished"]
     recipe = checked.resolved.recipe
-    wanted = [resolve(g[0].name, g[0].overrides).recipe.labels_from for g in groups]
+    own = replace(group[0], seed=0)
     outputs = tuple(
-        sorted({w for w in wanted if w and is_recipe(w) and w.partition(":")[0] == group[0].name})
+        sorted(
+            {
+                resolve(g[0].name, g[0].overrides).recipe.labels_from or ""
+                for g in groups
+                if (source := source_of(g[0])) is not None and replace(source, seed=0) == own
+            }
+        )
     )
     values = values_digest(checked.resolved)
     code = provenance.code()

@@ -12,7 +12,7 @@ from harness.data.images import write_index
 from harness.data.label_store import LabelStore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StandIn(LabelStore):
     """Labels that are written when they are asked for; two processes may ask at once.
 

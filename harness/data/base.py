@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,13 +122,26 @@ class Dataset(ABC):
     def ids(self, split: str) -> Sequence[str]:
         """Image ids of a split, in list order. Raises UserError for an unknown split or missing list."""
 
+    def unofficial(self, split: str) -> list[str]:
+        """Ids of a split that the official list does not have; none where there is no official list."""
+        return []
+
     @abstractmethod
     def image_path(self, image_id: str) -> Path:
         """The picture's file."""
 
     @abstractmethod
     def mask_path(self, image_id: str, split: str) -> Path | None:
-        """The dense mask's file, None where the split has no public masks (VOC test)."""
+        """Where the dense mask's file is or would be; None where the split has no public masks (VOC test)."""
+
+    def has_mask(self, image_id: str, split: str) -> bool:
+        """Whether the dense mask is here: masks may lack, all of them or some."""
+        path = self.mask_path(image_id, split)
+        return path is not None and os.path.lexists(path)  # a link to nothing is a fault, not an absence
+
+    def masked(self, split: str) -> list[str]:
+        """Ids of a split whose masks are here, in list order: those that can be scored."""
+        return [image_id for image_id in self.ids(split) if self.has_mask(image_id, split)]
 
     @abstractmethod
     def read_image(self, image_id: str) -> np.ndarray:

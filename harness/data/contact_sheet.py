@@ -65,7 +65,7 @@ def contact_sheet(
     for image_id in image_ids:
         picture = dataset.read_image(image_id)
         cells = {image_id: picture}
-        if dataset.mask_path(image_id, split) is not None:
+        if dataset.has_mask(image_id, split):
             mask = dataset.read_mask(image_id, split)
             cells["mask"] = overlay(picture, mask, info.palette, 0.75)
             for kind in kinds:

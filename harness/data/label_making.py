@@ -100,7 +100,7 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
     Raises:
         UserError: a source that cannot carry this kind, or whose files are missing or malformed.
     """
-    _refuse_nonsense(dataset, making)
+    _refuse_nonsense(dataset, split, making)
     ids = tuple(dataset.ids(split))
     maker = digest(making.facts(), 64)
     if making.kind == "image":
@@ -133,7 +133,7 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
     return made
 
 
-def _refuse_nonsense(dataset: Dataset, making: Making) -> None:
+def _refuse_nonsense(dataset: Dataset, split: str, making: Making) -> None:
     kinds = {"voc-boxes": "box", "coco-boxes": "box", "onehot": "image"}
     needed = kinds.get(making.source)
     if needed is not None and needed != making.kind:
@@ -150,6 +150,15 @@ def _refuse_nonsense(dataset: Dataset, making: Making) -> None:
             where="--kind",
             remedy="choose another kind",
         )
+    if making.source == "simulated" and not dataset.masked(split):
+        why = (
+            "no public masks" if dataset.mask_path(dataset.ids(split)[0], split) is None else "no masks here"
+        )
+        raise UserError(
+            f"split {split!r} of {dataset.info.name} has {why} to draw labels from",
+            where="--split",
+            remedy="import labels, or choose another split",
+        )
     if making.clicks is not None and (making.kind != "point" or making.source != "simulated"):
         raise UserError("a number of clicks is for simulated points", where="--clicks", remedy="--kind point")
 
@@ -159,7 +168,7 @@ def _one(
 ) -> _Row:
     """Make and write one label; its hash and statistics."""
     info, spec = dataset.info, making.spec
-    has_mask = dataset.mask_path(image_id, split) is not None
+    has_mask = dataset.has_mask(image_id, split)
     mask = dataset.read_mask(image_id, split) if has_mask else None
     label = importers.empty(dataset.picture_size(image_id))
     if image_id in kept:
@@ -190,11 +199,7 @@ def _label(
         assert info.background is not None
         return importers.draw_boxes(_boxes(dataset, making, image_id), size, info.background, spec.box_inside)
     if mask is None:
-        raise UserError(
-            f"split {split!r} of {info.name} has no public masks to draw labels from",
-            where="--split",
-            remedy="import labels, or choose another split",
-        )
+        return importers.empty(dataset.picture_size(image_id))
     if making.clicks is not None:
         return label_tools.n_clicks(
             mask, making.clicks, image_id=image_id, seed=spec.seed, num_classes=info.num_classes

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.data import weak_labels
+from harness.data import sense, weak_labels
 from harness.data.annotations import check_size, illegal_values
 from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervision
 from harness.data.images import read_index, write_index
@@ -34,7 +34,7 @@ from harness.store.arrays import read_arrays
 _OFFICIAL = ("source", "format", "folder", "background", "unlabelled")
 
 #: Layout of prepared labels; raised when the files of an older version must not be used.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class LabelStore:
         masks: image id to the data set's own mask, where those serve.
         hashes: image id to the SHA-256 of its prepared label, which :meth:`read` compares.
         statistics: ``images``; ``labelled_share`` (of all pixels, those with a class);
-            ``without_label`` (number of images with no labelled pixel; every image under ``image``).
+            ``without_label`` (number of images with no labelled pixel; every image under ``image``);
+            ``classes``, for each class that occurs the number of ``pictures`` and of labelled ``pixels``.
+        warnings: what is likely a mistake, see :mod:`harness.data.sense`.
     """
 
     ids: tuple[str, ...]
@@ -61,6 +63,7 @@ class LabelStore:
     statistics: Mapping[str, Any]
     masks: Mapping[str, Path]
     hashes: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
 
     def read(self, image_id: str) -> np.ndarray | None:
         """``(H, W)`` uint8 label of an image, as it was prepared; None if there is none.
@@ -103,9 +106,14 @@ class _Row(NamedTuple):
 
     sha256: bytes
     tags: np.ndarray
-    labelled: int
+    classes: np.ndarray
     pixels: int
     bytes: int
+
+    @property
+    def labelled(self) -> int:
+        """Pixels with a class."""
+        return int(self.classes.sum())
 
 
 def prepare_labels(
@@ -135,7 +143,8 @@ def prepare_labels(
     """
     ids = tuple(dataset.ids(split))
     if supervision == "image" and labels_from is None:
-        return _tags_only(dataset, ids)
+        return _tags_only(dataset, split, ids)
+    require_masks(dataset, split, supervision, spec, labels_from)
     source = _source(dataset, split, supervision, spec, labels_from)
     own_masks = supervision == "full" and labels_from is None and dataset.canonical_masks
     folder = cache / "labels" / dataset.info.name / f"{split}-{supervision}-{_key(dataset, ids, source)}"
@@ -165,16 +174,78 @@ def prepare_labels(
             "images": len(ids),
             "labelled_share": sum(r.labelled for r in rows) / max(sum(r.pixels for r in rows), 1),
             "without_label": sum(r.labelled == 0 for r in rows),
+            "classes": sense.by_class(dataset.info, np.stack([row.classes for row in rows])),
         },
         masks=masks,
         hashes={} if own_masks else {i: row.sha256 for i, row in zip(ids, rows, strict=True)},
+        warnings=sense.of_labels(
+            dataset.info,
+            split,
+            supervision if labels_from is None else "pseudo",
+            np.stack([row.classes for row in rows]),
+            np.array([row.pixels for row in rows]),
+        ),
     )
 
 
-def _tags_only(dataset: Dataset, ids: tuple[str, ...]) -> LabelStore:
+def reads_masks(supervision: Supervision, spec: LabelSpec, labels_from: str | None) -> bool:
+    """Whether labels are dense masks, or drawn from them."""
+    return (
+        labels_from is None
+        and supervision != "image"
+        and (supervision == "full" or spec.source == "simulated")
+    )
+
+
+def require_masks(
+    dataset: Dataset, split: str, supervision: Supervision, spec: LabelSpec, labels_from: str | None
+) -> None:
+    """Refuse to train on masks, or on labels that are drawn from them, where masks lack.
+
+    Raises:
+        UserError: how many lack, the first place where one should be, and what to do.
+    """
+    if not reads_masks(supervision, spec, labels_from):
+        return
+    ids, there = dataset.ids(split), set(dataset.masked(split))
+    lacking = [i for i in ids if i not in there]
+    if not lacking:
+        return
+    if supervision == "full":
+        why, other = "full supervision trains on them", "train on weak labels"
+    else:
+        why = f"{supervision} labels are simulated from them"
+        other = "name a folder of drawn labels: --set labels.source=official --set labels.folder=DIR"
+    raise UserError(
+        f"{len(lacking)} of the {len(ids)} pictures of {split} have no mask, and {why}",
+        where=dataset.mask_path(lacking[0], split) or f"{dataset.info.name} {split}",
+        remedy=f"put the masks there, leave these pictures out of the list, or {other}",
+    )
+
+
+def _tags_only(dataset: Dataset, split: str, ids: tuple[str, ...]) -> LabelStore:
     tags = np.asarray(dataset.tags(ids), np.uint8)
-    statistics = {"images": len(ids), "labelled_share": 0.0, "without_label": len(ids)}
-    return LabelStore(ids, None, tags, _fingerprint(ids, [b""] * len(ids), tags), statistics, {}, {})
+    info, split_tags = dataset.info, tags > 0
+    statistics = {
+        "images": len(ids),
+        "labelled_share": 0.0,
+        "without_label": len(ids),
+        "classes": {
+            name: {"pictures": int(number)}
+            for name, number in zip(info.classes, split_tags.sum(0), strict=True)
+            if number
+        },
+    }
+    return LabelStore(
+        ids=ids,
+        folder=None,
+        tags=tags,
+        fingerprint=_fingerprint(ids, [b""] * len(ids), tags),
+        statistics=statistics,
+        masks={},
+        hashes={},
+        warnings=sense.of_tags(info, split, split_tags),
+    )
 
 
 def _fingerprint(ids: Sequence[str], hashes: Sequence[bytes], tags: np.ndarray) -> str:
@@ -312,7 +383,7 @@ def _prepare(
     return _Row(
         sha256=_content(label),
         tags=tags(image_id, label),
-        labelled=int(np.count_nonzero(label < num_classes)),
+        classes=np.bincount(label.ravel(), minlength=256)[:num_classes],
         pixels=label.size,
         bytes=0 if path is None else path.stat().st_size,
     )
@@ -337,7 +408,7 @@ def _write_index(folder: Path, ids: Sequence[str], rows: Sequence[_Row]) -> None
         "ids": np.array([i.encode() for i in ids], np.bytes_),
         "sha256": np.stack([np.frombuffer(row.sha256, np.uint8) for row in rows]),
         "tags": np.stack([row.tags for row in rows]),
-        "labelled": np.array([row.labelled for row in rows], np.int64),
+        "classes": np.stack([row.classes for row in rows]).astype(np.int64),
         "pixels": np.array([row.pixels for row in rows], np.int64),
         "bytes": np.array([row.bytes for row in rows], np.int64),
     }
@@ -356,13 +427,12 @@ def _read_index(folder: Path, ids: Sequence[str], *, with_files: bool) -> list[_
         written = file.stat().st_mtime_ns
     except (Damaged, OSError, ValueError, TypeError, AttributeError):
         return None
-    if columns["sha256"].shape != (len(ids), 32) or columns["tags"].ndim != 2:
+    tables = (columns["tags"], columns["classes"])
+    if columns["sha256"].shape != (len(ids), 32) or any(table.ndim != 2 for table in tables):
         return None
     rows = [
-        _Row(sha256.tobytes(), tags, int(labelled), int(pixels), int(size))
-        for sha256, tags, labelled, pixels, size in zip(
-            *(columns[name] for name in _COLUMNS[1:]), strict=True
-        )
+        _Row(sha256.tobytes(), tags, classes, int(pixels), int(size))
+        for sha256, tags, classes, pixels, size in zip(*(columns[name] for name in _COLUMNS[1:]), strict=True)
     ]
     if with_files:
         changed = [
@@ -380,7 +450,7 @@ def _read_index(folder: Path, ids: Sequence[str], *, with_files: bool) -> list[_
 
 
 #: Arrays of an index, ids first.
-_COLUMNS = ("ids", "sha256", "tags", "labelled", "pixels", "bytes")
+_COLUMNS = ("ids", "sha256", "tags", "classes", "pixels", "bytes")
 
 
 def _as_prepared(path: Path, row: _Row, written: int) -> bool:

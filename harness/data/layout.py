@@ -127,6 +127,12 @@ class FileDataset(Dataset):
                 self._ids[split] = packaged if packaged is not None else self._missing_list(split)
         return self._ids[split]
 
+    def unofficial(self, split: str) -> list[str]:
+        """Ids of this copy's list that the official one does not have."""
+        official = packaged_list(self.info.name, split)
+        known = set(official or ())
+        return [] if official is None else [i for i in self.ids(split) if i not in known]
+
     def _refuse_other_split(self, split: str, ids: Sequence[str], official: Sequence[str]) -> None:
         """A list under the wrong name trains on what it is scored on."""
         strange = set(ids) - set(official)

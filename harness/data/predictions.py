@@ -13,14 +13,14 @@ from harness.errors import UserError
 
 
 def folder_pairs(dataset: Dataset, folder: Path, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(id, prediction, mask) of every picture of a split, from ``<folder>/<id>.png``.
+    """(id, prediction, mask) of every picture of a split that has a mask, from ``<folder>/<id>.png``.
 
     Raises:
         UserError: the folder or a prediction is missing, of another size, or not an index map.
     """
     if not folder.is_dir():
         raise UserError("no folder of predictions", where=folder, remedy="check --predictions")
-    ids = dataset.ids(split)
+    ids = dataset.masked(split)
     missing = [i for i in ids if not (folder / f"{i}.png").exists()]
     if missing:
         raise UserError(

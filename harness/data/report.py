@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.data.base import Dataset
-from harness.data.verify import SplitReport, check_split
+from harness.data.base import IGNORE, Dataset
+from harness.data.verify import SplitReport, check_split, overlap
 from harness.errors import UserError
 
 #: How many offenders of each split are printed.
 _SHOWN = 5
+#: How many classes of each split are printed; ``--json`` has all.
+_CLASSES = 12
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class DatasetReport:
         splits: what was found in each split that is here.
         absent: splits that are not here, with the reason.
         overlaps: training splits that share pictures with splits that are scored.
+        classes: names in label order.
     """
 
     name: str
@@ -33,6 +36,7 @@ class DatasetReport:
     splits: tuple[SplitReport, ...]
     absent: tuple[tuple[str, str], ...]
     overlaps: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -52,16 +56,44 @@ class DatasetReport:
         yield f"{self.name} in {self.root}"
         for split in self.splits:
             state = "sound" if not split.offenders else f"{len(split.offenders)} OFFENDERS"
-            share = "" if split.images == split.official else f" (a subset of {split.official:,})"
-            yield f"  {split.split}: {split.images:,} pictures{share}, {state}, {split.looked_at:,} read now"
+            share = (
+                ""
+                if split.images == split.official or split.strange
+                else f" (a subset of {split.official:,})"
+            )
+            masks = f"{split.masks:,} with masks" if split.masks < split.images else "all with masks"
+            yield (
+                f"  {split.split}: {split.images:,} pictures{share}, {masks}, {state}, "
+                f"{split.looked_at:,} read now"
+            )
+            yield from (f"    {line}" for line in self.contents(split))
             for error in split.offenders[:_SHOWN]:
                 yield f"    {error.problem}: {error.where}" + (f" [{error.remedy}]" if error.remedy else "")
             if len(split.offenders) > _SHOWN:
                 yield f"    and {len(split.offenders) - _SHOWN} more"
+            yield from (f"    warning: {text}" for text in split.warnings)
             yield from (f"    note: {note}" for note in split.notes)
         yield from (f"  {split}: not here ({why})" for split, why in self.absent)
         yield from (f"  OVERLAP: {text}" for text in self.overlaps)
         yield f"  fingerprint: {self.fingerprint or 'none, mend what is wrong first'}"
+
+    def contents(self, split: SplitReport) -> list[str]:
+        """What the masks of a split show, as text."""
+        if not split.pixels.any():
+            return []
+        shares = 100 * split.pixels / split.pixels.sum()
+        shown = [
+            f"{name} {split.occurs[k]:,} ({shares[k]:.1f} %)"
+            for k, name in enumerate(self.classes)
+            if split.occurs[k]
+        ]
+        more = f" and {len(shown) - _CLASSES} more" if len(shown) > _CLASSES else ""
+        never = [name for k, name in enumerate(self.classes) if not split.occurs[k]]
+        lines = [f"masks by class: {', '.join(shown[:_CLASSES])}{more}; void {shares[IGNORE]:.1f} %"]
+        if never:
+            dots = ", ..." if len(never) > _CLASSES else ""
+            lines.append(f"in no mask: {len(never)} classes: {', '.join(never[:_CLASSES])}{dots}")
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values, with every offender."""
@@ -75,10 +107,17 @@ class DatasetReport:
                     "images": s.images,
                     "official": s.official,
                     "fingerprint": s.fingerprint,
+                    "masks": s.masks,
+                    "classes": {
+                        name: {"pictures": int(s.occurs[k]), "pixels": int(s.pixels[k])}
+                        for k, name in enumerate(self.classes)
+                    },
+                    "void_pixels": int(s.pixels[IGNORE]),
                     "offenders": [
                         {"problem": e.problem, "where": e.where, "remedy": e.remedy} for e in s.offenders
                     ],
                     "notes": list(s.notes),
+                    "warnings": list(s.warnings),
                 }
                 for s in self.splits
             },
@@ -98,8 +137,7 @@ def verify(
         dataset: what to check.
         cache: where it is remembered what is sound.
         workers: threads; 0 checks in this one.
-        splits: which splits; by default all whose pictures (and masks, where public) are here, and
-            ``train`` and ``val`` in any case.
+        splits: which splits; by default all whose pictures are here.
 
     Raises:
         UserError: an unknown split is asked for, or a list is missing or malformed.
@@ -113,36 +151,29 @@ def verify(
         else:
             absent.append((split, why))
     return DatasetReport(
-        dataset.info.name, dataset.root, tuple(found), tuple(absent), tuple(_overlaps(dataset, found))
+        dataset.info.name,
+        dataset.root,
+        tuple(found),
+        tuple(absent),
+        tuple(_overlaps(found)),
+        tuple(dataset.info.classes),
     )
 
 
 def _absent(dataset: Dataset, split: str) -> str | None:
-    """Why a split need not be checked: its list, pictures or masks are not here at all."""
+    """Why a split need not be checked: its list or its pictures are not here at all."""
     try:
         ids = dataset.ids(split)
-        if not any(dataset.image_path(i).exists() for i in ids):
-            return "none of its pictures"
-        masks = [p for i in ids if (p := dataset.mask_path(i, split)) is not None]
-        return "none of its masks" if masks and not any(p.exists() for p in masks) else None
+        return None if any(dataset.image_path(i).exists() for i in ids) else "none of its pictures"
     except UserError as error:
         return error.problem
 
 
-def _overlaps(dataset: Dataset, found: Sequence[SplitReport]) -> Iterator[str]:
+def _overlaps(found: Sequence[SplitReport]) -> Iterator[str]:
     """Pictures that are trained on and scored, by id and by content."""
     training = [s for s in found if s.split.startswith("train") and s.split != "trainval"]
     scored = [s for s in found if s.split.startswith(("val", "test"))]
     for one in training:
         for other in scored:
-            both = sorted(set(dataset.ids(one.split)) & set(dataset.ids(other.split)))
-            if both:
-                yield f"{len(both)} ids of {other.split} are in {one.split}, such as {both[0]}"
-            named = set(both)
-            contents = {sha: i for i, sha in one.pictures.items() if i not in named}
-            twins = [(i, contents[s]) for i, s in other.pictures.items() if s in contents and i not in named]
-            if twins:
-                yield (
-                    f"{len(twins)} pictures of {other.split} are copies of pictures of {one.split}, such as "
-                    f"{twins[0][0]} of {twins[0][1]}"
-                )
+            if shared := overlap(one, other):
+                yield shared

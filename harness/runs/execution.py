@@ -26,7 +26,17 @@ from harness.recipes import expand
 from harness.runs.apart import run_apart
 from harness.runs.display import Display
 from harness.runs.running import record_failure, run
-from harness.runs.trial import Options, Outcome, Prepared, Trial, check_processes, inspect, prepare, source_of
+from harness.runs.trial import (
+    Options,
+    Outcome,
+    Prepared,
+    Trial,
+    check_processes,
+    forget,
+    inspect,
+    prepare,
+    source_of,
+)
 from harness.store import aside
 from harness.store.locks import Elsewhere, is_free
 from harness.watching.trackers import require
@@ -104,6 +114,7 @@ def execute(
     Raises:
         UserError: a mistake was found before the first trial ran.
     """
+    forget()
     require(options.trackers, options.tracking)
     ordered = waves(trials)
     store = options.store
@@ -133,6 +144,8 @@ class Rounds:
         self.prepared: dict[Trial, Prepared] = {}
         #: Trials that another driver runs, and when the record they had was written.
         self.busy: dict[Trial, str | None] = {}
+        #: Notes that were shown.
+        self.told: set[str] = set()
         #: Trials by the one whose labels they train on.
         self.dependents: dict[Trial, list[Trial]] = {}
         for trial in trials:
@@ -178,6 +191,7 @@ class Rounds:
             try:
                 if trial not in self.prepared:
                     self.prepared[trial] = _with_a_place(prepare(trial, self.options))
+                    self._tell(self.prepared[trial])
             except Exception as error:
                 if strict:
                     raise
@@ -196,6 +210,14 @@ class Rounds:
                     continue
             found.append(one)
         return found
+
+    def _tell(self, prepared: Prepared) -> None:
+        """What a user should know of a trial before it trains; of the seeds of a recipe once."""
+        for note in prepared.facts.get("notes", ()):
+            line = f"note     {prepared.trial.name}: {note}"
+            if line not in self.told and not prepared.done:
+                self.display.say(line)
+            self.told.add(line)
 
     def _run(self, ready: list[Prepared]) -> list[Prepared]:
         """Run trials; returns those that have become ready and were not run."""

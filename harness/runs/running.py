@@ -292,7 +292,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
     if distributed.first():
         load_weights(method, checkpoint, asked=prepared.resolved.inference)
     distributed.broadcast_weights(method)
-    ids = prepared.dataset.ids(first.split)
+    ids = prepared.dataset.masked(first.split)
     own = distributed.share(ids)
     scores = {spec.output: _Score(prepared, spec) for spec in specs}
     clock = time.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,30 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import devices, distributed, evaluation, foreign
-from harness.data import own
+from harness import devices, distributed, evaluation
+from harness.data import own, sense
 from harness.data.base import Dataset, LabelSpec, Supervision
-from harness.data.images import save_index
-from harness.data.label_store import LabelStore, prepare_labels
-from harness.data.layout import is_archive
+from harness.data.label_store import LabelStore, prepare_labels, reads_masks, require_masks
 from harness.data.loader import StepSampler
-from harness.data.verify import preflight
-from harness.errors import UserError, nearest
-from harness.files import cache_folder, expanded, sha256_of, write_json
+from harness.data.roots import open_dataset
+from harness.data.verify import SplitReport
+from harness.errors import UserError
+from harness.files import cache_folder
 from harness.names import check_labels_from
-from harness.networks import build_method, load_weights
 from harness.nn.weights import weights_sha256
-from harness.reading import Damaged, set_aside
+from harness.reading import Damaged
 from harness.recipes import Resolved, recipe_names, resolve
-from harness.registry import DATASETS
 from harness.rehearsal import check_weights, rehearse, source_output
-from harness.runs.mending import is_scored, is_whole
+from harness.runs.mending import is_scored
+from harness.runs.sources import labels_by
+from harness.runs.splits import look, scorable, separate, split_facts
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec
-from harness.store.locks import locked
 from harness.store.object_store import beside, is_uri
 from harness.store.records import Record, Store
-from harness.store.remote import for_work, reported
 
 if TYPE_CHECKING:
     pass
@@ -215,53 +211,6 @@ def choose_device(name: str) -> torch.device:
 
 
 @cache
-def open_dataset(name: str, data_roots: tuple[str, ...] = (), cache_root: Path | None = None) -> Dataset:
-    """The data set under the roots given, generated first where it is a generated one.
-
-    Args:
-        name: registry name.
-        data_roots: as in :class:`Options`.
-        cache_root: where generated data sets live; the user's cache by default.
-
-    Raises:
-        UserError: no root was given, or it does not exist.
-    """
-    cls = DATASETS.get(name)
-    common: list[Path] = []
-    named: list[Path] = []
-    for text in data_roots:
-        known, equals, path = text.partition("=")
-        has_name = bool(equals) and not Path(text).exists()
-        if has_name and known not in DATASETS:
-            raise UserError(
-                f"{known!r} is no data set",
-                where=f"--data-root {text}",
-                remedy=nearest(known, DATASETS.names()),
-            )
-        root = expanded(path if has_name else text)
-        described = has_name and own.is_own(known) and root.is_file()
-        if not root.is_dir() and not described:
-            packed = root.is_file() and is_archive(root)
-            raise UserError(
-                f"the data root {root} is no folder",
-                where="--data-root",
-                remedy="unpack it and name the folder" if packed else "check the path",
-            )
-        if not has_name:
-            common.append(root)
-        elif known == name:
-            named.append(root)
-    roots = named or common
-    return cls.locate(roots[0] if roots else None, cache_root or cache_folder())
-
-
-@cache
-def _fingerprint(dataset: Dataset, split: str, cache_root: Path, workers: int) -> str:
-    """Preflight of one split, once per process."""
-    return preflight(dataset, [split], cache=cache_root, workers=workers)[split]
-
-
-@cache
 def _labels(
     dataset: Dataset,
     split: str,
@@ -277,15 +226,33 @@ def _labels(
     )
 
 
+def forget() -> None:
+    """Look at data and labels anew: files may have changed since this process last did."""
+    for remembered in (open_dataset, look, _labels):
+        remembered.cache_clear()
+
+
 @dataclass(frozen=True)
 class Checked:
-    """What can be said of a trial before its labels are known."""
+    """What can be said of a trial before its labels are known.
+
+    Attributes:
+        resolved: its recipe, without evaluations of splits that have no masks.
+        splits: what was found in the splits that it touches.
+        notes: what a user should know before it starts, and a reader of its numbers after it.
+    """
 
     resolved: Resolved
     device: torch.device
     dataset: Dataset
-    fingerprints: Mapping[str, str]
+    splits: Mapping[str, SplitReport]
     weights: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each split, over pictures and those masks that the trial may read."""
+        return {split: found.fingerprint or "" for split, found in self.splits.items()}
 
     @property
     def steps(self) -> int:
@@ -309,20 +276,31 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     rehearse(resolved)
     if recipe.labels_from is not None:
         check_labels_from(recipe.labels_from, f"{resolved.file} labels_from")
-        if is_recipe(recipe.labels_from):
-            source_output(resolve(recipe.labels_from.partition(":")[0]), recipe.labels_from)
+        if (source := source_of(trial)) is not None:
+            source_output(resolve(source.name, source.overrides), recipe.labels_from)
     device = choose_device(options.device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
-    scored = [e.split for e in recipe.evaluation]
+    kept, notes = scorable(recipe, dataset, "evaluation" in trial.overrides or evaluations is not None)
+    resolved = replace(resolved, recipe=replace(recipe, evaluation=kept))
+    scored = [e.split for e in kept]
     if recipe.selection is not None:
         scored.append(recipe.selection.split)
-    splits = dict.fromkeys([recipe.train_split, *scored])
+    require_masks(dataset, recipe.train_split, recipe.supervision, recipe.labels, recipe.labels_from)
     length = len(dataset.ids(recipe.train_split))
     StepSampler(length, recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
-    fingerprints = {s: _fingerprint(dataset, s, options.cache, options.workers) for s in splits}
+    read = {*scored}
+    if reads_masks(recipe.supervision, recipe.labels, recipe.labels_from):
+        read.add(recipe.train_split)
+    splits = {
+        split: look(dataset, split, options.cache, options.workers, split in read)
+        for split in dict.fromkeys([recipe.train_split, *scored])
+    }
+    notes += separate(recipe, dataset, splits)
+    for found in splits.values():
+        notes += found.warnings
     weights = weights_sha256(recipe.backbone, recipe.weights)
     check_weights(resolved, weights)
-    checked = Checked(resolved, device, dataset, fingerprints, weights)
+    checked = Checked(resolved, device, dataset, splits, weights, notes)
     recipe.schedule.check(checked.steps)
     return checked
 
@@ -355,7 +333,9 @@ def labels_of(checked: Checked, trial: Trial, options: Options) -> tuple[LabelSt
     recipe = checked.resolved.recipe
     labels_from, origin = recipe.labels_from, None
     if labels_from is not None and is_recipe(labels_from):
-        folder, origin = exported(labels_from, trial.seed, recipe.train_split, options)
+        source = source_of(trial)
+        assert source is not None
+        folder, origin = exported(labels_from, trial.seed, recipe.train_split, options, source.overrides)
         labels_from = str(folder)
     labels = _labels(
         checked.dataset,
@@ -390,27 +370,44 @@ def prepare(
     labels, origin = labels_of(checked, trial, options)
     # Seeds of one row have labels of their own where another trial of the same seed made them.
     fingerprint = origin or labels.fingerprint
+    notes = [*checked.notes, *labels.warnings]
+    seen = [dataset.info.classes.index(name) for name in labels.statistics["classes"]]
+    if dataset.info.background is not None and recipe.supervision == "image":
+        seen.append(dataset.info.background)  # no image tag names it
+    for split, found in checked.splits.items():
+        if split != recipe.train_split and split in {e.split for e in recipe.evaluation}:
+            notes += sense.unseen(dataset.info, split, found.occurs, seen)
     facts = {
         "data": {
             "dataset": recipe.dataset,
-            "splits": {
-                split: {
-                    "images": dataset.coverage(split)[0],
-                    "official": dataset.coverage(split)[1],
-                    "fingerprint": value,
-                }
-                for split, value in checked.fingerprints.items()
-            },
+            "splits": {split: split_facts(dataset, found) for split, found in checked.splits.items()},
             "labels": {"fingerprint": fingerprint, "content": labels.fingerprint, **labels.statistics},
         },
         "weights": {"name": recipe.weights, "backbone": recipe.backbone, "sha256": checked.weights},
+        **({"notes": notes} if notes else {}),
     }
-    train = checked.fingerprints[recipe.train_split]
-    own = checked.resolved.digest(train, fingerprint, checked.weights or "")
+    own = _digest(checked, fingerprint, trial, options)
     folder = options.store.folder(trial.name, own, trial.seed)
     return Prepared(
         trial, options, checked.resolved, dataset, labels, facts, own, folder, checked.device, checked.steps
     )
+
+
+def _digest(checked: Checked, labels: str, trial: Trial, options: Options) -> str:
+    """The training digest: of recipe, pictures, labels and weights.
+
+    Masks of the training split count by what is trained on, the labels. Before version 0.2 they counted
+    themselves: where the store holds results of such a digest, they are gone on with.
+    """
+    split, weights = checked.resolved.recipe.train_split, checked.weights or ""
+    dataset, found = checked.dataset, checked.splits[split]
+    own = checked.resolved.digest(found.of_pictures, labels, weights)
+    place = options.store.folder(trial.name, own, 0).parent
+    if place.exists() or not place.parent.exists() or len(dataset.masked(split)) < len(dataset.ids(split)):
+        return own
+    with_masks = look(dataset, split, options.cache, options.workers, True).fingerprint or ""
+    earlier = checked.resolved.digest(with_masks, labels, weights)
+    return earlier if place.with_name(earlier).exists() else own
 
 
 # --- labels from another recipe ----------------------------------------------------------------------
@@ -422,14 +419,30 @@ def is_recipe(labels_from: str) -> bool:
 
 
 def source_of(trial: Trial) -> Trial | None:
-    """The trial whose pseudo labels a trial trains on, with the same seed; None where there is none."""
-    labels_from = resolve(trial.name, trial.overrides).recipe.labels_from
-    if labels_from is None or not is_recipe(labels_from):
+    """The trial whose pseudo labels a trial trains on; None where there is none.
+
+    It has the same seed and is on the same data: another data set than that of its recipe is passed on.
+    """
+    recipe = resolve(trial.name, trial.overrides).recipe
+    if recipe.labels_from is None or not is_recipe(recipe.labels_from):
         return None
-    return Trial(labels_from.partition(":")[0], trial.seed)
+    name = recipe.labels_from.partition(":")[0]
+    usual = resolve(name).recipe
+    overrides: dict[str, Any] = {}
+    if recipe.dataset != usual.dataset:
+        overrides["dataset"] = recipe.dataset
+        if recipe.train_split != usual.train_split:
+            overrides["train_split"] = recipe.train_split
+    return Trial(name, trial.seed, overrides)
 
 
-def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple[Path, str]:
+def exported(
+    labels_from: str,
+    seed: int,
+    split: str,
+    options: Options,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Path, str]:
     """The folder of a finished trial's pseudo labels on a split; written first where it is not there.
 
     Args:
@@ -437,6 +450,7 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
         seed: which of its trials.
         split: pictures to label, with their image tags.
         options: where records and data are.
+        overrides: with which it was trained, see :func:`source_of`.
 
     Returns:
         A folder of ``<id>.png`` index maps, 255 where uncertain; and what made them, whatever the seed:
@@ -447,49 +461,5 @@ def exported(labels_from: str, seed: int, split: str, options: Options) -> tuple
         UserError: the trial is not finished, or gives no such output.
     """
     name = labels_from.partition(":")[0]
-    source = prepare(Trial(name, seed), options)
-    source.store.pull(source.folder, for_work)
-    if source.record is None or not source.record.finished:
-        raise UserError(
-            f"the pseudo labels come from {source.trial}, which is not finished",
-            where="labels_from",
-            remedy=f"run it first: wsss run {name} --seed {seed}",
-        )
-    output = source_output(source.resolved, labels_from)
-    code = _code_of(source, source.record)
-    place = source.folder / "pseudo_labels" / f"{split}-{output}"
-    source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
-    complete, ids = place / "complete.json", source.dataset.ids(split)
-    if not is_whole(place, ids, code):
-        with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
-            if not is_whole(place, ids, code):
-                if set_aside(complete) is not None:
-                    why = f"{place} is damaged, or was made by other code"
-                    warnings.warn(f"{why}: its labels are made again", stacklevel=2)
-                method = build_method(source.resolved, source.device, seed)
-                load_weights(method, source.folder / "checkpoint" / "last.pt")
-                pairs = evaluation.predictions(
-                    method,
-                    source.dataset,
-                    split,
-                    evaluation.protocol("single"),
-                    output=output,
-                    device=source.device,
-                    workers=options.workers,
-                )
-                for image_id, labels, _ in pairs:
-                    save_index(place / f"{image_id}.png", labels, source.dataset.info.palette)
-                made = {i: sha256_of(place / f"{i}.png") for i in ids}
-                memo = {"split": split, "output": output, "seed": seed, "sha256": made}
-                write_json(complete, memo | ({"code": code} if code else {}))
-                with reported():  # whoever does not find them makes them again
-                    source.store.push(source.folder)
-    return place, f"{name}:{output} {source.digest}" + (f" {code}" if code else "")
-
-
-def _code_of(source: Prepared, record: Record) -> str:
-    """Digest of the code of other packages that trained a network and makes labels with it; empty if none."""
-    trained, here = foreign.made_by(record.data), foreign.identity(foreign.packages_of(source.resolved))
-    if other := foreign.difference(record.data, source.resolved):
-        warnings.warn(f"{source.trial}, whose pseudo labels are trained on: {other}", stacklevel=3)
-    return digest([trained, here]) if trained or here else ""
+    source = prepare(Trial(name, seed, dict(overrides or {})), options)
+    return labels_by(source, labels_from, split, options.workers)

@@ -189,7 +189,8 @@ def _measure(job: Job) -> Iterator[Event]:
     train_ids = list(dataset.ids(recipe.train_split))
     out = held_out(train_ids, objective.share) if inside else np.zeros(len(train_ids), dtype=bool)
     kept = [i for i, o in zip(train_ids, out, strict=True) if not o]
-    scored = [i for i, o in zip(train_ids, out, strict=True) if o] if inside else None
+    masked = set(dataset.masked(recipe.train_split)) if inside else set()
+    scored = [i for i, o in zip(train_ids, out, strict=True) if o and i in masked] if inside else None
     method = build_method(prepared.resolved, prepared.device, job.trial.seed)
     trainer = Trainer(
         method,

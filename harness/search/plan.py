@@ -151,17 +151,28 @@ def plan_search(
     own = {k: values[k] for k in space}
     objective = choose_objective(resolved.recipe, objective_split, share)
     inside = objective_split == HELD_OUT
-    prepared = prepare(Trial(recipe, seed, overrides), options, () if inside else (objective.spec,))
+    prepared = prepare(Trial(recipe, seed, overrides), options, (objective.spec,))
     ids = prepared.dataset.ids(objective.spec.split)
-    pictures = int(held_out(ids, share).sum()) if inside else len(ids)
+    scored = set(prepared.dataset.masked(objective.spec.split))
+    chosen = held_out(ids, share) if inside else np.ones(len(ids), dtype=bool)
+    pictures = sum(i in scored for i, out in zip(ids, chosen, strict=True) if out)
+    if not pictures:
+        raise UserError(
+            f"none of the {int(chosen.sum())} pictures that would be held out has a mask",
+            where="--held-out",
+            remedy="hold out a larger share, or name a split with masks: --objective-split val",
+        )
     if inside:  # refuses a rest smaller than a step
-        StepSampler(len(ids) - pictures, resolved.recipe.batch.size, 1, seed)
+        StepSampler(len(ids) - int(chosen.sum()), resolved.recipe.batch.size, 1, seed)
+    data = prepared.facts["data"]
+    trained = data["splits"][resolved.recipe.train_split]["fingerprint"]
+    weights = prepared.facts["weights"]["sha256"] or ""
     parts = [
-        prepared.digest,
+        prepared.resolved.digest(trained, data["labels"]["fingerprint"], weights),
         {k: distribution_to_json(d) for k, d in space.items()},
         [sampler, grid_points if sampler == "grid" else None, scheduler, seed],
         objective.values(),
-        prepared.facts["data"]["splits"][objective.spec.split]["fingerprint"],
+        data["splits"][objective.spec.split]["fingerprint"],
     ]
     name = digest([*parts, prepared.resolved.inference] if prepared.resolved.inference else parts)
     store = options.store

@@ -148,5 +148,5 @@ def search(
             importances=importance_table(comparison),
             command=run_line(study) if best else "",
             counts=counts,
-            failed=counts["failed"] - failed_before,
+            failed=study.counts()["failed"] - failed_before,
         )

@@ -44,6 +44,8 @@ class SplitFacts(Document):
     images: Count = 0
     official: Count = 0
     fingerprint: str | None = None
+    pictures: str | None = None
+    masks: Count | None = None
 
 
 class LabelFacts(Document):
@@ -159,6 +161,7 @@ class RecordDocument(Document):
     external: list[str] | None = None
     metadata: Values | None = None
     ended: str | None = None
+    notes: list[str] = Field(default_factory=list)
     curve_lacks: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(default_factory=list)
     steps: Count | None = None
     parameters: Count | None = None

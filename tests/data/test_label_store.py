@@ -59,10 +59,16 @@ def test_simulated_labels_are_written_once_in_one_encoding(
         present = np.bincount(mask.ravel(), minlength=256)[:21] > 0
         np.testing.assert_array_equal(store.tags[row].astype(bool), present)
         labelled, pixels = labelled + (label < 21).sum(), pixels + label.size
+    labels = np.stack([_label(store, image_id) for image_id in store.ids])
     assert store.statistics == {
         "images": 6,
         "labelled_share": pytest.approx(labelled / pixels),
         "without_label": 0,
+        "classes": {
+            name: {"pictures": (labels == k).any((1, 2)).sum(), "pixels": (labels == k).sum()}
+            for k, name in enumerate(tiny_voc.info.classes)
+            if (labels == k).any()
+        },
     }
 
 
@@ -92,7 +98,10 @@ def test_image_supervision_has_tags_and_no_files(tiny_voc: VOC2012, place: Path)
     store = _prepare(tiny_voc, place, "image")
     assert store.path("2007_000000") is None
     np.testing.assert_array_equal(store.tags, tiny_voc.tags(store.ids))
+    classes = store.statistics.pop("classes")
     assert store.statistics == {"images": 6, "labelled_share": 0.0, "without_label": 6}
+    tagged = {name: int(n) for name, n in zip(tiny_voc.info.classes, store.tags.sum(0), strict=True) if n}
+    assert {name: row["pictures"] for name, row in classes.items()} == tagged
 
 
 @pytest.fixture
@@ -328,7 +337,7 @@ def test_an_illegal_label_of_a_foreign_reader_is_refused(tiny_voc: VOC2012, plac
 
 
 def test_splits_without_masks_cannot_be_simulated(tiny_voc: VOC2012, place: Path) -> None:
-    with pytest.raises(UserError, match="no public masks"):
+    with pytest.raises(UserError, match="have no mask"):
         prepare_labels(tiny_voc, "test", "scribble", LabelSpec(), cache=place)
 
 

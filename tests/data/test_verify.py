@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from harness.data.images import write_index
-from harness.data.verify import preflight
+from harness.data.verify import check_split, preflight
 from harness.data.voc2012 import VOC2012
 from harness.errors import UserError
 
@@ -43,7 +43,6 @@ def _cut(path: Path) -> None:
     [
         (lambda d: _cut(d.image_path("2007_000002")), "picture is corrupt", "JPEGImages/2007_000002.jpg"),
         (lambda d: d.image_path("2007_000002").unlink(), "picture is missing", "JPEGImages/2007_000002.jpg"),
-        (lambda d: _mask(d, "2007_000002").unlink(), "mask is missing", "SegmentationClass/2007_000002.png"),
         (
             lambda d: write_index(_mask(d, "2007_000002"), np.full((48, 64), 77, np.uint8)),
             r"holds \[77\]",
@@ -131,12 +130,24 @@ def test_a_broken_memory_is_no_obstacle(tiny_voc: VOC2012, place: Path) -> None:
         assert preflight(tiny_voc, ["train"], cache=place) == first
 
 
-def test_masks_that_a_run_does_not_touch_may_be_missing(tiny_voc: VOC2012, place: Path) -> None:
+def test_masks_may_lack_and_count_where_they_are(tiny_voc: VOC2012, place: Path) -> None:
+    pictures = check_split(tiny_voc, "train", cache=place, with_masks=False)
+    whole = check_split(tiny_voc, "train", cache=place)
+    assert pictures.fingerprint == whole.of_pictures != whole.fingerprint
+    assert whole.masks == 6
+    assert whole.pixels.sum() == 6 * 48 * 64
     _mask(tiny_voc, "2007_000002").unlink()
-    found = preflight(tiny_voc, ["train"], cache=place, pictures_only=["train"])
-    assert len(found["train"]) == 64
-    with pytest.raises(UserError, match="mask is missing"):
-        preflight(tiny_voc, ["train"], cache=place)
+    some = check_split(tiny_voc, "train", cache=place)
+    assert some.masks == 5
+    assert not some.offenders
+    assert some.of_pictures == pictures.fingerprint
+    assert some.fingerprint != whole.fingerprint
+    for image_id in tiny_voc.ids("train"):
+        _mask(tiny_voc, image_id).unlink(missing_ok=True)
+    none = check_split(tiny_voc, "train", cache=place)
+    assert (none.masks, none.fingerprint) == (0, pictures.fingerprint)
+    _mask(tiny_voc, "2007_000002").symlink_to("nowhere.png")
+    assert check_split(tiny_voc, "train", cache=place).offenders
 
 
 @pytest.mark.real

@@ -75,7 +75,7 @@ def test_sound_data_exit_with_zero_and_say_what_is_not_here(voc: VOC2012, capsys
     assert wsss("data", "verify", "voc2012", "--data-root", voc.root) == 0
     printed = capsys.readouterr().out
     assert "test: not here (none of its pictures)" in printed
-    assert "train_aug: 8 pictures (a subset of 10,582), sound" in printed
+    assert "train_aug: 8 pictures (a subset of 10,582), all with masks, sound" in printed
     assert wsss("data", "verify", "voc2012", "--data-root", voc.root, "--split", "tain") == 2
     assert "did you mean 'train'" in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_another_palette_is_a_note_that_is_remembered(voc: VOC2012, tmp_path: Pa
     for _ in range(2):
         report = verify(voc, cache=tmp_path, splits=["val"])
         assert report.sound
-        assert any("1 masks with another palette" in n for n in report.splits[0].notes)
+        assert any("1 masks with another palette" in n for n in report.splits[0].warnings)
 
 
 @pytest.mark.real
@@ -113,4 +113,4 @@ def test_the_real_voc_sample_is_sound(real_data: Path, tmp_path: Path):
     report = verify(VOC2012(real_data / "voc"), cache=tmp_path, workers=2)
     assert report.sound, "\n".join(report.lines())
     assert {s.split: s.images for s in report.splits}["val"] == 87
-    assert not any("palette" in note for s in report.splits for note in s.notes)
+    assert not any("palette" in text for s in report.splits for text in s.warnings)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import harness.runs.trial
+import harness.runs.sources
 from harness import foreign
 from harness.cli import invoke
 from harness.commands.export import export
@@ -338,12 +338,12 @@ def test_labels_of_a_source_are_known_by_the_code_of_packages_that_made_them(
     assert any("code that was not recorded" in str(w.message) for w in told)
     assert other != plain
     assert noted["code"] in other
-    build = harness.runs.trial.build_method
-    monkeypatch.setattr(harness.runs.trial, "build_method", lambda *a: pytest.fail("the labels are whole"))
+    build = harness.runs.sources.build_method
+    monkeypatch.setattr(harness.runs.sources, "build_method", lambda *a: pytest.fail("the labels are whole"))
     with pytest.warns(UserWarning, match="not recorded"):
         again = here("a" * 64)[0]
     assert again == other
-    monkeypatch.setattr(harness.runs.trial, "build_method", build)
+    monkeypatch.setattr(harness.runs.sources, "build_method", build)
     with pytest.warns(UserWarning, match="made again"):
         third = here("b" * 64)[0]
     assert third not in (plain, other)
