@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from harness.data.base import UNLABELLED, LabelSpec, Supervision
+from harness.data.coordinates import check_points
 from harness.data.images import read_index
 from harness.data.picture_files import in_any_case
 from harness.errors import UserError, nearest
@@ -134,6 +135,7 @@ def read_label(
     size: tuple[int, int],
     names: Mapping[str, int],
     files: Callable[[], tuple[Path, ...]] | None = None,
+    stray: float = 0.5,
 ) -> np.ndarray:
     """The label of one picture: ``(H, W)`` uint8, ``0..K-1`` annotated class, 254 elsewhere.
 
@@ -145,6 +147,7 @@ def read_label(
         size: ``(H, W)`` of the picture.
         names: class names and aliases to labels ``0..K-1``.
         files: gives the files that hold the label; by default those of :func:`label_files`.
+        stray: share of a picture's points that may lie outside of it.
 
     Raises:
         UserError: a file is missing or malformed, does not fit the picture, names an unknown class,
@@ -156,12 +159,14 @@ def read_label(
     if spec.format == "png":
         return read_png(found[0], spec.unlabelled, size=size, num_classes=num_classes)
     if spec.format == "clicks":
-        return draw_clicks(read_clicks(found, image_id, num_classes), size, spec.stroke)
-    if spec.format == "xml":
+        strokes = read_clicks(found, image_id, num_classes)
+    elif spec.format == "xml":
         strokes = read_xml(found[0], size=size, names=names)
     else:
         strokes = read_polylines(found[0], num_classes)
-    return draw_strokes(strokes, size, spec.stroke)
+    points = np.concatenate([np.zeros((0, 2)), *(stroke.points for stroke in strokes)])
+    check_points(points, size, f"{found[0]}, picture {image_id}", stray)
+    return (draw_clicks if spec.format == "clicks" else draw_strokes)(strokes, size, spec.stroke)
 
 
 # --- reading -----------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class FileDataset(Dataset):
     legal: ClassVar[str] = ""
     #: Names that annotators' files use besides the class names.
     aliases: ClassVar[Mapping[str, str]] = {}
+    #: Share of the points of annotators' files that may lie outside a picture.
+    stray: ClassVar[float] = 0.5
     #: Whether ids may name folders below that of the pictures: ``a/b``.
     folders: ClassVar[bool] = False
     canonical_masks = True
@@ -210,6 +212,7 @@ class FileDataset(Dataset):
             files=partial(self.label_files, image_id, spec),
             size=self.picture_size(image_id),
             names=self.annotator_names(),
+            stray=self.stray,
         )
 
     def _shapes(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> Shapes:

@@ -100,6 +100,7 @@ class OwnDataset(FileDataset):
     marker = FILE
     canonical_masks = False
     folders = True
+    stray = 0.0
 
     @classmethod
     def _find(cls, root: Path) -> Path:

@@ -20,8 +20,9 @@ import numpy as np
 from harness.data import coco_masks
 from harness.data.annotations import Stroke, class_list
 from harness.data.base import Supervision
+from harness.data.coordinates import check_points
 from harness.data.naming import ByPicture, bare
-from harness.data.shapes import Area, Shapes, check_points, checked_box
+from harness.data.shapes import Area, Shapes, checked_box
 from harness.data.tags import csv_rows
 from harness.errors import UserError, nearest
 from harness.reading import MOST_TEXT, read_object, read_text

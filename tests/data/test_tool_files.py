@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.cli import cli, invoke
+from harness.data.annotations import read_label
 from harness.data.base import LabelSpec
 from harness.data.images import write_index
 from harness.data.label_store import prepare_labels
@@ -310,3 +311,55 @@ def test_another_list_of_yolo_classes_prepares_labels_anew(birds: FileDataset, t
         store = prepare_labels(birds, "train", "block", spec, cache=tmp_path / "cache")
         found.append(np.flatnonzero(store.tags[0]).tolist())
     assert found == [[1], [0]]
+
+
+def strokes(points: list[tuple[float, float]], form: str) -> str:
+    if form == "clicks":
+        return json.dumps({"tree/a": [{"x": x, "y": y, "cls": 1} for x, y in points]})
+    if form == "polyline":
+        return "1," + ",".join(f"{x},{y}" for x, y in points)
+    inside = "".join(f"<point><X>{x}</X><Y>{y}</Y></point>" for x, y in points)
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    return f"<a>{size}<polygon><tag>beak</tag>{inside}</polygon></a>"
+
+
+@pytest.mark.parametrize(
+    ("points", "problem"),
+    [
+        ([(0.1, 0.2), (0.5, 0.9)], "pixels are meant"),
+        ([(5, 5), (WIDTH + 2, 5), (4, 4)], "outside the picture of 30x20"),
+        ([(-3, 5), (4, 4), (5, 5)], "outside"),
+        ([(5, 5), (5, HEIGHT + 1.5), (6, 6)], "outside"),
+        ([(0, 0), (WIDTH, HEIGHT), (1, 1)], ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "kind", "name"),
+    [("xml", "scribble", "a.xml"), ("polyline", "scribble", "a.txt"), ("clicks", "point", "../all.json")],
+)
+def test_strokes_and_clicks_of_own_pictures_lie_on_them(
+    form: str, kind: str, name: str, points: list[tuple[float, float]], problem: str, birds: FileDataset
+) -> None:
+    folder = birds.root / "drawn" / "tree"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(strokes(points, form))
+    place = "drawn/all.json" if form == "clicks" else "drawn"
+    spec = LabelSpec(source="official", format=form, folder=place)
+    if not problem:
+        assert (birds.read_official_label("tree/a", kind, spec) == 1).any()
+        return
+    with pytest.raises(UserError, match=problem) as caught:
+        birds.read_official_label("tree/a", kind, spec)
+    assert "drawn" in str(caught.value.where)
+    assert "tree/a" in str(caught.value.where)
+
+
+def test_official_files_may_have_strays_but_not_half_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1,4,4,9,4,14,60\n")
+    spec = LabelSpec(source="official", format="polyline", folder=".")
+    names = {"nothing": 0, "beak": 1}
+    label = read_label(tmp_path, "a", "scribble", spec, size=(HEIGHT, WIDTH), names=names)
+    assert (label == 1).any()
+    (tmp_path / "a.txt").write_text("1,4,4,90,4,14,60\n")
+    with pytest.raises(UserError, match="and so do 1 more"):
+        read_label(tmp_path, "a", "scribble", spec, size=(HEIGHT, WIDTH), names=names)
