@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import wsss_bench  # noqa: F401  # our packages are found first, whatever lies where the user stands
+import wsss_bench  # our packages are found first, whatever lies where the user stands
 
 if TYPE_CHECKING:
     from harness import __version__ as __version__
@@ -135,3 +135,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+if __name__ == "__main__":  # python -m wsss
+    wsss_bench.main()

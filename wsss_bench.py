@@ -19,6 +19,8 @@ from types import ModuleType
 
 #: Packages of this project.
 OURS = ("harness", "leaderboards", "methods")
+#: The module that others import.
+DOOR = "wsss"
 #: Folder that holds them and this file.
 HOME = Path(__file__).resolve().parent
 #: Environment variable of a worker: folders that Ray adds to its path and the driver's does not have.
@@ -41,7 +43,7 @@ class _Ours(MetaPathFinder):
         """The package for one of our names; None for all others, which are left to the usual search."""
         if self.added and not self.added.isdisjoint(sys.path):
             sys.path[:] = [entry for entry in sys.path if entry not in self.added]
-        return PathFinder.find_spec(name, [str(HOME)], target) if name in OURS else None
+        return PathFinder.find_spec(name, [str(HOME)], target) if name in (*OURS, DOOR) else None
 
 
 def prefer_ours() -> None:
@@ -98,3 +100,6 @@ def main() -> None:
 
 
 prefer_ours()
+
+if __name__ == "__main__":
+    main()

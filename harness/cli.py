@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -136,7 +138,9 @@ def _coded(work: Callable[[], Any]) -> int:
         text = "interrupted" if ended is None else "terminated"
         say(f"{text}: the same command goes on where this one stopped")
         return 130 if ended is None else 128 + ended.number
-    except Exception as error:  # the last resort: what is foreseen is a UserError where it happens
+    except SystemExit as error:
+        return _ended(error)
+    except BaseException as error:  # the last resort: what is foreseen is a UserError where it happens
         clear = refusal(error)
         if clear is None and isinstance(error, OSError):
             clear = of_system(error)
@@ -148,6 +152,25 @@ def _coded(work: Callable[[], Any]) -> int:
         say(f"error: {of_unforeseen(error)}")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _ended(error: SystemExit) -> int:
+    """Exit code where code of other people ends the process: a verb of theirs may, and what is called in the
+    middle of our work may not, however content its code."""
+    here = Path(__file__).parent
+    ours = ("cli.py", "usage.py", "interruption.py")
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [
+        f for f in frames if Path(f.filename).is_relative_to(here) and Path(f.filename).name not in ours
+    ]
+    if inside:
+        last = frames[-1]
+        say(f"error: other code ended the process\n  where:  {last.filename}, line {last.lineno}")
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    say(str(error.code))
+    return 1
 
 
 def _show(error: click.ClickException) -> None:

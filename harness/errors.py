@@ -65,6 +65,14 @@ class NonFiniteScoresError(NonFiniteError):
     """Scores of a picture decide nothing: NaN, plus infinity, or no possible class."""
 
 
+def words(error: BaseException) -> str:
+    """The message of an error, whatever its class does."""
+    try:
+        return str(error)
+    except Exception as other:
+        return f"(its message cannot be shown: {type(other).__name__})"
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what led to it, each once: its cause or else its context, and members of groups.
 

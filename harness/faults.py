@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness import interruption
-from harness.errors import UserError, causes
+from harness.errors import UserError, causes, words
 from harness.files import refusal
 from harness.specs import Recipe
 from harness.text import clean
@@ -149,7 +149,7 @@ def portable(error: BaseException) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         try:
             again = pickle.loads(pickle.dumps(error))
-            if type(again) is type(error) and _words(again) == _words(error):
+            if type(again) is type(error) and words(again) == words(error):
                 return error
         except Exception:
             pass
@@ -178,21 +178,13 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text[: 2**20].split("\n")))
 
 
-def _words(error: BaseException) -> str:
-    """The message of an error, whatever its class does."""
-    try:
-        return str(error)
-    except Exception as other:
-        return f"(its message cannot be shown: {type(other).__name__})"
-
-
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_words(error)[:100_000]}".lower()
+    return f"{type(error).__name__}: {words(error)[:100_000]}".lower()
 
 
-def _says(error: BaseException, words: Iterable[str]) -> bool:
+def _says(error: BaseException, any_of: Iterable[str]) -> bool:
     text = _text(error)
-    return any(w in text for w in words)
+    return any(w in text for w in any_of)
 
 
 def _led_to(error: BaseException) -> Iterable[BaseException]:
@@ -259,7 +251,7 @@ def first_cause(errors: Iterable[BaseException]) -> BaseException:
 
 def _of_a_loader(error: BaseException) -> re.Match[str] | None:
     """An error that a loader worker met and lived to tell; its message is its trace."""
-    return re.match(r"Caught (\w+) in [^\n]*\.\nOriginal Traceback", _words(error))
+    return re.match(r"Caught (\w+) in [^\n]*\.\nOriginal Traceback", words(error))
 
 
 def explained(error: BaseException, recipe: Recipe | None) -> UserError | None:
@@ -338,7 +330,7 @@ def told(error: BaseException, recipe: Recipe | None) -> tuple[str, bool]:
     if isinstance(error, Relayed):
         return error.text, not error.trace
     clear = explained(error, recipe)
-    return printable(_words(clear) if clear else first_line(error)), isinstance(error, UserError)
+    return printable(words(clear) if clear else first_line(error)), isinstance(error, UserError)
 
 
 def first_line(error: BaseException) -> str:
@@ -356,7 +348,7 @@ def first_line(error: BaseException) -> str:
 
 def _message(error: BaseException) -> tuple[str, str]:
     """Kind and message of an error; those that a loader worker met where it brings its trace along."""
-    name, text = type(error).__name__, _words(error)
+    name, text = type(error).__name__, words(error)
     if (caught := _of_a_loader(error)) is None:
         return name, text
     name = caught[1]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, words
 
 
 class Registry:
@@ -106,7 +109,10 @@ class Registry:
             elif isinstance(value, type) and (lacking := _lacking(value, wanted)):
                 fault = f"not whole: it lacks {' and '.join(lacking)}"
             elif isinstance(value, type) and hasattr(value, "misdeclared"):
-                fault = value.misdeclared()
+                try:
+                    fault = value.misdeclared()
+                except Exception as error:
+                    fault = f"declared with something that raises {type(error).__name__}: {words(error)}"
         if fault:
             shown = getattr(value, "__qualname__", None) or repr(value)[:80]
             raise UserError(
@@ -137,11 +143,13 @@ def _failure(entry: EntryPoint) -> tuple[str, str, str] | None:
     try:
         _value(entry)
         return None
-    except (Exception, SystemExit) as error:  # a module may raise anything, or try to end the process
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything, or try to end the process
         if (taken := _taken(entry)) is not None:
             return taken
         where, remedy = who(entry), "mend it, or uninstall the package"
-        text = f"{type(error).__name__}: {error}".strip(": ")
+        text = f"{type(error).__name__}: {words(error)}".strip(": ")
         if isinstance(error, SyntaxError):
             where += f": {error.filename}, line {error.lineno}"
         elif (frame := _frame(error)) is not None:
@@ -161,6 +169,33 @@ def _module(entry: EntryPoint) -> str:
     return entry.value.partition(":")[0].strip()
 
 
+@contextmanager
+def _contained() -> Iterator[None]:
+    """What a package does while it is imported stays with it: what it prints goes to stderr, since a program
+    may read the output of a verb, and torch's defaults, by which other methods compute, are put back."""
+    before = _defaults()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if before != (after := _defaults()):
+            import torch
+
+            dtype, device, grad = before or (torch.float32, torch.device("cpu"), True)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(grad)
+            if after is not None and after[1] != device:
+                torch.set_default_device(device)
+
+
+def _defaults() -> tuple[Any, Any, bool] | None:
+    """torch's default type and device, and whether it takes gradients; None while nobody has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_default_device"):
+        return None
+    return torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+
+
 class _Missing(AttributeError):
     """A module without the object that an entry point names."""
 
@@ -169,7 +204,8 @@ class _Missing(AttributeError):
 
 def _value(entry: EntryPoint) -> Any:
     """The object behind an entry point; raises whatever its module raises."""
-    module = importlib.import_module(entry.module)
+    with _contained():
+        module = importlib.import_module(entry.module)
     try:
         return functools.reduce(getattr, filter(None, (entry.attr or "").split(".")), module)
     except AttributeError:
@@ -223,3 +259,5 @@ def refresh() -> None:
 
     for cached in (_entry_points, _failure, recipe_files.files, recipe_files.tables, foreign._described):
         cached.cache_clear()
+    if (rehearsal := sys.modules.get("harness.rehearsal")) is not None:
+        rehearsal.forget()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from harness import interruption
 from harness.batch import Progress
 from harness.contract import (
     check_label_map,
@@ -27,7 +28,7 @@ from harness.contract import (
     misnamed,
     place,
 )
-from harness.errors import UserError
+from harness.errors import UserError, words
 from harness.faults import ONE_VALUE, one_picture, smallest_piece
 from harness.made_up import Answers, made_up_batch
 from harness.names import check_network, check_output
@@ -125,6 +126,12 @@ def tried(resolved: Resolved) -> Rehearsed:
 _fitting: set[str] = set()
 
 
+def forget() -> None:
+    """Try every method again: their code may have changed."""
+    _known.clear()
+    _fitting.clear()
+
+
 def check_weights(resolved: Resolved, sha256: str | None) -> None:
     """Read a backbone's weights into the method's networks as training will, once per process.
 
@@ -219,16 +226,20 @@ def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> Non
             with torch.enable_grad(), device, Answers():
                 terms = method(batch, progress)
                 method.after_step(progress)
-        except Exception as error:
+        except BaseException as error:
+            if _wished(error):
+                raise
             if found := misnamed(error, method):
                 raise found from error
+            if not isinstance(error, Exception):
+                raise _told(f"{method.name} cannot compute its loss", error) from error
         else:
             check_terms(terms, method, None)
 
 
 def _lacks_values(error: Exception) -> bool:
     """Whether an error arose because tensors of the meta device have no values."""
-    return isinstance(error, NotImplementedError) or any(words in str(error).lower() for words in _NO_VALUES)
+    return isinstance(error, NotImplementedError) or any(part in words(error).lower() for part in _NO_VALUES)
 
 
 def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
@@ -236,17 +247,28 @@ def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
         return work()
     except UserError:
         raise
-    except Exception as error:
-        text = str(error)
-        if device == _META and _lacks_values(error):
+    except BaseException as error:  # code of anybody, which may try to end the process
+        if _wished(error):
+            raise
+        if device == _META and isinstance(error, Exception) and _lacks_values(error):
             raise _NeedsValues from error
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        first = text.splitlines()[0] if text.strip() else "no message"
-        raise UserError(
-            f"{what}: {type(error).__name__}: {first}",
-            where=f"{frame.filename}, line {frame.lineno}",
-            remedy="mend the method, or the recipe's values",
-        ) from error
+        raise _told(what, error) from error
+
+
+def _wished(error: BaseException) -> bool:
+    """Whether somebody wants this process to stop."""
+    return isinstance(error, KeyboardInterrupt) or interruption.asked(error)
+
+
+def _told(what: str, error: BaseException) -> UserError:
+    """What cannot be done, and where an error of the method's code arose."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    first = next(iter(words(error).strip().splitlines()), "no message")
+    return UserError(
+        f"{what}: {type(error).__name__}: {first}",
+        where=f"{frame.filename}, line {frame.lineno}",
+        remedy="mend the method, or the recipe's values",
+    )
 
 
 def _probe_encoders(method: Method, backbone: str, crop: tuple[int, int], device: torch.device) -> None:

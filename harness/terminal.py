@@ -93,7 +93,7 @@ _REMEDIES = {
 }
 
 
-def of_unforeseen(error: Exception) -> str:
+def of_unforeseen(error: BaseException) -> str:
     """A short message about an error that is this project's mistake; the traceback goes to a file."""
     summary = traceback.format_exception_only(error)[-1].strip()
     problem = f"this should not have happened: {summary}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +61,12 @@ class Lazy(Mapping[str, Tensor]):
         return len(self._makers)
 
 
+def _names(value: object) -> bool:
+    """Whether a value is a list of names, each once."""
+    whole = isinstance(value, tuple | list) and value and all(isinstance(n, str) and n for n in value)
+    return bool(whole) and len(set(value)) == len(value)  # type: ignore[arg-type, call-overload]
+
+
 class Method(nn.Module, ABC):
     """A method: networks, the loss that trains them, and prediction. Everything else is the harness's.
 
@@ -90,9 +96,19 @@ class Method(nn.Module, ABC):
     @classmethod
     def misdeclared(cls) -> str:
         """What is wrong with the values of the class, in words that follow "is"; empty if nothing."""
-        kinds = cls.supervision
-        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(SUPERVISIONS):
-            return f"declared with supervision {kinds!r}, not a set of {', '.join(SUPERVISIONS)}"
+        for key in ("supervision", "needs_labels_from"):
+            kinds = getattr(cls, key)
+            whole = isinstance(kinds, Collection) and not isinstance(kinds, str)
+            if not whole or not set(kinds) <= set(SUPERVISIONS) or not (kinds or key != "supervision"):
+                return f"declared with {key} {kinds!r}, not a set of {', '.join(SUPERVISIONS)}"
+        for key in ("name", "title", "reference_recipe"):
+            if not isinstance(getattr(cls, key), str):
+                return f"declared with a {key} that is no text: {getattr(cls, key)!r}"
+        if not _names(cls.networks):
+            return f"declared with networks {cls.networks!r}, not a tuple of distinct names"
+        probes = cls.probe_steps if isinstance(cls.probe_steps, tuple | list) else (None,)
+        if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in probes):
+            return f"declared with probe_steps {cls.probe_steps!r}, not fractions of training"
         if cls.paper is not None and not isinstance(cls.paper, Paper):
             return f"declared with a paper that is no methods.base.Paper: {cls.paper!r}"
         if not dataclasses.is_dataclass(cls.Config):

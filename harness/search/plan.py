@@ -19,7 +19,7 @@ from optuna.distributions import (
 
 from harness import distributed
 from harness.data.loader import StepSampler
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, words
 from harness.recipes import explain, resolve
 from harness.registry import METHODS
 from harness.runs.trial import Options, Trial, prepare
@@ -76,6 +76,25 @@ class Plan:
         return self.options.store
 
 
+def _space_of(method: Any) -> Mapping[str, Any]:
+    """What a method's class gives as its search space. Raises UserError where it is none."""
+    where = f"{method.__module__}.{method.__qualname__}.search_space"
+    try:
+        space = method.search_space()
+    except Exception as error:
+        problem = f"search_space() of {method.name!r} raises {type(error).__name__}: {words(error)}"
+        raise UserError(problem, where=where, remedy="see docs/searching.md") from error
+    if not isinstance(space, Mapping) or not all(
+        isinstance(k, str) and isinstance(d, BaseDistribution) for k, d in space.items()
+    ):
+        raise UserError(
+            f"search_space() of {method.name!r} gives no distributions by name",
+            where=where,
+            remedy='return, for instance, {"optimiser.lr": FloatDistribution(1e-4, 1e-1, log=True)}',
+        )
+    return space
+
+
 def plan_search(
     recipe: str,
     trials: int,
@@ -130,7 +149,7 @@ def plan_search(
     resolved = resolve(recipe, overrides)
     distributed.check_groups(resolved.recipe, 1)
     method = METHODS.get(resolved.recipe.method)
-    whole = {k if "." in k else f"config.{k}": d for k, d in method.search_space().items()}
+    whole = {k if "." in k else f"config.{k}": d for k, d in _space_of(method).items()}
     if not whole:
         raise UserError(
             f"the method {resolved.recipe.method!r} has no search space",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -48,6 +49,23 @@ def test_names_of_ours_are_found_beside_us_and_all_others_as_ever(decoys: Path) 
     other = find_spec("another")
     assert other is not None
     assert Path(str(other.origin)) == decoys / "another.py"
+
+
+def test_the_door_is_ours_wherever_another_module_has_its_name(decoys: Path) -> None:
+    write(decoys, {"wsss.py": "raise SystemExit('not ours')"})
+    spec = find_spec(wsss_bench.DOOR)
+    assert spec is not None
+    assert Path(str(spec.origin)) == wsss_bench.HOME / "wsss.py"
+
+
+@pytest.mark.parametrize("module", ["wsss", "wsss_bench"])
+def test_the_command_can_be_run_as_a_module(module: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "list", "suites"])
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(wsss_bench.HOME / f"{module}.py"), run_name="__main__")
+    assert not ended.value.code
+    assert "mini-quick" in capsys.readouterr().out
 
 
 def test_the_finder_is_there_once() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from installed import ENTRIES, FILES, METHOD, again, forget, installed, write
 from runs import wsss
 
+from harness.cli import cli, invoke
 from harness.errors import UserError
 from harness.recipes import expand, recipe_names, resolve, suites
 from harness.registry import COMMANDS, DATASETS, METHODS, RECIPE_PACKAGES
+from harness.rehearsal import rehearse
+from harness.runs.trial import Options
+from harness.search.plan import plan_search
 
 #: Modules that bring a method `bad` in ways that cannot work, and a word of the error.
 BROKEN = {
@@ -232,3 +238,122 @@ def test_the_same_object_named_twice_is_no_conflict(tmp_path: Path) -> None:
     with installed(tmp_path, "copy", {}, entries):
         assert METHODS.get("pce").name == "pce"
     again()
+
+
+#: Modules that end, print, or change what all share while they are imported.
+UNRULY = {
+    "exit": ("raise SystemExit(0)", "SystemExit"),
+    "generator": ("raise GeneratorExit", "GeneratorExit"),
+    "base": ("class Own(BaseException): pass\nraise Own('base')", "Own: base"),
+    "silent": (
+        "class Own(Exception):\n    def __str__(self): raise ValueError\nraise Own",
+        "cannot be shown",
+    ),
+    "lost": ("import sys\nsys.stdout = None", "no 'thing'"),
+}
+
+
+REGISTRIES = {"methods": METHODS, "datasets": DATASETS, "recipes": RECIPE_PACKAGES, "commands": COMMANDS}
+
+
+@pytest.mark.parametrize("group", REGISTRIES)
+@pytest.mark.parametrize("kind", UNRULY)
+def test_whatever_a_module_raises_stops_no_other(group: str, kind: str, tmp_path: Path, capsys) -> None:
+    code, told = UNRULY[kind]
+    module = f"unruly_{kind}"
+    value = module if group == "recipes" else f"{module}:thing"
+    told = "no package" if (group, kind) == ("recipes", "lost") else told
+    with installed(tmp_path / "p", "unruly", {f"{module}.py": code}, {group: {"thing": value}}):
+        assert invoke(cli, ["list", "recipes", "pce/mini-*"]) == 0
+        assert told in str(REGISTRIES[group].problems()["thing"])
+    assert "pce/mini-scribble" in capsys.readouterr().out
+
+
+def test_what_is_printed_on_import_does_not_mix_with_what_a_program_reads(tmp_path: Path, capsys) -> None:
+    files = {"chatty.py": "print('hello')\nfrom methods.baselines import FullSupervision as Chatty"}
+    with installed(tmp_path / "p", "chatty", files, {"methods": {"chatty": "chatty:Chatty"}}):
+        assert invoke(cli, ["list", "methods", "--json"]) == 0
+        captured = capsys.readouterr()
+    assert json.loads(captured.out)
+    assert "hello" in captured.err
+
+
+def test_a_package_that_changes_torchs_defaults_changes_no_other_method(tmp_path: Path) -> None:
+    code = """
+        import torch
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        from methods.baselines import FullSupervision as Bold
+    """
+    with installed(tmp_path / "p", "bold", {"bold.py": code}, {"methods": {"bold": "bold:Bold"}}):
+        assert METHODS.get("bold").name == "full"
+        made = torch.zeros(1, requires_grad=True) * 1
+    assert (made.dtype, made.device.type, made.requires_grad) == (torch.float32, "cpu", True)
+
+
+WRONG = {
+    "networks = 'default'": "networks 'default', not a tuple of distinct names",
+    "networks = ()": "networks",
+    "networks = ('default', 'default')": "networks",
+    "title = None": "a title that is no text",
+    "probe_steps = (2.0,)": "not fractions of training",
+    "probe_steps = None": "not fractions of training",
+    "supervision = 5": "supervision 5",
+    "needs_labels_from = 5": "needs_labels_from 5",
+    "reference_recipe = 5": "no text",
+    "misdeclared = classmethod(lambda cls: 1 / 0)": "raises ZeroDivisionError",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_class_with_a_wrong_value_is_named(line: str, tmp_path: Path) -> None:
+    files = {**FILES, "mine/method.py": METHOD + f"        {line}\n"}
+    with installed(tmp_path / "p", "mine", files, ENTRIES), pytest.raises(UserError, match=WRONG[line]):
+        METHODS.get("mine")
+
+
+def test_recipes_of_a_class_with_a_wrong_value_stop_no_other(tmp_path: Path) -> None:
+    files = {**FILES, "mine/method.py": METHOD + "        needs_labels_from = 5\n"}
+    with installed(tmp_path / "p", "mine", files, ENTRIES):
+        assert invoke(cli, ["list", "recipes"]) == 0
+
+
+ENDS = {
+    "def __init__(self, config, build): raise SystemExit(0)": "cannot be built: SystemExit",
+    "def loss(self, batch, progress): raise SystemExit(0)": "cannot compute its loss: SystemExit",
+    "def predict(self, images, network='default'): raise SystemExit(0)": "cannot predict",
+    "def pseudo_labels(self, images, tags): raise GeneratorExit": "cannot make pseudo labels: GeneratorExit",
+}
+
+
+@pytest.mark.parametrize("line", ENDS)
+def test_a_method_that_ends_the_process_is_refused_before_training(line: str, tmp_path: Path) -> None:
+    files = {**FILES, "mine/method.py": METHOD + f"        {line}\n"}
+    with (
+        installed(tmp_path / "p", "mine", files, ENTRIES),
+        pytest.raises(UserError, match=ENDS[line]),
+    ):
+        rehearse(resolve("mine/mini-tiny"))
+
+
+@pytest.mark.parametrize(("code", "ended"), [("None", 0), ("0", 0), ("3", 3), ("'no'", 1)])
+def test_a_verb_of_another_package_may_end_the_process(code: str, ended: int, tmp_path: Path) -> None:
+    files = {"leave.py": f"import click, sys\n\n@click.command()\ndef go():\n    sys.exit({code})\n"}
+    with installed(tmp_path / "p", "leave", files, {"commands": {"leave": "leave:go"}}):
+        assert invoke(cli, ["leave"]) == ended
+
+
+def test_code_that_ends_the_process_within_our_work_is_no_success(
+    monkeypatch, tmp_path: Path, capsys
+) -> None:
+    monkeypatch.setattr("harness.recipe_files.names", lambda: exit(0))
+    assert invoke(cli, ["list", "recipes"]) == 1
+    assert "ended the process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["[1]", "{'optimiser.lr': 5}", "1 / 0"])
+def test_a_search_space_that_is_none_is_named(given: str, tmp_path: Path) -> None:
+    files = {**FILES, "mine/method.py": METHOD + f"        search_space = classmethod(lambda cls: {given})\n"}
+    with installed(tmp_path / "p", "mine", files, ENTRIES), pytest.raises(UserError, match="search_space"):
+        plan_search("mine/mini-tiny", 1, overrides={}, options=Options(results=tmp_path, device="cpu"))
