@@ -105,6 +105,7 @@ class SplitReport:
         occurs: ``(256,)`` number of masks in which a label occurs.
         strange: number of ids that are in no official list.
         decoding: how pictures are read, empty as usual.
+        dropped: what of pictures is not read; among the notes too.
     """
 
     split: str
@@ -122,6 +123,7 @@ class SplitReport:
     strange: int = 0
     decoding: str = ""
     warnings: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def of_pictures(self) -> str:
@@ -171,7 +173,8 @@ def check_split(
         images=len(ids),
         official=info.splits[split],
         offenders=tuple(offenders),
-        notes=(*_dropped(sound), *_twins(pictures)),
+        notes=(*(dropped := tuple(_dropped(sound))), *_twins(pictures)),
+        dropped=dropped,
         warnings=(*_odd(sound), *_official(dataset, split), *sense.of_masks(info, split, pixels)),
         fingerprint=None
         if offenders

@@ -156,3 +156,17 @@ def test_names_of_other_data_sets_stay_theirs(folder: Path):
     assert "nothing" not in DATASETS
     with pytest.raises(UserError, match="unknown data set 'nothing'"):
         DATASETS.get("nothing")
+
+
+def test_what_of_own_pictures_is_not_read_is_said_before_training(folder: Path, tmp_path: Path, capsys):
+    for path in sorted((folder / "images").glob("train*"))[:2]:
+        exif = Image.Exif()
+        exif[274] = 3
+        Image.open(path).save(path, exif=exif)
+    command = ["run", "agmm/mini-scribble", "--set", "dataset=things", "--set", "schedule.steps=1"]
+    command += ["--set", "batch.per_group=3", "--set", "crop=48", "--data-root", f"things={folder}"]
+    command += ["--results", tmp_path / "results", "--seed", 0, "--local", "--device", "cpu"]
+    assert wsss(*command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr()
+    said = '2 pictures with an EXIF orientation, which is ignored (exif = "apply" in dataset.toml turns them)'
+    assert (printed.out + printed.err).count(said) == 1
