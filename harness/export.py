@@ -25,6 +25,7 @@ import torch
 from harness import evaluation, finite, provenance
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
+from harness.data.numbering import Encoding, palette_of, to_files
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, whole_file, write_json, write_with
@@ -91,11 +92,15 @@ def write_maps(maps: Iterable[tuple[str, Mapping[int, np.ndarray]]], out: Path) 
         yield path
 
 
-def write_labels(labels: Iterable[tuple[str, np.ndarray]], out: Path, info: DatasetInfo) -> Iterator[Path]:
-    """Write ``<out>/<id>.png`` of every picture; yields each file when it is whole."""
+def write_labels(
+    labels: Iterable[tuple[str, np.ndarray]], out: Path, dataset: Dataset, encoding: Encoding = "classes"
+) -> Iterator[Path]:
+    """Write ``<out>/<id>.png`` of every picture in a numbering; yields each file when it is whole."""
+    palette = palette_of(dataset, encoding)
+    numbers = np.arange(256, dtype=np.uint8) if encoding == "classes" else to_files(dataset)
     for name, label in labels:
         path = out / f"{name}.png"
-        save_index(path, label, info.palette)
+        save_index(path, numbers[label], palette)
         yield path
 
 
@@ -159,6 +164,7 @@ def export(
     split: str | None = None,
     output: str | None = None,
     form: Format = "png",
+    encoding: Encoding = "classes",
     checkpoint: Path | None = None,
     seed: int = 0,
     table: str | None = None,
@@ -177,6 +183,7 @@ def export(
         split: which pictures; the training split by default, ``test`` for the server.
         output: ``segmentation`` or the name of a pseudo label, see :func:`usual_output`.
         form: ``png``, ``npy`` or ``server``, see above.
+        encoding: of ``png``: ``classes`` (0..K-1), or ``files``, the numbers of the data set's own files.
         checkpoint: weights; those of the finished record by default.
         seed: whose record.
         table: with ``checkpoint``: the key table of the code that wrote it.
@@ -238,8 +245,12 @@ def export(
             device=on,
             workers=options.workers,
         )
-        write = write_labels if form == "png" else write_archive
-        written = write(((i, label) for i, label, _ in found), out, dataset.info)
+        labels = ((i, label) for i, label, _ in found)
+        if form == "png":
+            facts["encoding"] = encoding
+            written = write_labels(labels, out, dataset, encoding)
+        else:
+            written = write_archive(labels, out, dataset.info)
     number = sum(1 for _ in progress(written, len(dataset.ids(split))))
     write_json(out / "export.json", {**facts, "pictures": number})
     return Exported(name, split, number, out / ARCHIVE if form == "server" else out)

@@ -11,7 +11,8 @@ from typing import Any
 from harness import evaluation
 from harness.data.base import Dataset
 from harness.data.images import save_index
-from harness.data.predictions import folder_pairs
+from harness.data.numbering import Encoding, palette_of, to_files
+from harness.data.predictions import FolderPredictions
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json
@@ -41,20 +42,35 @@ class Scored:
     figures: Mapping[str, Any]
 
 
-def score_predictions(dataset: Dataset, folder: Path, split: str) -> Scored:
+def score_predictions(
+    dataset: Dataset,
+    folder: Path,
+    split: str,
+    encoding: Encoding | None = None,
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Scored:
     """Score label maps of any origin.
 
     Args:
         dataset: whose masks.
         folder: ``<id>.png`` of every picture of the split.
         split: which pictures.
+        encoding: ``classes`` (0..K-1) or ``files`` (the numbers of the data set's own files); by default it
+            is found where it can be only one.
+        say: is told where other numbers would fit far better.
 
     Raises:
-        UserError: a prediction is missing, damaged, or no label map of this data set.
+        UserError: a prediction is missing, damaged, or no label map of this data set; or its numbers can be
+            either.
     """
-    counts = evaluation.gather(folder_pairs(dataset, folder, split), dataset.info.num_classes)
+    pairs = FolderPredictions(dataset, folder, split, encoding)
+    counts = evaluation.gather(pairs, dataset.info.num_classes)
+    if text := pairs.warning():
+        say(f"warning: {text}")
     figures = evaluation.summarise(counts, dataset.info.classes, evaluation.protocol("single"))
-    return Scored(f"{folder} on {dataset.info.name} {split}", figures)
+    own = " (numbers of its files)" if pairs.encoding == "files" else ""
+    return Scored(f"{folder} on {dataset.info.name} {split}{own}", figures)
 
 
 def evaluate(
@@ -68,6 +84,7 @@ def evaluate(
     checkpoint: Path | None = None,
     table: str | None = None,
     save: Path | None = None,
+    encoding: Encoding = "classes",
     options: Options | None = None,
     store: Store | None = None,
     say: Callable[[str], None] = warnings.warn,
@@ -85,6 +102,7 @@ def evaluate(
         checkpoint: this file, instead of records.
         table: with ``checkpoint``: the key table of the code that wrote it.
         save: with ``checkpoint``: folder for predictions, counts and figures.
+        encoding: with ``save``: ``files`` writes predictions in the numbers of the data set's own files.
         options: records, data and device; usual ones by default.
         store: the store of ``options``, for who asks it afterwards what was left out.
         say: is told what a reader of the figures must know.
@@ -111,7 +129,7 @@ def evaluate(
     if checkpoint is None:
         yield from _records(recipe, spec, options, store or options.store, dict(overrides or {}), say)
     else:
-        yield _checkpoint(resolved, checkpoint, table, spec, options, save, say, progress)
+        yield _checkpoint(resolved, checkpoint, table, spec, options, save, encoding, say, progress)
 
 
 def recorded(
@@ -220,6 +238,7 @@ def _checkpoint(
     spec: EvaluationSpec,
     options: Options,
     save: Path | None,
+    encoding: Encoding,
     say: Callable[[str], None],
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> Scored:
@@ -244,10 +263,14 @@ def _checkpoint(
         workers=options.workers,
     )
 
+    numbers = None if encoding == "classes" else to_files(dataset)
+    palette = palette_of(dataset, encoding)
+
     def saved() -> Iterator[tuple[str, Any, Any]]:
         for name, prediction, mask in progress(pairs, len(ids)):
             if save is not None:
-                save_index(save / "predictions" / f"{name}.png", prediction, dataset.info.palette)
+                written = prediction if numbers is None else numbers[prediction]
+                save_index(save / "predictions" / f"{name}.png", written, palette)
             yield name, prediction, mask
 
     counts = evaluation.gather(saved(), dataset.info.num_classes)
@@ -256,6 +279,7 @@ def _checkpoint(
         counts.save(save / "per_image.npz")
         facts: dict[str, Any] = {
             "spec": dump(spec),
+            "encoding": encoding,
             "protocol": dump(protocol),
             "data_fingerprint": fingerprint,
             "config": resolved.inference,

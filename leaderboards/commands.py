@@ -313,6 +313,7 @@ A metadata file:
   name = "their-method"            title = "Their method"
   dataset = "voc2012"              split = "val"
   supervision = "scribble"         backbone = "ResNet-101"
+  encoding = "classes"             notes = "numbers 0..K-1; files: the data set's own"
   protocol = "multi-scale, CRF"    source = "https://..., commit abc"
 
 Exit codes: 0 done, 1 done, and damaged files were left out, 2 refused.""",
@@ -344,9 +345,13 @@ def import_(
     known = read_metadata(metadata)
     dataset = open_dataset(known.dataset, data_roots, cache_folder())
     before = earlier(store, known)
-    record = import_predictions(folder, known, dataset, store)
+    record = import_predictions(folder, known, dataset, store, say=_aside)
     (run,) = record.evaluations.values()
     was = "" if before is None or before == run.miou else f" (in place of {before:.2f}, imported before)"
     click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures{was}")
+    if (coverage := run.data.get("coverage")) is not None and coverage < 1:
+        click.echo(
+            f"{100 * (1 - coverage):.2f} % of the scored pixels have no decision, which counts as wrong"
+        )
     click.echo(f"wrote {record.path}")
     return 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +24,7 @@ from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
 from harness.files import cache_folder, read_toml, write_with
 from harness.reading import Damaged, damaged, read_bytes, read_object
-from harness.schema import digest, dump, load, schema
+from harness.schema import Neutral, digest, dump, load, schema
 from harness.store.arrays import MOST_FILE
 from harness.store.records import EvaluationRecord, Record, Store
 from leaderboards.gathering import external_digest
@@ -49,6 +50,8 @@ class External:
     """Where the backbone started."""
     weak_label: str = "not stated"
     """Which weak labels it was trained on."""
+    encoding: Annotated[Literal["found", "classes", "files"], Neutral("found")] = "found"
+    """Whose numbers the label maps hold: those of the `classes` (0..K-1) or the data set's own `files`."""
     protocol: str = "not stated"
     """Scales, mirror, CRF: how the predictions were made."""
     source: str = "not stated"
@@ -82,7 +85,13 @@ def earlier(store: Store, metadata: External) -> float | None:
 
 
 def import_predictions(
-    folder: Path, metadata: External, dataset: Dataset, store: Store, *, cache: Path | None = None
+    folder: Path,
+    metadata: External,
+    dataset: Dataset,
+    store: Store,
+    *,
+    cache: Path | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Record:
     """Score ``<folder>/<id>.png`` and add the result to a store; an earlier import of that seed is replaced.
 
@@ -92,17 +101,24 @@ def import_predictions(
         dataset: the data set, opened.
         store: where the record goes.
         cache: where checks of the data set are kept, the user's cache folder by default.
+        say: is told what a reader of the figures must know.
 
     Raises:
-        UserError: predictions are missing, of another size, or not index maps; the split has no masks.
+        UserError: predictions are missing, of another size, not index maps, or hold values that are no
+            class; their numbering can be either; the split has no masks.
     """
-    from harness.data.predictions import folder_pairs
+    from harness.data.predictions import FolderPredictions
     from harness.data.verify import preflight
 
     split, info = metadata.split, dataset.info
     dataset.check_split(split)
     notes = saved_notes(folder)
-    counts = evaluation.gather(folder_pairs(dataset, folder, split), info.num_classes)
+    encoding = None if metadata.encoding == "found" else metadata.encoding
+    pairs = FolderPredictions(dataset, folder, split, encoding, say='encoding = "{}" in the metadata')
+    counts = evaluation.gather(pairs, info.num_classes)
+    if text := pairs.warning():
+        notes = [*notes, text]
+        say(f"warning: {text}")
     fingerprint = preflight(dataset, [split], cache=cache or cache_folder(), workers=0)[split]
     images, official = dataset.coverage(split)
     known = {k: v for k, v in dump(metadata).items() if k != "seed"}

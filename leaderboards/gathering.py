@@ -98,11 +98,11 @@ def _code(data: Mapping[str, Any]) -> str:
 
 
 def external_digest(metadata: Mapping[str, Any]) -> str:
-    """What imported predictions fold by: their metadata without ``seed`` and ``notes``.
+    """What imported predictions fold by: their metadata without ``seed``, ``notes`` and ``encoding``.
 
     An older version took the notes in; its records fold by this one too.
     """
-    return digest({**{k: v for k, v in metadata.items() if k != "seed"}, "notes": ""})
+    return digest({**{k: v for k, v in metadata.items() if k not in ("seed", "encoding")}, "notes": ""})
 
 
 def gather(store: Store, pattern: str = "*") -> pd.DataFrame:

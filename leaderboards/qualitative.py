@@ -103,6 +103,7 @@ def _predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str) -> l
 
 def weak_label_of(row: Row, image_id: str, mask: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """``(H, W)`` uint8 weak label as the row's recipe draws or reads it; None for tags and pseudo labels."""
+    from harness.data.numbering import settled
     from harness.data.weak_labels import simulate_as
 
     recipe = row.records[0].recipe
@@ -114,7 +115,8 @@ def weak_label_of(row: Row, image_id: str, mask: np.ndarray, dataset: Dataset) -
     supervision = recipe["supervision"]
     if spec.source == "official":
         try:
-            return dataset.read_official_label(image_id, supervision, spec)
+            known = settled(dataset, dataset.ids(recipe["train_split"]), spec)
+            return dataset.read_official_label(image_id, supervision, known)
         except UserError:  # annotators did not label this split
             return None
     return simulate_as(spec, dataset.info, mask, supervision, image_id)

@@ -7,7 +7,17 @@ from typing import Literal
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, TRAINED, WORKERS, progress, together
+from harness.commands.options import (
+    DATA_ROOT,
+    DEVICE,
+    ENCODING,
+    RESULTS,
+    SET,
+    TRAINED,
+    WORKERS,
+    progress,
+    together,
+)
 from harness.commands.usage import Verb, given, refuse
 
 
@@ -17,6 +27,8 @@ from harness.commands.usage import Verb, given, refuse
 Examples:
   wsss export dskd_gc/mini-image --output corrected --out labels/
         <id>.png pseudo labels of the training split, 255 where there is none
+  wsss export pce/ade20k-point --split val --output segmentation --encoding files --out upload/
+        label maps in the data set's own numbers, 1 to 150, as its test server scores them
   wsss export cam/mini-image --format npy --out cams/
         <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
   wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/
@@ -42,6 +54,7 @@ Examples:
 )
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol of a segmentation [default: the recipe's].")
+@ENCODING
 @together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
 def export(
     recipe: str,
@@ -54,6 +67,7 @@ def export(
     seed: int,
     protocol_name: str | None,
     network: str,
+    encoding: Literal["classes", "files"] | None,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
@@ -79,6 +93,7 @@ def export(
         split=split,
         output=output,
         form=form,
+        encoding=encoding or "classes",
         checkpoint=checkpoint,
         seed=seed,
         table=table,

@@ -43,6 +43,13 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
 )
 @click.option("--background", default="", help="Import of clicks: a second file with background clicks.")
 @click.option("--unlabelled", type=click.IntRange(0, 255), help="Import of PNGs: value of 'not annotated'.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["found", "classes", "files"]),
+    default="found",
+    show_default=True,
+    help="Import of PNGs: whose numbers they hold, those of the classes or of the data set's own files.",
+)
 @click.option("--stroke", type=click.IntRange(1, 1000), default=3, show_default=True, help="Width in pixels.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random.")
 @click.option("--block-share", type=SHARE, default=0.1, show_default=True, help="Blocks: share of pixels.")
@@ -70,6 +77,7 @@ def labels(
     folder: str,
     background: str,
     unlabelled: int | None,
+    encoding: str,
     stroke: int,
     seed: int,
     block_share: float,
@@ -98,6 +106,7 @@ def labels(
         "background": _absolute(background, dataset.root),
         "stroke": stroke,
         "unlabelled": unlabelled,
+        "encoding": encoding,
         "box_inside": box_inside,
         "seed": seed,
         "block_share": block_share,

@@ -115,6 +115,12 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Override a value of the recipe, as in --set optimiser.lr=0.005; repeatable.",
 )
+ENCODING = click.option(
+    "--encoding",
+    type=click.Choice(["classes", "files"]),
+    help="Whose numbers label maps hold: classes (0..K-1) or the data set's own files, as its test server "
+    "wants them [default: found where it can be only one; written as classes].",
+)
 #: Which trained network: ``checkpoint``, ``table``, ``seed`` and ``network``.
 TRAINED = (
     click.option(

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from harness.commands.options import (
     DATA_ROOT,
     DEVICE,
+    ENCODING,
     RESULTS,
     SET,
     TRAINED,
@@ -24,6 +25,7 @@ from harness.errors import UserError
 from harness.text import one_line
 
 if TYPE_CHECKING:
+    from harness.data.numbering import Encoding
     from harness.scoring import Scored
 
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 Examples:
   wsss evaluate --predictions out/ --dataset voc2012 --split val --data-root ~/data
         any folder of <id>.png label maps, from any code base
+  wsss evaluate --predictions out/ --dataset ade20k --encoding files --data-root ~/data
+        label maps in the numbers of the data set's own files, 1 to 150
   wsss evaluate agmm/mini-scribble --protocol agmm-voc
         adds a protocol to finished records, without training
   wsss evaluate cam/mini-image --split train --output cam --set config.background_score=0.2
@@ -52,6 +56,7 @@ Examples:
 @click.option(
     "--save", type=click.Path(path_type=Path), help="With --checkpoint: keep counts and predictions here."
 )
+@ENCODING
 @together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
 def evaluate(
     recipe: str | None,
@@ -64,6 +69,7 @@ def evaluate(
     network: str,
     output: str,
     save: Path | None,
+    encoding: Encoding | None,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
@@ -80,9 +86,8 @@ def evaluate(
     if predictions is not None:
         if dataset is None:
             raise UserError("which data set?", where="--dataset", remedy="add --dataset NAME")
-        _print(
-            score_predictions(open_dataset(dataset, data_roots, options.cache), predictions, split or "val")
-        )
+        opened = open_dataset(dataset, data_roots, options.cache)
+        _print(score_predictions(opened, predictions, split or "val", encoding, say=_aside))
         return 0
     if recipe is None:
         raise UserError("nothing to score", remedy="name a recipe, or a folder with --predictions")
@@ -97,6 +102,7 @@ def evaluate(
         checkpoint=checkpoint,
         table=table,
         save=save,
+        encoding=encoding or "classes",
         options=options,
         store=store,
         say=_aside,
@@ -128,6 +134,11 @@ def _print(scored: Scored) -> None:
     )
     miou = "undefined" if figures["miou"] is None else f"{figures['miou']:.2f}"
     click.echo(f"mIoU {miou} over {len(rows) - len(figures['absent'])} classes, {figures['images']} pictures")
+    coverage = figures.get("coverage")
+    if coverage is not None and coverage < 1:
+        click.echo(
+            f"{100 * (1 - coverage):.2f} % of the scored pixels have no decision, which counts as wrong"
+        )
 
 
 @click.command(

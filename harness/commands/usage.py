@@ -174,7 +174,7 @@ TABLE: Mapping[str, Usage] = {
         (Only("docs", _lacks("as_json"), "with --json", "to the listing for people"),),
     ),
     "doctor": Usage("data_roots"),
-    "verify-store": Usage("results"),
+    "verify-store": Usage("results data_roots"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(
         f"targets chosen assignments {_PLACES} dry_run",
@@ -225,6 +225,7 @@ TABLE: Mapping[str, Usage] = {
                 "for pseudo labels and activation maps",
                 "with --output segmentation or --format server",
             ),
+            Only("encoding", _is("form", "png"), "in this form", "with --format png"),
         ),
     ),
     "evaluate": Usage(
@@ -239,6 +240,12 @@ TABLE: Mapping[str, Usage] = {
             ),
             Only("dataset", _has("predictions"), "without --predictions", "with --predictions FOLDER"),
             Only("table save", _has("checkpoint"), "without --checkpoint", "with --checkpoint FILE"),
+            Only(
+                "encoding",
+                lambda values: values["predictions"] is not None or values["save"] is not None,
+                "where no label maps are read or written",
+                "to --predictions, and to what --save writes",
+            ),
             Only("results", _lacks("checkpoint"), "with --checkpoint", "to records, without it"),
         ),
     ),
@@ -259,7 +266,7 @@ TABLE: Mapping[str, Usage] = {
         (
             Only("folder", _not("form", None), "by the simulator", "with --format, to imports"),
             Only("background", _is("form", "clicks"), "here", "with --format clicks"),
-            Only("unlabelled", _is("form", "png"), "here", "with --format png"),
+            Only("unlabelled encoding", _is("form", "png"), "here", "with --format png"),
             Only("stroke", _strokes_drawn, "here", "to simulated scribbles and points, and drawn files"),
             Only("seed", _random, "here, where nothing is random", "to simulated labels and to shares"),
             Only("block_share", _is("kind", "block"), "here", "with --kind block"),

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-from harness.data.base import UNLABELLED, LabelSpec, Supervision
+from harness.data.base import IGNORE, UNLABELLED, LabelSpec, Supervision
 from harness.data.coordinates import check_points
 from harness.data.images import read_index
 from harness.data.picture_files import in_any_case
@@ -136,6 +136,7 @@ def read_label(
     names: Mapping[str, int],
     files: Callable[[], tuple[Path, ...]] | None = None,
     stray: float = 0.5,
+    numbers: np.ndarray | None = None,
 ) -> np.ndarray:
     """The label of one picture: ``(H, W)`` uint8, ``0..K-1`` annotated class, 254 elsewhere.
 
@@ -148,6 +149,8 @@ def read_label(
         names: class names and aliases to labels ``0..K-1``.
         files: gives the files that hold the label; by default those of :func:`label_files`.
         stray: share of a picture's points that may lie outside of it.
+        numbers: PNG only: ``(256,)`` label of every value, 255 for no class, -1 for illegal ones; class
+            numbers by default.
 
     Raises:
         UserError: a file is missing or malformed, does not fit the picture, names an unknown class,
@@ -157,7 +160,7 @@ def read_label(
     found = label_files(root, image_id, spec) if files is None else files()
     num_classes = max(names.values()) + 1
     if spec.format == "png":
-        return read_png(found[0], spec.unlabelled, size=size, num_classes=num_classes)
+        return read_png(found[0], spec.unlabelled, size=size, names=names, numbers=numbers)
     if spec.format == "clicks":
         strokes = read_clicks(found, image_id, num_classes)
     elif spec.format == "xml":
@@ -172,29 +175,62 @@ def read_label(
 # --- reading -----------------------------------------------------------------------------------------
 
 
-def read_png(path: Path, unlabelled: int | None, *, size: tuple[int, int], num_classes: int) -> np.ndarray:
-    """A label stored as an index PNG, with ``unlabelled`` mapped to 254.
+def read_png(
+    path: Path,
+    unlabelled: int | None,
+    *,
+    size: tuple[int, int],
+    names: Mapping[str, int],
+    numbers: np.ndarray | None = None,
+) -> np.ndarray:
+    """A label stored as an index PNG, with ``unlabelled`` and values of no class mapped to 254.
+
+    Args:
+        path: the file.
+        unlabelled: the value that means 'not annotated'.
+        size: ``(H, W)`` of the picture.
+        names: class names and aliases to labels.
+        numbers: as in :func:`read_label`.
 
     Raises:
         UserError: ``unlabelled`` is None (codes differ from project to project, and a wrong guess
-            trains a class out of the unlabelled pixels), or the file does not fit.
+            trains a class out of the unlabelled pixels) and ``numbers`` know no value of no class, it is the
+            number of a class, or the file does not fit.
     """
-    if unlabelled is None:
+    count = max(names.values()) + 1
+    table = np.full(256, -1, np.int16) if numbers is None else numbers.copy()
+    if numbers is None:
+        table[:count] = np.arange(count)
+    if unlabelled is None and not (table == IGNORE).any():
         raise UserError(
             "it is not said which value of the label PNGs means 'not annotated'",
             where="labels.unlabelled",
-            remedy=f"255 for files of TEL, rloss and BLPSeg, {num_classes} (K) for those of AGMM",
+            remedy=f"255 for files of TEL, rloss and BLPSeg, {count} (K) for those of AGMM",
         )
+    if unlabelled is not None:
+        if 0 <= table[unlabelled] < count:
+            name = next(name for name, label in names.items() if label == table[unlabelled])
+            raise UserError(
+                f"the value {unlabelled} of the label PNGs is the class {name!r} and cannot also mean "
+                "'not annotated'",
+                where="labels.unlabelled",
+                remedy="set it to the value that these files use for 'not annotated', and labels.encoding to "
+                "whose numbers they hold",
+            )
+        table[unlabelled] = IGNORE
     label = read_index(path)
     check_size(label, size, path)
-    illegal = illegal_values(label, num_classes, unlabelled)
+    illegal = np.flatnonzero((np.bincount(label.ravel(), minlength=256) > 0) & (table < 0)).tolist()
     if illegal:
+        legal = f"0..{count - 1}" if numbers is None else "the numbers of the data set's own files"
+        also = "" if unlabelled is None else f" and {unlabelled} (not annotated)"
         raise UserError(
-            f"the label holds {illegal}; legal are 0..{num_classes - 1} and {unlabelled} (not annotated)",
+            f"the label holds {illegal}; legal are {legal}{also}",
             where=path,
-            remedy="set labels.unlabelled to the value that these files use for 'not annotated'",
+            remedy="set labels.unlabelled to the value that these files use for 'not annotated'"
+            + ("" if numbers is None else ", or labels.encoding = 'classes'"),
         )
-    return np.where(label == unlabelled, np.uint8(UNLABELLED), label)
+    return np.where(table == IGNORE, UNLABELLED, table).astype(np.uint8)[label]
 
 
 def check_size(label: np.ndarray, size: tuple[int, int], path: Path) -> None:

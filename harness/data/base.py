@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,7 @@ from pydantic import Field
 from harness.bounds import Byte
 from harness.data.images import image_size, picture_notes
 from harness.errors import UserError, nearest
-from harness.schema import schema
+from harness.schema import Neutral, schema
 
 #: A pixel of the picture that nobody annotated. Under weak supervision void borders carry it too.
 UNLABELLED = 254
@@ -44,6 +44,10 @@ class LabelSpec:
     """Width in pixels of drawn strokes and diameter of drawn clicks (1 in BLPSeg, 3 in rloss and TEL)."""
     unlabelled: Byte | None = None
     """PNG only: the value that means 'not annotated': 255 (TEL, rloss, BLPSeg) or K (AGMM)."""
+    encoding: Annotated[Literal["found", "classes", "files"], Neutral("found")] = "found"
+    """PNG only, pseudo labels included: whose numbers they hold, those of the `classes` (0..K-1) or those of
+    the data set's own `files` (ADE20K 1..150, Cityscapes' labelIds, COCO's category ids, an own set from
+    `first_value` on). It is found where it can be only one, and refused where it can be either."""
     box_inside: BoxInside = "inner"
     """Simulated boxes only: the inner fifth of a box carries its class and the rest nothing (Box^i of
     Khoreva et al., CVPR 2017), the whole box carries it, or nothing does. Outside all boxes is
@@ -154,6 +158,18 @@ class Dataset(ABC):
     def picture_notes(self, image_id: str) -> tuple[str, ...]:
         """What of a picture is not read, see :func:`harness.data.images.picture_notes`."""
         return picture_notes(self.image_path(image_id))
+
+    def numbers(self) -> np.ndarray:
+        """``(256,)`` int16: label of every number that the data set's own files use, 255 for no class, -1 for
+        numbers that do not occur. Class numbers by default."""
+        table = np.full(256, -1, np.int16)
+        table[: self.info.num_classes] = np.arange(self.info.num_classes)
+        table[IGNORE] = IGNORE
+        return table
+
+    def numbering_of(self, path: Path) -> Literal["classes", "files"] | None:
+        """Whose numbers a label file holds, where its name says it."""
+        return None
 
     @property
     def decoding(self) -> str:

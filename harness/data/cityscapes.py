@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -174,6 +174,12 @@ class Cityscapes(FileDataset):
             table[IGNORE] = IGNORE
             return table, "0..18 and 255 (labelTrainIds)"
         return super().table_of(path)
+
+    def numbering_of(self, path: Path) -> Literal["classes", "files"] | None:
+        """Whose numbers a file holds that has an official name."""
+        if path.stem.endswith("_labelTrainIds"):
+            return "classes"
+        return "files" if path.stem.endswith("_labelIds") else None
 
     def label_files(self, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
         """Files that :meth:`read_official_label` opens: ``<id>.png``, or with an official ending."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.data.base import DatasetInfo
+from harness.data.base import IGNORE, DatasetInfo
 from harness.data.layout import FileDataset, bit_palette, mask_tags
 from harness.data.lists import packaged_list
 from harness.data.parallel import ordered_map
@@ -100,6 +100,13 @@ class COCO2014(FileDataset):
             official = set(packaged_list(self.info.name, split) or ())
             return [i for i in self.ids("val") if i in official] or self._missing_list(split)
         return super().ids(split)
+
+    def numbers(self) -> np.ndarray:
+        """``(256,)`` int16: label of every category id of the instances; 0 is background, 255 void."""
+        table = np.full(256, -1, np.int16)
+        table[[0, IGNORE]] = 0, IGNORE
+        table[list(CATEGORIES.values())] = np.arange(1, len(CATEGORIES) + 1)
+        return table
 
     @staticmethod
     def part(image_id: str) -> str:

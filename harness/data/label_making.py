@@ -8,14 +8,14 @@ The folder holds ``<id>.png`` (class, 255 not annotated), or ``tags.npz`` for im
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness.data import importers, label_statistics, label_tools, weak_labels
+from harness.data import importers, label_statistics, label_tools, numbering, weak_labels
 from harness.data.base import UNLABELLED, Dataset, LabelSpec, Supervision
 from harness.data.images import write_index
 from harness.data.label_statistics import Counts
@@ -102,6 +102,9 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
     """
     _refuse_nonsense(dataset, split, making)
     ids = tuple(dataset.ids(split))
+    if making.source == "official":
+        spec = numbering.settled(dataset, ids, making.spec, workers=workers, say="--encoding {}")
+        making = replace(making, spec=spec)
     maker = digest(making.facts(), 64)
     if making.kind == "image":
         counts, result = _tags(dataset, split, making, ids, folder, workers)

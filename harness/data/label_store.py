@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness.data import sense, weak_labels
+from harness.data import numbering, sense, weak_labels
 from harness.data.annotations import check_size, illegal_values
 from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervision
 from harness.data.images import read_index, write_index
@@ -31,7 +31,7 @@ from harness.schema import digest, essential
 from harness.store.arrays import read_arrays
 
 #: Values of :class:`LabelSpec` that the simulator does not read.
-_OFFICIAL = ("source", "format", "folder", "background", "unlabelled")
+_OFFICIAL = ("source", "format", "folder", "background", "unlabelled", "encoding")
 
 #: Layout of prepared labels; raised when the files of an older version must not be used.
 _VERSION = 2
@@ -151,9 +151,11 @@ def prepare_labels(
     rows = _read_index(folder, ids, with_files=not own_masks)
     if rows is None:
         legal = (UNLABELLED, IGNORE) if supervision == "full" and labels_from is None else (UNLABELLED,)
+        pseudo = None if labels_from is None else expanded(labels_from)
+        known = numbering.settled(dataset, ids, spec, folder=pseudo, workers=workers)
         work = partial(
             _prepare,
-            source.label,
+            _source(dataset, split, supervision, known, labels_from).label,
             source.tags,
             None if own_masks else folder,
             dataset.info.num_classes,
@@ -260,6 +262,9 @@ def _key(dataset: Dataset, ids: Sequence[str], source: _Source) -> str:
     info = dataset.info
     whole = hashlib.sha256(digest([_VERSION, info.num_classes, info.background, source.facts]).encode())
     whole.update(dataset.reading.encode())
+    drawn = source.facts["from"] in ("annotators", "pseudo labels")
+    if drawn and len(numbering.numberings(dataset)) > 1:  # older labels took all numbers for classes
+        whole.update(b"numbering")
     for image_id in ids:
         stamps = " ".join(_stamp(file) for file in source.files(image_id))
         whole.update(f"{image_id}\0{stamps}\0".encode())
@@ -293,7 +298,9 @@ def _source(
                 "no folder of pseudo labels", where=pseudo, remedy="export them first, or mend labels_from"
             )
         files = partial(_one_file, pseudo)
-        return _Source({"from": "pseudo labels"}, files, partial(_pseudo, dataset, pseudo), tags)
+        said = {} if spec.encoding == "found" else {"encoding": spec.encoding}
+        facts: dict[str, Any] = {"from": "pseudo labels", **said}
+        return _Source(facts, files, partial(_pseudo, dataset, pseudo, spec.encoding), tags)
     if supervision == "full":
         return _Source({"from": "masks"}, mask_files, partial(dataset.read_mask, split=split), tags)
     if spec.source == "official":
@@ -332,18 +339,24 @@ def _official_tags(
     return dataset.label_tags(image_id, supervision, spec, label)
 
 
-def _pseudo(dataset: Dataset, folder: Path, image_id: str) -> np.ndarray:
+def _pseudo(
+    dataset: Dataset, folder: Path, encoding: Literal["found", "classes", "files"], image_id: str
+) -> np.ndarray:
     path = folder / f"{image_id}.png"
     label = read_index(path)
     check_size(label, dataset.picture_size(image_id), path)
-    illegal = illegal_values(label, dataset.info.num_classes, UNLABELLED, IGNORE)
+    tables = numbering.numberings(dataset)
+    own = encoding if encoding in tables else "classes"
+    table = tables[own].copy()
+    table[[UNLABELLED, IGNORE]] = UNLABELLED, IGNORE
+    illegal = np.flatnonzero((np.bincount(label.ravel(), minlength=256) > 0) & (table < 0)).tolist()
     if illegal:
         raise UserError(
-            f"the pseudo label holds {illegal}; legal are 0..{dataset.info.num_classes - 1} and 255",
+            f"the pseudo label holds {illegal}; legal are {numbering.in_words(tables[own])} and 255",
             where=path,
             remedy="export class numbers, with 255 where the label is uncertain",
         )
-    return np.where(label == IGNORE, np.uint8(UNLABELLED), label)
+    return np.where(table == IGNORE, UNLABELLED, table).astype(np.uint8)[label]
 
 
 def _label_tags(num_classes: int, image_id: str, label: np.ndarray) -> np.ndarray:

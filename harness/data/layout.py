@@ -188,6 +188,10 @@ class FileDataset(Dataset):
         """Labels of the values in a mask file as by :meth:`values`, and the legal values in words."""
         return _table(type(self)), self.legal or f"0..{self.info.num_classes - 1} and 255 (void)"
 
+    def numbers(self) -> np.ndarray:
+        """``(256,)`` int16: label of every number in the data set's own files."""
+        return _table(type(self))
+
     def _illegal_remedy(self, illegal: Sequence[int]) -> str:
         return f"take the mask from the official archive of {self.info.title}"
 
@@ -213,6 +217,7 @@ class FileDataset(Dataset):
             size=self.picture_size(image_id),
             names=self.annotator_names(),
             stray=self.stray,
+            numbers=self.numbers() if spec.encoding == "files" else None,
         )
 
     def _shapes(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> Shapes:

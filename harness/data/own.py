@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -131,17 +131,17 @@ class OwnDataset(FileDataset):
     def read_official_label(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> np.ndarray:
         """``(H, W)`` uint8: ``0..K-1`` annotated class, 254 elsewhere, from annotators' files.
 
-        Label PNGs hold what the description says of values and colours, where it says anything; those that
-        ``wsss data labels`` wrote (``labels.json`` lies beside them) hold class numbers.
+        Label PNGs hold what the description says of values and colours, where it says anything and the
+        recipe does not call them class numbers; those that ``wsss data labels`` wrote (``labels.json`` lies
+        beside them) hold class numbers.
 
         Raises:
             UserError: as for every data set.
         """
-        table = self.spec.values or self.spec.labelmap or self.spec.unlabelled is not None
-        if spec.format != "png" or not table or "png" not in FORMATS.get(supervision, ()):
+        if spec.format != "png" or not self.described or "png" not in FORMATS.get(supervision, ()):
             return super().read_official_label(image_id, supervision, spec)
         path = self.label_files(image_id, spec)[0]
-        if (self.root / expanded(spec.folder) / _OURS).is_file():
+        if spec.encoding == "classes" or (self.root / expanded(spec.folder) / _OURS).is_file():
             return super().read_official_label(image_id, supervision, spec)
         label = self._decoded(path, image_id, spec.unlabelled)
         check_size(label, self.picture_size(image_id), path)
@@ -154,6 +154,15 @@ class OwnDataset(FileDataset):
             files += (self.root / expanded(spec.folder) / _OURS,)
             files += (self.image_path(image_id),) if self.encoding.photograph else ()
         return files
+
+    def numbering_of(self, path: Path) -> Literal["classes", "files"] | None:
+        """Label files hold what the description says, where it says anything."""
+        return "files" if self.described else None
+
+    @property
+    def described(self) -> bool:
+        """Whether the description says what values or colours of labels mean."""
+        return self.tabled or self.spec.unlabelled is not None
 
     @property
     def tabled(self) -> bool:
@@ -222,8 +231,7 @@ class OwnDataset(FileDataset):
     def decoding(self) -> str:
         """Whether pictures are turned, and what a table says of values or colours."""
         turned = "" if self.spec.exif == "ignore" else f"exif {self.spec.exif}"
-        table = self.tabled or self.spec.unlabelled is not None
-        return turned + (f" {sorted(map(str, self.encoding.labels.items()))}" if table else "")
+        return turned + (f" {sorted(map(str, self.encoding.labels.items()))}" if self.described else "")
 
     @property
     def reading(self) -> str:

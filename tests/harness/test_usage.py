@@ -58,12 +58,18 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         },
     ),
     (f"evaluate {RECIPE}", {"--dataset": ["mini"], "--table": ["t"], "--save": ["y"]}),
-    (f"evaluate {RECIPE} --checkpoint c", {"--dataset": ["mini"], "--results": ["r"]}),
+    (
+        f"evaluate {RECIPE} --checkpoint c",
+        {"--dataset": ["mini"], "--results": ["r"], "--encoding": ["files"]},
+    ),
     (f"predict {RECIPE} a.png", {"--table": ["t"]}),
     (f"predict {RECIPE} a.png --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
     (f"export {RECIPE} --out o", {"--table": ["t"]}),
     (f"export {RECIPE} --out o --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
-    (f"export {RECIPE} --out o --format npy", {"--protocol": ["single"], "--network": ["default"]}),
+    (
+        f"export {RECIPE} --out o --format npy",
+        {"--protocol": ["single"], "--network": ["default"], "--encoding": ["files"]},
+    ),
     (f"export {RECIPE} --out o --output cam", {"--protocol": ["single"], "--network": ["default"]}),
     (
         f"run {RECIPE} --local",
@@ -92,6 +98,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--folder": ["f"],
             "--background": ["b"],
             "--unlabelled": ["255"],
+            "--encoding": ["files"],
             "--block-share": ["0.1"],
             "--box-inside": ["fill"],
             "--clicks": ["3"],
