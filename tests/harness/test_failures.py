@@ -9,6 +9,7 @@ import pytest
 from troubles import KINDS, PLACES, troubled_package
 
 from harness.cluster.session import Resources
+from harness.cost.smoke import smoke
 from harness.runs.execution import execute
 from harness.runs.trial import Options, Trial
 from harness.store.records import Store
@@ -72,3 +73,18 @@ def test_on_ray(troubled, small, processes):
     )
     outcomes = execute(trials, options, Resources(cpus_per_process=0.5))
     check(troubled, trials, outcomes, 1)
+
+
+@pytest.mark.faults
+def test_smoke_on_two_processes_says_the_cause(troubled, small, monkeypatch):
+    """Whichever process met it, and whatever the other one says of a connection that broke."""
+    monkeypatch.setattr("harness.cluster.smoke.GRACE", 3.0)
+    mixed = [("value", "set-up", 1), ("key", "step", 1)]
+    options = Options(results=troubled / "results", data_roots=(str(small),), device="cpu", processes=2)
+    rows = smoke([trial(*one) for one in mixed], options, Resources(cpus_per_process=0.5))
+    for (kind, place, _), row in zip(mixed, rows, strict=True):
+        assert row.status == "failed"
+        assert KINDS[kind][1] in row.reason, row.reason
+        assert "died" not in row.reason
+        assert place != "step" or row.stage == "steps 0 to 1", row.stage
+    assert not (troubled / "results").exists()
