@@ -11,6 +11,8 @@ from PIL import Image
 from runs import wsss
 
 from harness.data.lists import write_tags
+from harness.runs.splits import look
+from harness.runs.trial import Options, Trial, prepare
 from harness.store.records import Store
 
 TINY = ("schedule.steps=3", "batch.per_group=2", "crop=32", "weights=none")
@@ -173,3 +175,18 @@ def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys):
     assert {r.recipe["dataset"] for r in found.values()} == {"birds"}
     (labels,) = Path("results/cam").glob("*/*/*/pseudo_labels/train-cam")
     assert sorted(f.stem for f in labels.glob("*.png")) == sorted(ids)
+
+
+def test_results_of_an_older_digest_are_gone_on_with(small, tmp_path, cache):
+    """Before, masks of the training split counted in the digest, whatever was trained on."""
+    options = Options(results=tmp_path / "results", data_roots=(str(small),), cache=cache, device="cpu")
+    trial = Trial("agmm/mini-scribble", 1)
+    now = prepare(trial, options)
+    masks = look(now.dataset, "train", cache, 0, True).fingerprint
+    labels, weights = now.facts["data"]["labels"]["fingerprint"], now.facts["weights"]["sha256"]
+    earlier = now.resolved.digest(masks, labels, weights)
+    assert earlier != now.digest
+    options.store.folder(trial.name, earlier, 0).mkdir(parents=True)
+    assert prepare(trial, options).digest == earlier, "another seed of it, too"
+    options.store.folder(trial.name, now.digest, 0).mkdir(parents=True)
+    assert prepare(trial, options).digest == now.digest
