@@ -29,6 +29,8 @@ Exif = Literal["ignore", "apply"]
 
 #: Modes that have one meaning as eight-bit colours. 16-bit and floating-point pictures have none.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+#: Formats that are tried, whatever a file is called: for PostScript, Pillow would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _DECODE_ERRORS = (SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
@@ -40,7 +42,7 @@ _MOST_PICTURE = 1 << 30
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     """An open picture; whatever goes wrong while it is open becomes a UserError that names it."""
     try:
-        with opened(path, _MOST_PICTURE) as stream, Image.open(stream) as image:
+        with opened(path, _MOST_PICTURE) as stream, Image.open(stream, formats=_FORMATS) as image:
             yield image
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem)}.*"))
@@ -259,7 +261,7 @@ def palette_note(path: Path, colours: Sequence[Sequence[int]]) -> str:
     Labels do not depend on it, but another palette may mean another order of classes.
     """
     try:
-        with opened(path, _MOST_PICTURE) as stream, Image.open(stream) as image:
+        with opened(path, _MOST_PICTURE) as stream, Image.open(stream, formats=_FORMATS) as image:
             stored = image.getpalette() if image.format == "PNG" and image.mode == "P" else None
     except (UserError, OSError, *_DECODE_ERRORS):
         return ""

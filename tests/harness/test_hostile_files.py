@@ -208,3 +208,15 @@ def _no_folder_is_left(tmp_path: Path) -> Iterator[None]:
     """Whatever was tried, nothing was called."""
     yield
     assert not [place for place in tmp_path.rglob("*") if place.is_dir()]
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.jpg"])
+def test_a_program_called_a_picture_is_not_run(tmp_path: Path, name: str, monkeypatch) -> None:
+    """Pillow hands PostScript to Ghostscript, where that is installed."""
+    file = tmp_path / name
+    head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    file.write_bytes(head + b"(x) (w) file closefile\nshowpage\n%%EOF\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("it was run"))
+    for read in (read_rgb, read_index):
+        with pytest.raises(UserError, match="no picture that can be decoded"):
+            read(file)
