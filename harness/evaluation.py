@@ -258,6 +258,17 @@ def label_map(
         NonFiniteScoresError: scores of a pixel are NaN or plus infinity, or rule every class out.
         UserError: the network gives another number of classes.
     """
+    scores, wrong = decided(method, raw, p, network, tags)
+    labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    if wrong:  # known by now: no further wait for the device
+        raise finite.scores_error(f"the scores of the network {network!r}", name)
+    return labels
+
+
+def decided(
+    method: Method, raw: Tensor, p: Protocol, network: str = "default", tags: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(1, K, H, W)`` as for :func:`label_map`, and whether they decide nothing somewhere (bool)."""
     classes, images = method.build.num_classes, normalise(raw)[None]
 
     def predict(x: Tensor) -> Tensor:
@@ -272,10 +283,7 @@ def label_map(
     if p.crf is not None and not wrong:  # a CRF takes its time: this one wait does not matter
         scores = post_process(scores, raw[None], p)
         wrong = finite.decide_nothing(scores)
-    labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
-    if wrong:  # known by now: no further wait for the device
-        raise finite.scores_error(f"the scores of the network {network!r}", name)
-    return labels
+    return scores, wrong
 
 
 def summarise(counts: PerImage, classes: Sequence[str], p: Protocol) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Registry:
         self._registered[name] = value
         return value
 
+    def forget(self, name: str) -> None:
+        """Take an entry of this process away."""
+        self._registered.pop(name, None)
+
     def __contains__(self, name: str) -> bool:
         return name in self._registered or name in self._entries
 

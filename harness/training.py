@@ -144,6 +144,7 @@ class Trainer:
         validate: returns the selection mIoU of the present network, for recipes with ``[selection]``.
         log_every: steps between two rows of the history.
         saved: called after each checkpoint.
+        facts: plain values that every checkpoint carries.
     """
 
     def __init__(
@@ -159,8 +160,9 @@ class Trainer:
         validate: Callable[[], float] | None = None,
         log_every: int = LOG_EVERY,
         saved: Callable[[], None] = lambda: None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.saved = saved
+        self.saved, self.facts = saved, dict(facts or {})
         self.method, self.recipe, self.data, self.seed, self.folder = method, recipe, data, seed, folder
         self.workers, self.checkpoint_seconds, self.validate = workers, checkpoint_seconds, validate
         self.log_every = log_every
@@ -208,7 +210,7 @@ class Trainer:
         if not distributed.first():
             return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
-        state |= {"seed": self.seed, trained.KEY: trained.described(self.method)}
+        state |= {"seed": self.seed, trained.KEY: trained.described(self.method), **self.facts}
         if not final:
             state["optimiser"] = self.optimiser.state_dict()
             state["scaler"] = self.scaler.state_dict()
@@ -401,7 +403,7 @@ class Trainer:
         if miou > self.best.miou:
             self.best = Best(miou, self.step)
             state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
-            state[trained.KEY] = trained.described(self.method)
+            state |= {trained.KEY: trained.described(self.method), **self.facts}
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou

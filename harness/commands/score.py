@@ -17,6 +17,7 @@ from harness.commands.options import (
     TRAINED,
     WORKERS,
     ended,
+    left_out,
     progress,
     together,
 )
@@ -146,9 +147,17 @@ def _print(scored: Scored) -> None:
     epilog="""\b
 Examples:
   wsss predict agmm/mini-scribble pictures/ --out predictions/
-  wsss predict agmm/voc-point-r101 a.jpg b.jpg --checkpoint model.pth --table agmm-sass --out predictions/""",
+        the network of a finished record; folders within pictures/ are mirrored
+  wsss predict results/agmm/mini-scribble/3f9c.../seed-0 pictures/
+  wsss predict last.pt pictures/
+        a record or a checkpoint says what it is: recipe, overrides, classes and colours
+  wsss predict pce/voc-scribble-r101 pictures/ --set dataset=birds --data-root birds=~/birds
+  wsss predict agmm/voc-point-r101 a.jpg b.jpg --checkpoint model.pth --table agmm-sass --out predictions/
+
+The same command again goes on where it stopped. Exit codes: 0 done, 1 done, and pictures that cannot be read
+were left out, 2 refused: nothing is ever written over a picture or over other results.""",
 )
-@click.argument("recipe")
+@click.argument("source", metavar="RECIPE|RECORD|CHECKPOINT")
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -157,28 +166,40 @@ Examples:
     show_default=True,
     help="Folder for <name>.png and <name>_overlay.png.",
 )
+@click.option("--scores", is_flag=True, help="Also <name>.npz: probabilities, scores (K, H, W) float16.")
+@click.option(
+    "--tile",
+    type=click.IntRange(0, 1 << 16),
+    help="Side of tiles that larger pictures are cut into; 0 for none [default: as large as memory of about "
+    "2 GiB allows, for pictures that need more].",
+)
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
-@together(SET, RESULTS, DEVICE)
+@together(SET, DATA_ROOT, RESULTS, DEVICE)
 def predict(
-    recipe: str,
+    source: str,
     pictures: tuple[Path, ...],
     out: Path,
+    scores: bool,
+    tile: int | None,
     checkpoint: Path | None,
     table: str | None,
     seed: int,
     protocol_name: str | None,
     network: str,
     assignments: tuple[str, ...],
+    data_roots: tuple[str, ...],
     results: Path | str,
     device: str,
-) -> None:
+) -> int:
     """Segment pictures: palette PNGs and overlays. PICTURES are files or folders."""
     from harness.prediction import predict as predicted
     from harness.recipes import parse_overrides
 
+    wrong: dict[Path, UserError] = {}
+    number = 0
     for file in predicted(
-        recipe,
+        source,
         pictures,
         out,
         checkpoint=checkpoint,
@@ -188,7 +209,16 @@ def predict(
         network=network,
         overrides=parse_overrides(assignments),
         results=results,
+        data_roots=data_roots,
         device=device,
+        scores=scores,
+        tile=tile,
+        left_out=wrong,
         say=_aside,
+        progress=progress,
     ):
         click.echo(one_line(str(file), 4096))
+        number += 1
+    _aside(f"{number} pictures predicted into {one_line(str(out), 4096)}")
+    left_out({one_line(str(path), 4096): error for path, error in wrong.items()})
+    return 1 if wrong else 0

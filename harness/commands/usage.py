@@ -149,6 +149,13 @@ def _prepares(values: Values) -> bool:
     return not known or DATASETS.get(values["name"]).prepare is not Dataset.prepare
 
 
+def _names_recipe(values: Values) -> bool:
+    """Whether a network is named by its recipe, and not by a file of its own."""
+    from harness.origin import is_file
+
+    return not is_file(values["source"])
+
+
 def _segments(values: Values) -> bool:
     """Whether an export may be of a segmentation."""
     if values["form"] == "npy":
@@ -211,8 +218,17 @@ TABLE: Mapping[str, Usage] = {
         ),
     ),
     "predict": Usage(
-        "recipe pictures out checkpoint protocol_name network assignments device",
-        (_OF_CHECKPOINT, _OF_RECORD),
+        "source pictures out scores tile protocol_name network assignments data_roots device",
+        (
+            Only(
+                "checkpoint table seed results",
+                _names_recipe,
+                "with a record or a checkpoint, which says what it is",
+                "to a recipe",
+            ),
+            _OF_CHECKPOINT,
+            _OF_RECORD,
+        ),
     ),
     "export": Usage(
         "recipe out split output form checkpoint assignments data_roots device workers",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import devices, distributed, evaluation, faults, foreign, interruption, provenance
+from harness import devices, distributed, evaluation, faults, foreign, interruption, origin, provenance
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
@@ -214,6 +214,9 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         checkpoint_seconds=options.checkpoint_seconds,
         validate=validate,
         saved=lambda: prepared.store.save(prepared.folder),
+        facts={
+            origin.KEY: origin.carried(prepared.resolved, prepared.trial.overrides, prepared.dataset),
+        },
     )
     code = foreign.noted(prepared.folder, prepared.resolved) if distributed.first() else {}
     clock = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -63,6 +64,10 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         {"--dataset": ["mini"], "--results": ["r"], "--encoding": ["files"]},
     ),
     (f"predict {RECIPE} a.png", {"--table": ["t"]}),
+    (
+        f"predict {Path(__file__)} a.png",
+        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--results": ["r"]},
+    ),
     (f"predict {RECIPE} a.png --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
     (f"export {RECIPE} --out o", {"--table": ["t"]}),
     (f"export {RECIPE} --out o --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),

@@ -1,0 +1,327 @@
+"""Pictures in, label maps out: from a record, a checkpoint or a recipe; nothing is written over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness import evaluation, prediction, tiling
+from harness.cli import cli, invoke
+from harness.data import mini_scenes
+from harness.data.images import write_index
+from harness.data.own import register
+from harness.errors import UserError
+from harness.networks import load_network
+from harness.recipes import resolve
+from harness.registry import DATASETS
+from harness.runs.execution import execute, plan
+from harness.runs.trial import Options
+from harness.store.records import Record
+
+RECIPE = "full/mini-full"
+SET = {"dataset": "shapes", "schedule.steps": 2, "batch.per_group": 2, "crop": 32, "backbone": "mini_cnn"}
+CLASSES = ["none", "a", "b", "c", "d", "e", "f"]
+COLOURS = [[0, 0, 0], *([10 * k, 255 - k, k] for k in range(1, 7))]
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    before = dict(DATASETS._registered)
+    yield
+    DATASETS._registered.clear()
+    DATASETS._registered.update(before)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own data set, whose pictures are turned by their EXIF orientation."""
+    root = tmp_path_factory.mktemp("shapes")
+    for index in range(4):
+        picture, mask = mini_scenes.scene(0, "train", index)
+        (root / "images").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(root / "images" / f"{index}.png")
+        write_index(root / "masks" / f"{index}.png", mask)
+    (root / "train.txt").write_text("0\n1\n2\n")
+    (root / "val.txt").write_text("3\n")
+    text = f'classes = {json.dumps(CLASSES)}\nbackground = "none"\npalette = {COLOURS}\nexif = "apply"\n'
+    (root / "dataset.toml").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def record(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """A finished record of two steps on that data set, which nobody knows afterwards."""
+    before = dict(DATASETS._registered)
+    register([f"shapes={shapes}"])
+    options = Options(tmp_path_factory.mktemp("results"), (f"shapes={shapes}",), device="cpu")
+    (outcome,) = execute(plan([RECIPE], [0], SET), options, None)
+    assert outcome.status == "finished", outcome.reason
+    DATASETS._registered.clear()
+    DATASETS._registered.update(before)
+    return next(options.store.records())
+
+
+def photograph(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+def wsss(*arguments: object) -> int:
+    return invoke(cli, [str(a) for a in arguments])
+
+
+def predicted(record: Record, pictures: Path | list[Path], out: Path, *more: object) -> int:
+    pictures = pictures if isinstance(pictures, list) else [pictures]
+    return wsss("predict", record.path, *pictures, "--out", out, "--device", "cpu", *more)
+
+
+# --- nothing to repeat -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["record", "record.json", "last.pt", "a copy of last.pt"])
+def test_a_record_and_a_checkpoint_say_what_they_are(record: Record, tmp_path: Path, kind: str) -> None:
+    pictures = photograph(tmp_path / "in" / "a.jpg").parent
+    checkpoint = record.path / "checkpoint" / "last.pt"
+    source = {
+        "record": record.path,
+        "record.json": record.path / "record.json",
+        "last.pt": checkpoint,
+        "a copy of last.pt": tmp_path / "model.pt",
+    }[kind]
+    shutil.copy(checkpoint, tmp_path / "model.pt")
+    out = tmp_path / "out"
+    assert wsss("predict", source, pictures, "--out", out, "--device", "cpu") == 0
+    label = Image.open(out / "a.png")
+    assert label.getpalette()[:21] == [v for colour in COLOURS for v in colour]
+    facts = json.loads((out / "predict.json").read_text())
+    assert (facts["classes"], facts["recipe"], facts["encoding"]) == (CLASSES, RECIPE, "classes")
+    assert "shapes" not in DATASETS
+
+
+def test_a_recipe_with_its_data_set_finds_its_record(record: Record, shapes: Path, tmp_path: Path) -> None:
+    pictures = photograph(tmp_path / "in" / "a.jpg").parent
+    sets = [part for k, v in SET.items() for part in ("--set", f"{k}={v}")]
+    results = record.path.parents[3]
+    command = ["predict", RECIPE, pictures, "--out", tmp_path / "out", "--results", results, *sets]
+    assert wsss(*command, "--data-root", f"shapes={shapes}") == 0
+    assert predicted(record, pictures, tmp_path / "other") == 0
+    assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "other" / "a.png").read_bytes()
+
+
+def test_pictures_are_turned_as_in_training(record: Record, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    photograph(tmp_path / "in" / "a.jpg", exif=exif)
+    assert predicted(record, tmp_path / "in", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out" / "a.png").size == (30, 40)
+
+
+def test_a_checkpoint_without_origin_asks_for_its_recipe(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = photograph(tmp_path / "in" / "a.jpg").parent
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "theirs.pth")
+    assert wsss("predict", tmp_path / "theirs.pth", pictures, "--out", tmp_path / "out") == 2
+    assert "--checkpoint" in capsys.readouterr().err
+    assert wsss("predict", record.path, pictures, "--seed", 1) == 2
+    assert "--seed is not used with a record" in capsys.readouterr().err
+    assert wsss("predict", tmp_path / "in", pictures) == 2
+    assert "record.json" in capsys.readouterr().err
+
+
+# --- nothing is written over -------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    ["same folder", "picture by name", "picture by link", "two endings", "two folders", "overlay", "theirs"],
+)
+def test_what_would_be_written_over_is_refused_before_the_first_picture(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    inside, out = tmp_path / "in", tmp_path / "out"
+    pictures = [inside]
+    photograph(inside / "0.png")
+    photograph(inside / "a.png", 1)
+    if trouble == "same folder":
+        out = tmp_path / "in" / ".." / "in"
+    elif trouble == "picture by name":
+        pictures, out = [inside / "0.png", inside / "a.png"], inside
+    elif trouble == "picture by link":
+        out.mkdir()
+        (out / "a.png").hardlink_to(inside / "a.png")
+    elif trouble == "two endings":
+        photograph(inside / "a.jpg")
+    elif trouble == "two folders":
+        photograph(tmp_path / "more" / "a.png")
+        pictures.append(tmp_path / "more")
+    elif trouble == "overlay":
+        photograph(inside / "a_overlay.png")
+    else:
+        photograph(out / "a.png", 5)
+    before = contents(tmp_path)
+    assert predicted(record, pictures, out) == 2
+    assert "remedy:" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_other_pictures_and_other_networks_go_elsewhere(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph(tmp_path / "one" / "a.png", 1)
+    photograph(tmp_path / "two" / "a.png", 2)
+    out = tmp_path / "out"
+    assert predicted(record, tmp_path / "one", out) == 0
+    before = contents(out)
+    assert predicted(record, tmp_path / "two", out) == 2
+    assert "one/a.png" in capsys.readouterr().err
+    assert predicted(record, tmp_path / "one", out, "--protocol", "agmm-voc") == 2
+    assert "another protocol" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+# --- whole folders -----------------------------------------------------------------------------------
+
+
+def test_folders_are_mirrored_and_what_is_broken_is_named_at_the_end(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, out = tmp_path / "in", tmp_path / "in" / "labels"
+    photograph(inside / "day 1" / "x.TIF")
+    photograph(inside / "day 2" / "x.tiff", 1)
+    photograph(inside / "b.JPG", 2)
+    (inside / "day 1" / "._x.jpg").write_bytes(b"\0\5\x16\7")
+    (inside / ".thumbnails").mkdir()
+    photograph(inside / ".thumbnails" / "t.png")
+    (inside / "a.jpg").write_bytes((inside / "b.JPG").read_bytes()[:300])
+    for _ in range(2):  # results within the folder of pictures are no pictures the second time
+        assert predicted(record, inside, out) == 1
+        said = capsys.readouterr()
+        assert "left out" in said.err
+        assert "a.jpg" in said.err
+        assert "._x.jpg" not in said.err
+        names = {str(p.relative_to(out)) for p in out.rglob("*.png")}
+        assert names == {f"{n}{end}.png" for n in ("b", "day 1/x", "day 2/x") for end in ("", "_overlay")}
+    assert said.out == "", "the second time nothing is left to do"
+
+
+def test_it_goes_on_where_it_stopped(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        photograph(tmp_path / "in" / f"{index}.png", index)
+    out, seen = tmp_path / "out", []
+    segment = tiling.segment
+
+    def stops(*arguments: object, name: str, **options: object) -> np.ndarray:
+        seen.append(Path(name).stem)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return segment(*arguments, name=name, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tiling, "segment", stops)
+    with pytest.raises(KeyboardInterrupt):
+        list(prediction.predict(record.path, [tmp_path / "in"], out, device="cpu"))
+    (out / prediction.DONE).open("a").write('{"name": "3", "pict')  # cut off
+    photograph(tmp_path / "in" / "0.png", 9)  # changed since
+    list(prediction.predict(record.path, [tmp_path / "in"], out, device="cpu"))
+    assert seen == ["0", "1", "2", "0", "2", "3"]
+    assert len(list(out.glob("*_overlay.png"))) == 4
+
+
+# --- probabilities and tiles -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [0, 256])
+def test_probabilities_are_those_of_the_label_map(record: Record, tmp_path: Path, tile: int) -> None:
+    photograph(tmp_path / "in" / "a.png", size=(600, 300))
+    assert predicted(record, tmp_path / "in", tmp_path / "out", "--scores", "--tile", tile) == 0
+    scores = np.load(tmp_path / "out" / "a.npz")["scores"]
+    assert (scores.shape, scores.dtype) == ((7, 300, 600), np.float16)
+    np.testing.assert_allclose(scores.astype(float).sum(0), 1, atol=0.01)
+    label = np.array(Image.open(tmp_path / "out" / "a.png"))
+    best = np.take_along_axis(scores, label[None].astype(int), 0)[0]
+    assert (best >= scores.max(0) - 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"), [(100, 90, 64), (64, 200, 64), (65, 64, 64), (9, 7, 64)]
+)
+def test_every_pixel_is_decided_once_and_seen_with_a_margin(height: int, width: int, side: int) -> None:
+    decided = np.zeros((height, width), int)
+    for part in tiling.parts(height, width, side):
+        decided[part.decides] += 1
+        for own, seen, length in zip(part.decides, part.seen, (height, width), strict=True):
+            assert seen.stop - seen.start == min(side, length)
+            assert seen.start == 0 or own.start - seen.start >= side // 8
+            assert seen.stop == length or seen.stop - own.stop >= side // 8
+    assert (decided == 1).all()
+
+
+def test_pictures_that_fit_are_predicted_whole() -> None:
+    single = evaluation.Protocol()
+    assert tiling.tile_side(375, 500, 21, single) is None
+    assert tiling.tile_side(1024, 2048, 19, single) is None
+    assert tiling.tile_side(3000, 4000, 21, single) == 1024
+    many = tiling.tile_side(3000, 4000, 150, single)
+    assert many is not None
+    assert 512 <= many < 700
+    assert tiling.tile_side(3000, 4000, 150, evaluation.Protocol(scales=(0.5, 2.0))) < many  # type: ignore[operator]
+    assert tiling.tile_side(3000, 4000, 150, evaluation.Protocol(window=(769, 769))) == 769
+
+
+def test_tiles_agree_with_the_whole_where_a_network_sees_nothing_beyond(
+    record: Record, tmp_path: Path
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3)).astype(np.uint8)
+
+    class PerPixel:
+        """A network that looks at one pixel."""
+
+        build = type("B", (), {"num_classes": 3, "dataset": type("I", (), {"background": 0})})
+
+        def grid_logits(self, images: torch.Tensor, network: str) -> torch.Tensor:
+            return images
+
+    for p in (evaluation.Protocol(flip=True), evaluation.Protocol(squash=(90, 130))):
+        options = {"device": torch.device("cpu")}
+        keep = [np.zeros((3, 90, 130), np.float16) for _ in range(2)]
+        whole = tiling.segment(PerPixel(), image, p, keep=keep[0], **options)  # type: ignore[arg-type]
+        side = 64 if p.squash is None else 4096
+        tiled = tiling.segment(PerPixel(), image, p, side=side, keep=keep[1], **options)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(whole, tiled)
+        np.testing.assert_array_equal(*keep)
+
+
+def test_predictions_are_those_of_an_evaluation(record: Record, shapes: Path, tmp_path: Path) -> None:
+    register([f"shapes={shapes}"])
+    assert predicted(record, shapes / "images" / "3.png", tmp_path / "out") == 0
+    resolved = resolve(RECIPE, SET)
+    method = load_network(
+        resolved, torch.device("cpu"), record.path / "checkpoint" / "last.pt", None, say=lambda note: None
+    )
+    p = evaluation.protocol(resolved.recipe.usual_evaluation.protocol)
+    dataset = DATASETS.get("shapes")(shapes)
+    ((_, label, _),) = evaluation.predictions(method, dataset, "val", p)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / "3.png")), label)
+
+
+def test_python_names_the_broken_at_the_end(record: Record, tmp_path: Path) -> None:
+    photograph(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "a.png").write_bytes(b"nothing")
+    done = []
+    with pytest.raises(UserError, match=r"1 pictures could not be decoded: .*a\.png"):
+        for path in prediction.predict(record.path, [tmp_path / "in"], tmp_path / "out", device="cpu"):
+            done.append(path.name)  # what came before the error counts
+    assert done == ["b.png"]
