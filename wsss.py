@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.data.base import DatasetInfo as DatasetInfo
     from harness.data.predictions import folder_pairs as folder_pairs
     from harness.data.roots import open_dataset as open_dataset
+    from harness.deployment import export_model as export_model
     from harness.errors import UserError as UserError
     from harness.evaluation import gather as gather
     from harness.evaluation import label_map as label_map
@@ -88,6 +89,7 @@ _PLACES = {
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),
     "harness.data.roots": ("open_dataset",),
+    "harness.deployment": ("export_model",),
     "harness.errors": ("UserError",),
     "harness.evaluation": ("gather", "label_map", "protocol", "summarise"),
     "harness.export": ("export",),

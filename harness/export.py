@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from harness import evaluation, finite, provenance
+from harness import evaluation, finite, origin, provenance
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.data.numbering import Encoding, palette_of, to_files
@@ -178,7 +178,7 @@ def export(
     """Write predictions, pseudo labels or activation maps of a split, and ``export.json`` beside them.
 
     Args:
-        recipe: its name.
+        recipe: its name, a finished record, or a checkpoint of this project.
         out: folder that is written.
         split: which pictures; the training split by default, ``test`` for the server.
         output: ``segmentation`` or the name of a pseudo label, see :func:`usual_output`.
@@ -198,7 +198,8 @@ def export(
         UserError: a name is unknown, there is no such record, the weights do not fit, or the method makes no
             such output.
     """
-    options, overrides = options or Options(), dict(overrides or {})
+    options = options or Options()
+    _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
     resolved = resolve(recipe, overrides)
     name = resolved.recipe.dataset
     named = None if form == "npy" else output

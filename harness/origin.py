@@ -112,6 +112,21 @@ def found(source: Path) -> Origin:
     return Origin(record.name, record.data["overrides"], checkpoint)
 
 
+def chosen(
+    source: str | Path, overrides: Mapping[str, Any] | None, checkpoint: Path | None
+) -> tuple[Origin | None, str, dict[str, Any], Path | None]:
+    """What a recipe, record or checkpoint stands for: its origin (None for a recipe), the recipe's name, its
+    overrides with those given on top, and the checkpoint (None: that of the recipe's record).
+
+    Raises:
+        UserError: as :func:`found`.
+    """
+    if not is_file(str(source)):
+        return None, str(source), dict(overrides or {}), checkpoint
+    came = found(Path(source))
+    return came, came.recipe, {**came.overrides, **(overrides or {})}, came.checkpoint
+
+
 def _read(said: Any, checkpoint: Path) -> Origin:
     try:
         dataset = dict(said["dataset"])

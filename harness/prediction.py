@@ -110,19 +110,14 @@ def predict(
             result of another one, or a file that is none; or, at the end, pictures cannot be decoded.
     """
     register(data_roots)
-    came = origin.found(Path(source)) if origin.is_file(str(source)) else None
+    came, recipe, overrides, checkpoint = origin.chosen(source, overrides, checkpoint)
     with origin.standing_in(came):
-        recipe = str(source) if came is None else came.recipe
-        overrides = {**({} if came is None else came.overrides), **(overrides or {})}
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol, network=network, table=table)
         on = choose_device(device)
         files = list_pictures(pictures, out)
         targets = _refuse_collisions(files, pictures, out, scores)
-        if came is not None:
-            file = came.checkpoint
-        else:
-            file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
+        file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
         known = DATASETS.get(resolved.recipe.dataset)
         info, exif = known.info, origin.exif_of(known)
         method = load_network(resolved, on, file, table, say=lambda note: say(f"note: {note}"))

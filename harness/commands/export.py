@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -32,9 +32,11 @@ Examples:
   wsss export cam/mini-image --format npy --out cams/
         <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
   wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/
-        the archive that the VOC evaluation server takes; nobody else can score it""",
+        the archive that the VOC evaluation server takes; nobody else can score it
+  wsss export agmm/mini-scribble --model --out deployed/
+        the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
 )
-@click.argument("recipe")
+@click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder that is written."
 )
@@ -52,6 +54,11 @@ Examples:
     show_default=True,
     help="Palette label maps, activation maps as a dictionary, or the VOC server's archive.",
 )
+@click.option(
+    "--model",
+    is_flag=True,
+    help="Write the network for deployment instead, with classes, palette and normalisation.",
+)
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol of a segmentation [default: the recipe's].")
 @ENCODING
@@ -62,6 +69,7 @@ def export(
     split: str | None,
     output: str | None,
     form: Literal["png", "npy", "server"],
+    model: bool,
     checkpoint: Path | None,
     table: str | None,
     seed: int,
@@ -75,6 +83,7 @@ def export(
     workers: int,
 ) -> None:
     """Write predictions, pseudo labels or activation maps of a split in the field's exchange forms."""
+    from harness import origin
     from harness.export import export as exported
     from harness.export import usual_output
     from harness.names import check_scored
@@ -82,6 +91,10 @@ def export(
     from harness.runs.trial import Options
 
     overrides = parse_overrides(assignments)
+    if model:
+        _model(recipe, out, checkpoint, seed, table, network, overrides, results)
+        return
+    _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
     if form != "npy" and output is None:
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol_name, network=network)
@@ -107,6 +120,40 @@ def export(
     click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}")
     if (done.dataset, done.split) == ("voc2012", "test"):
         click.echo("The masks of VOC 2012 test are not public: only its evaluation server can score this.")
+
+
+def _model(
+    source: str,
+    out: Path,
+    checkpoint: Path | None,
+    seed: int,
+    table: str | None,
+    network: str,
+    overrides: dict[str, Any],
+    results: Path | str,
+) -> None:
+    """Write the network, and say what of it was written."""
+    from harness.deployment import export_model
+
+    done = export_model(
+        source,
+        out,
+        checkpoint=checkpoint,
+        seed=seed,
+        table=table,
+        network=network,
+        overrides=overrides,
+        results=results,
+        say=lambda text: click.echo(text, err=True),
+    )
+    for file in done.files:
+        difference = done.differences.get(file.name)
+        checked = "" if difference is None else f" (differs from the original by {difference:.1g})"
+        click.echo(f"wrote {file}{checked}")
+    for name, why in done.left_out.items():
+        click.echo(f"not written: {name}: {why}", err=True)
+    if not done.any_size:
+        click.echo("pictures must have the size that model.json says: this network fixes it", err=True)
 
 
 def _refuse_segmentation_options(output: str) -> None:

@@ -153,7 +153,7 @@ def _names_recipe(values: Values) -> bool:
     """Whether a network is named by its recipe, and not by a file of its own."""
     from harness.origin import is_file
 
-    return not is_file(values["source"])
+    return not is_file(values.get("source") or values["recipe"])
 
 
 def _segments(values: Values) -> bool:
@@ -171,6 +171,12 @@ _WITHOUT_RAY = Only(
 )
 _PLACES = "data_roots results device workers local threads checkpoint_seconds"
 _OF_CHECKPOINT = Only("table", _has("checkpoint"), "without --checkpoint", "with --checkpoint FILE")
+_OF_RECIPE = Only(
+    "checkpoint table seed results",
+    _names_recipe,
+    "with a record or a checkpoint, which says what it is",
+    "to a recipe",
+)
 _OF_RECORD = Only("seed results", _lacks("checkpoint"), "with --checkpoint", "to records, without it")
 
 #: Every parameter of every verb. A verb or option without an entry fails the tests.
@@ -220,19 +226,21 @@ TABLE: Mapping[str, Usage] = {
     "predict": Usage(
         "source pictures out scores tile protocol_name network assignments data_roots device",
         (
-            Only(
-                "checkpoint table seed results",
-                _names_recipe,
-                "with a record or a checkpoint, which says what it is",
-                "to a recipe",
-            ),
+            _OF_RECIPE,
             _OF_CHECKPOINT,
             _OF_RECORD,
         ),
     ),
     "export": Usage(
-        "recipe out split output form checkpoint assignments data_roots device workers",
+        "recipe out model checkpoint assignments data_roots",
         (
+            _OF_RECIPE,
+            Only(
+                "split output form protocol_name encoding device workers",
+                _lacks("model"),
+                "with --model, which writes the network",
+                "to label maps and activation maps",
+            ),
             _OF_CHECKPOINT,
             _OF_RECORD,
             Only(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import evaluation, prediction, tiling
+from harness import deployment, evaluation, prediction, tiling
 from harness.cli import cli, invoke
 from harness.data import mini_scenes
 from harness.data.images import write_index
@@ -325,3 +325,31 @@ def test_python_names_the_broken_at_the_end(record: Record, tmp_path: Path) -> N
         for path in prediction.predict(record.path, [tmp_path / "in"], tmp_path / "out", device="cpu"):
             done.append(path.name)  # what came before the error counts
     assert done == ["b.png"]
+
+
+# --- for deployment ----------------------------------------------------------------------------------
+
+
+def test_the_network_is_written_with_all_that_it_needs(record: Record, tmp_path: Path) -> None:
+    assert wsss("export", record.path, "--model", "--out", tmp_path / "out") == 0
+    facts = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert (facts["classes"], facts["palette"], facts["background"]) == (CLASSES, COLOURS, 0)
+    assert facts["input"]["size"] == "any"
+    assert facts["differences"]["model.pt2"] < 1e-4
+    model = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    photograph(tmp_path / "in" / "a.png", size=(96, 64))
+    assert predicted(record, tmp_path / "in", tmp_path / "labels") == 0
+    raw = torch.from_numpy(np.array(Image.open(tmp_path / "in" / "a.png"))).permute(2, 0, 1)[None] / 255
+    mean, deviation = (torch.tensor(facts["input"][k]).view(3, 1, 1) for k in ("mean", "deviation"))
+    own = model((raw - mean) / deviation).argmax(1)[0].numpy()
+    label = np.array(Image.open(tmp_path / "labels" / "a.png"))
+    assert (own == label).mean() > 0.99  # the protocol may merge what the network alone does not
+
+
+def test_what_computes_something_else_is_not_left_behind(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deployment, "_TOLERANCE", -1.0)
+    assert wsss("export", record.path, "--model", "--out", tmp_path / "out") == 2
+    assert "differs from the original" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())

@@ -70,6 +70,22 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     ),
     (f"predict {RECIPE} a.png --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
     (f"export {RECIPE} --out o", {"--table": ["t"]}),
+    (
+        f"export {Path(__file__)} --out o",
+        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--results": ["r"]},
+    ),
+    (
+        f"export {RECIPE} --out o --model",
+        {
+            "--split": ["val"],
+            "--output": ["cam"],
+            "--format": ["png"],
+            "--protocol": ["single"],
+            "--encoding": ["files"],
+            "--device": ["cpu"],
+            "--workers": ["0"],
+        },
+    ),
     (f"export {RECIPE} --out o --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
     (
         f"export {RECIPE} --out o --format npy",
