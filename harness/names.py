@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, nearest
 from harness.registry import DATASETS, METHODS
+from harness.text import one_line
 
 if TYPE_CHECKING:
     from harness.evaluation import Protocol
@@ -25,6 +27,45 @@ def check_protocol(name: str, where: str = "--protocol") -> Protocol:
 
     _known(name, protocols(), "unknown protocol", where)
     return protocols()[name]
+
+
+def configuration_name(called: str, overrides: Mapping[str, Any]) -> str:
+    """A name for a configuration, on one line; empty for none.
+
+    Raises:
+        UserError: it names no configuration, or nobody could read it in a table.
+    """
+    name = one_line(called).strip()
+    if called and (not name or len(name) > 60):
+        raise UserError("a name has 1 to 60 characters", where="--name", remedy="choose a short one")
+    if name and not overrides:
+        raise UserError(
+            f"{name!r} would name the recipe as it stands, which has a name",
+            where="--name",
+            remedy="leave it out, or say what is different with --set KEY=VALUE or --set @FILE",
+        )
+    return name
+
+
+def run_command(recipe: str, overrides: Mapping[str, Any], *more: str) -> str:
+    """The command line that trains a recipe with these values, and finds a data set of the user's own.
+
+    Args:
+        recipe: its name.
+        overrides: values by dotted key.
+        more: further options, such as ``--seed 1``.
+    """
+    from harness.recipes import as_assignments, resolve
+
+    words = ["wsss run", recipe, as_assignments(overrides), *more]
+    try:
+        dataset = resolve(recipe, overrides).recipe.dataset
+        file = getattr(DATASETS.get(dataset), "file", None) if dataset in DATASETS else None
+    except UserError:  # whose values are legal no more
+        file = None
+    if file is not None:
+        words.append(f"--data-root {shlex.quote(f'{dataset}={file}')}")
+    return " ".join(filter(None, words))
 
 
 def check_network(method: type[Method], name: str, where: str = "--network") -> None:

@@ -16,7 +16,7 @@ from harness.data.predictions import FolderPredictions
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json
-from harness.names import SEGMENTATION, check_scored
+from harness.names import SEGMENTATION, check_scored, run_command
 from harness.networks import build_method, load_network
 from harness.reading import Damaged
 from harness.recipes import Resolved, as_assignments, resolve, training_overrides
@@ -148,7 +148,7 @@ def recorded(
     """
     asked = resolve(recipe, overrides).essential_values()
     finished = [record for record in store.records(recipe) if record.finished]
-    alike = [record for record in finished if _trained_with(record, asked, overrides)]
+    alike = [record for record in finished if trained_with(record, asked, overrides)]
     found = [record for record in alike if seed in (None, record.seed)]
     if not found:
         others = "".join(f"; left out: {error.brief}" for error in store.left_out.values())
@@ -158,12 +158,12 @@ def recorded(
             f"no finished record of {recipe}{which}{others}",
             where=store.place,
             remedy=_there(alike or finished)
-            or f"train it first: wsss run {recipe}; or name a file with --checkpoint",
+            or f"train it first: {run_command(recipe, overrides)}; or name a file with --checkpoint",
         )
     return found
 
 
-def _trained_with(record: Record, asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+def trained_with(record: Record, asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
     """Whether a record's overrides come to the values that are asked for, however they are written."""
     own = record.data["overrides"]
     try:

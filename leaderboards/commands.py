@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, RecordStore, ended, left_out, together
+from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, RecordStore, ended, left_out, together
 from harness.commands.usage import Verb
 from harness.errors import UserError
 
@@ -272,20 +272,31 @@ Examples:
   wsss compare agmm/mini-scribble pce/mini-scribble
   wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
   wsss compare agmm/mini-scribble agmm/mini-scribble@3f9c    against its records of this digest
+  wsss compare agmm/mini-scribble agmm/mini-scribble@mine    against the configuration that was called so
+  wsss compare pce/mini-point agmm/mini-point --set dataset=birds --data-root birds=~/birds
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
 @click.argument("first")
 @click.argument("second")
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
-@together(RESULTS)
-def compare(first: str, second: str, evaluation: str | None, results: Path | str) -> int:
+@together(SET, DATA_ROOT, RESULTS)
+def compare(
+    first: str,
+    second: str,
+    evaluation: str | None,
+    assignments: tuple[str, ...],
+    data_roots: tuple[str, ...],
+    results: Path | str,
+) -> int:
     """Two recipes on the same images: difference, interval, tests, and every class.
 
     FIRST and SECOND are recipes with records, or imported predictions (external/NAME). A name stands for
-    records without overrides; NAME@DIGEST for those of a digest, whatever was overridden. The interval is
+    records with the overrides of --set, by default without any; NAME@DIGEST for those of a digest, whatever
+    was overridden, and NAME@CALLED for a configuration that was named (wsss run --name). The interval is
     over images and seeds; with one seed on a side it is over images alone, and nothing is decided.
     """
+    from harness.recipes import parse_overrides
     from harness.store.records import Store
     from leaderboards.comparison import compare as compared
     from leaderboards.comparison import markdown
@@ -295,7 +306,10 @@ def compare(first: str, second: str, evaluation: str | None, results: Path | str
     store = Store(results)
     frame = gather(store)
     require_records(frame, store)
-    click.echo(markdown(compared(frame, _recipes(), first, second, evaluation=evaluation)))
+    found = compared(
+        frame, _recipes(), first, second, evaluation=evaluation, overrides=parse_overrides(assignments)
+    )
+    click.echo(markdown(found))
     return ended(store)
 
 

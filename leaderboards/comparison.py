@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError, nearest
+from harness.recipes import resolve
+from harness.scoring import trained_with
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
 from leaderboards.columns import recipe_text
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
@@ -38,6 +40,7 @@ def compare(
     second: str,
     *,
     evaluation: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
 ) -> list[Compared]:
@@ -46,16 +49,18 @@ def compare(
     Args:
         frame: from :func:`leaderboards.gathering.gather`.
         recipes: name to ``Resolved``: what counts as stale.
-        first, second: recipe names, which stand for records without overrides; ``<name>@<digest>`` for those
-            of a training digest (or its first characters), whatever was overridden.
+        first, second: recipe names, which stand for records with ``overrides``; ``<name>@<digest>`` for those
+            of a training digest (or its first characters), whatever was overridden; ``<name>@<called>`` for a
+            configuration that was given a name.
         evaluation: name of the first's evaluation; by default all of its evaluations that the second
             shares. An imported prediction is met by every evaluation of its split.
+        overrides: values by dotted key that recipes named without ``@`` were trained with; none by default.
         resamples, permutations: of the bootstrap and of the permutation test.
 
     Raises:
         UserError: an unknown name, no standing record, or no evaluation in common.
     """
-    sides = [_Side.named(frame, target) for target in (first, second)]
+    sides = [_Side.named(frame, target, overrides or {}) for target in (first, second)]
     known = {side.name: recipes[side.name] for side in sides if side.name in recipes}
     ours, theirs = (side.standing(frame, known) for side in sides)
     pairs = [(a, b) for a in ours for b in theirs if _alike(a, b) and evaluation in (None, a.evaluation)]
@@ -82,30 +87,41 @@ class _Side:
 
     name: str
     digest: str
+    overrides: Mapping[str, Any]
 
     @classmethod
-    def named(cls, frame: pd.DataFrame, target: str) -> _Side:
+    def named(cls, frame: pd.DataFrame, target: str, overrides: Mapping[str, Any]) -> _Side:
         """The side that a target on the command line means. Raises UserError where it has no record."""
         name, at, digest = target.partition("@")
         names = sorted(set(frame["name"])) if len(frame) else []
         if name not in names:
             raise UserError(f"no record of {name!r}", where="results", remedy=nearest(name, names))
-        whole = sorted({d for d in frame.loc[frame["name"] == name, "digest"] if d.startswith(digest)})
+        own = frame[frame["name"] == name]
+        called = own["record"].map(lambda record: record.data.get("called", "")) == digest
+        whole = sorted(set(own.loc[called, "digest"])) if digest else []
+        whole = whole or sorted({d for d in own["digest"] if d.startswith(digest)})
         if at and (len(whole) != 1 or not digest):
             found = "several records' digests begin" if whole else "no record's digest begins"
             raise UserError(f"{found} with {digest!r}", where=target, remedy=_remedy(frame, name))
-        return cls(name, whole[0] if at else "")
+        return cls(name, whole[0] if at else "", {} if at or name.startswith("external/") else overrides)
 
     def standing(self, frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:
         """Its rows that stand. Raises UserError where there is none."""
         own = frame[frame["name"] == self.name]
-        mine = own[own["digest"] == self.digest] if self.digest else own[own["overrides"] == ""]
+        if self.digest:
+            mine = own[own["digest"] == self.digest]
+        elif self.overrides:
+            asked = resolve(self.name, self.overrides).essential_values()
+            mine = own[own["record"].map(lambda record: trained_with(record, asked, self.overrides))]
+        else:
+            mine = own[own["overrides"] == ""]
         rows = leaderboard(mine, recipes, resamples=0)
         standing = [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
         if standing:
             return standing
         reasons = [row.notes[0] for row in rows if row.recipe == self.name and row.notes]
-        why = f" ({reasons[0]})" if len(mine) and reasons else " without overrides" if not self.digest else ""
+        which = " with these values" if self.overrides else " without overrides"
+        why = f" ({reasons[0]})" if len(mine) and reasons else "" if self.digest else which
         raise UserError(f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -109,7 +109,8 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
     """Every record of a store, one line for each of its evaluations (one line, too, if it has none).
 
     Columns: ``name, method, title, dataset, supervision, backbone, weights, weak_label, overrides``
-    (text), ``digest, seed, finished, reason, ended, commit, train_images, train_official`` and, empty
+    (text, or the name given), ``digest, seed, finished, reason, ended, commit, train_images,
+    train_official`` and, empty
     without an evaluation, ``evaluation, key`` (digest of the evaluation), ``code`` (identity of the code of
     other packages that trained or scored), ``split, protocol, miou, images, official_images``; objects
     ``record`` and ``run``.
@@ -132,7 +133,7 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
             "backbone": recipe["backbone"],
             "weights": recipe["weights"],
             "weak_label": weak_label(recipe),
-            "overrides": _text(data.get("overrides", {})),
+            "overrides": data.get("called") or _text(data.get("overrides", {})),
             "digest": external_digest(data["metadata"]) if data.get("metadata") else record.digest,
             "seed": record.seed,
             "finished": record.finished,
@@ -146,6 +147,7 @@ def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
         for run in runs or (None,):
             own = {"code": _packages(record, run), **_set_for(record, run)}
             lines.append(line | _evaluation_line(run) | own)
+    _tell_apart(lines)
     frame = pd.DataFrame(lines)
     frame.attrs["left_out"] = [error.brief for error in store.left_out.values()]
     return frame
@@ -200,8 +202,25 @@ def _of_one_data_set(
 def _set_for(record: Record, run: EvaluationRecord | None) -> dict[str, str]:
     """The overrides of an evaluation that has some of its own, beside those of its record."""
     own = {} if run is None else run.data.get("config", {})
-    together = record.data.get("overrides", {}) | {f"config.{k}": v for k, v in own.items()}
-    return {"overrides": _text(together)} if own else {}
+    if not own:
+        return {}
+    config, called = {f"config.{k}": v for k, v in own.items()}, record.data.get("called")
+    if called:
+        return {"overrides": f"{called}, {_text(config)}"}
+    return {"overrides": _text(record.data.get("overrides", {}) | config)}
+
+
+def _tell_apart(lines: Sequence[dict[str, Any]]) -> None:
+    """Follow a name that several configurations of a recipe were given by what each of them is."""
+    meant: dict[tuple[str, str], set[str]] = {}
+    for line in lines:
+        if called := line["record"].data.get("called"):
+            meant.setdefault((line["name"], called), set()).add(_text(line["record"].data["overrides"]))
+    for line in lines:
+        called = line["record"].data.get("called")
+        if called and len(meant[line["name"], called]) > 1:
+            rest = line["overrides"].removeprefix(called)
+            line["overrides"] = f"{called}: {_text(line['record'].data['overrides'])}{rest}"
 
 
 def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -138,15 +138,19 @@ def _protocols() -> list[dict[str, str]]:
 Examples:
   wsss show agmm/voc-point-r101
   wsss show agmm/voc-point-r101 --docs
-  wsss show agmm/mini-scribble --set optimiser.lr=0.02""",
+  wsss show agmm/mini-scribble --set optimiser.lr=0.02
+  wsss show agmm/mini-scribble --set dataset=birds --data-root birds=~/birds""",
 )
 @click.argument("recipe")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value; repeatable."
 )
+@DATA_ROOT
 @click.option("--docs", is_flag=True, help="Explain every key.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def show(recipe: str, assignments: tuple[str, ...], docs: bool, as_json: bool) -> None:
+def show(
+    recipe: str, assignments: tuple[str, ...], data_roots: tuple[str, ...], docs: bool, as_json: bool
+) -> None:
     """Every effective value of a recipe with its origin: default, file, command line, and its source."""
     from harness.recipes import documented, explain, parse_overrides, resolve
 

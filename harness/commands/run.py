@@ -27,6 +27,7 @@ Examples:
   wsss run mini --dry-run                           what would run, and for how long
   wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
+  wsss run agmm/mini-scribble --set @mine.toml --name mine    tables say (mine), not every value
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
   wsss run mini --results s3://bucket/wsss          records in a bucket; see docs/storage.md
 
@@ -39,6 +40,13 @@ it says so where other code of a method's own package had trained it. --again tr
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
 @click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
 @SET
+@click.option(
+    "--name",
+    "called",
+    metavar="TEXT",
+    default="",
+    help="What tables and legends call this configuration, in place of its --set values.",
+)
 @execution
 @click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
 @click.option(
@@ -60,6 +68,7 @@ def run(
     dry_run: bool,
     smoke: bool,
     again: bool,
+    called: str,
     save_predictions: bool,
     options: Options,
     resources: Resources | None,
@@ -69,10 +78,13 @@ def run(
     TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*') or suites (mini). Everything that
     can go wrong before training is checked first: data, labels, weights, configuration.
     """
+    from harness.names import configuration_name
     from harness.recipes import parse_overrides
     from harness.runs.execution import execute, plan
 
-    trials = plan(targets, chosen or range(seeds), parse_overrides(assignments))
+    overrides = parse_overrides(assignments)
+    trials = plan(targets, chosen or range(seeds), overrides)
+    options = replace(options, called=configuration_name(called, overrides))
     if smoke:
         return _try(trials, options, resources)
     if dry_run:

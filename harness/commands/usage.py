@@ -183,14 +183,14 @@ _OF_RECORD = Only("seed results", _lacks("checkpoint"), "with --checkpoint", "to
 TABLE: Mapping[str, Usage] = {
     "list": Usage("kind pattern as_json"),
     "show": Usage(
-        "recipe assignments as_json",
+        "recipe assignments data_roots as_json",
         (Only("docs", _lacks("as_json"), "with --json", "to the listing for people"),),
     ),
     "doctor": Usage("data_roots"),
     "verify-store": Usage("results data_roots"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(
-        f"targets chosen assignments {_PLACES} dry_run",
+        f"targets chosen assignments called {_PLACES} dry_run",
         (
             _WITHOUT_RAY,
             Only("seeds", _lacks("chosen"), "with --seed, which names the seeds", "without --seed"),
@@ -336,7 +336,7 @@ TABLE: Mapping[str, Usage] = {
         "results out dataset label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
-    "compare": Usage("first second evaluation results"),
+    "compare": Usage("first second evaluation assignments data_roots results"),
     "import": Usage(
         "folder metadata results",
         (

@@ -10,6 +10,7 @@ from harness import evaluation, foreign
 from harness.data.images import save_index
 from harness.errors import UserError
 from harness.files import sha256_of, write_json
+from harness.names import run_command
 from harness.networks import build_method, load_weights
 from harness.reading import set_aside
 from harness.rehearsal import source_output
@@ -44,8 +45,8 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
         raise UserError(
             f"the pseudo labels come from {source.trial}, which is not finished",
             where="labels_from",
-            remedy=f"run it first: wsss run {name} --seed {source.trial.seed}"
-            + "".join(f" --set {key}={value}" for key, value in source.trial.overrides.items()),
+            remedy="run it first: "
+            + run_command(name, source.trial.overrides, f"--seed {source.trial.seed}"),
         )
     output = source_output(source.resolved, labels_from)
     code = _code_of(source, source.record)

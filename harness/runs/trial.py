@@ -94,6 +94,7 @@ class Options:
         trackers: names of ``harness.watching.trackers.TRACKERS`` that follow each trial.
         tracking_root: folder for trackers that keep files; beside the record store by default, in the cache
             where the store is a URI.
+        called: what tables call trials with overrides, in place of these.
     """
 
     results: Path | str = Path("results")
@@ -107,6 +108,7 @@ class Options:
     processes: int = 1
     trackers: tuple[str, ...] = ()
     tracking_root: Path | None = None
+    called: str = ""
 
     @property
     def tracking(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tabulate import tabulate
 
 from harness import provenance
 from harness.files import whole_file, write_json
+from harness.names import run_command
 from harness.recipes import resolve
 from harness.schema import dump
 from harness.search.analysis import Comparison, compare
@@ -37,12 +37,7 @@ def best_overrides(study: Study) -> dict[str, Any]:
 
 def run_line(study: Study) -> str:
     """The command that trains the best configuration on the whole training split."""
-    settings = [f"--set {shlex.quote(f'{k}={_toml(v)}')}" for k, v in best_overrides(study).items()]
-    return " ".join(["wsss run", study.plan.recipe, *settings])
-
-
-def _toml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(dump(value))
+    return run_command(study.plan.recipe, best_overrides(study))
 
 
 def verdict(study: Study) -> str:

@@ -147,6 +147,7 @@ class RecordDocument(Document):
     title: str
     recipe: RecipeFacts
     overrides: Values = Field(default_factory=dict)
+    called: str = ""
     seed: Seed
     digest: Digest
     status: Literal["finished", "failed"]
