@@ -27,11 +27,13 @@ def check_recorded(checkpoint: Path) -> None:
         return
     found = sha256_of(checkpoint)
     if found != expected:
+        from harness.names import run_command  # reads recipes, which a sound file does not need
+
         raise damaged(
             checkpoint,
             f"it is not the checkpoint that was recorded: its SHA-256 is {found[:12]}, not {expected[:12]}",
-            f"restore the file, or move the trial's folder away and train it again: wsss run {record.name} "
-            f"--seed {record.seed}",
+            "restore the file, or move the trial's folder away and train it again: "
+            + run_command(record.name, record.data["overrides"], f"--seed {record.seed}"),
         )
 
 

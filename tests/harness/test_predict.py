@@ -138,6 +138,20 @@ def test_a_checkpoint_without_origin_asks_for_its_recipe(
     assert "record.json" in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_names_the_command_that_trains_it_again(
+    record: Record, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(record.path, tmp_path / "copy")
+    other = torch.load(record.path / "checkpoint" / "last.pt", weights_only=True) | {"step": 3}
+    torch.save(other, tmp_path / "copy" / "checkpoint" / "last.pt")
+    register([f"shapes={shapes}"])
+    pictures = photograph(tmp_path / "in" / "a.jpg").parent
+    assert wsss("predict", tmp_path / "copy", pictures, "--out", tmp_path / "out", "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert "--set dataset=shapes" in said
+    assert f"--data-root shapes={shapes}" in said
+
+
 # --- nothing is written over -------------------------------------------------------------------------
 
 
