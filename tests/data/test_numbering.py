@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.cli import cli, invoke
 from harness.data import numbering
@@ -19,6 +20,7 @@ from harness.data.miniatures import write_miniature
 from harness.data.own import describe
 from harness.data.predictions import FolderPredictions, folder_pairs
 from harness.errors import UserError
+from harness.export import write_labels
 from harness.registry import DATASETS
 from harness.runs.trial import open_dataset
 from harness.scoring import score_predictions
@@ -309,3 +311,22 @@ def test_pseudo_labels_are_read_in_the_numbers_that_are_said(
     else:
         with pytest.raises(UserError, match=r"labels\.encoding = classes"):
             read()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_exported_in_the_numbers_of_files_are_the_files(
+    sets: dict[str, Dataset], tmp_path: Path, name: str
+) -> None:
+    dataset = sets[name]
+    labels = [(i, dataset.read_mask(i, "val")) for i in dataset.ids("val")]
+    for path in write_labels(labels, tmp_path, dataset, "files"):
+        own = dataset.mask_path(path.stem, "val")
+        assert own is not None
+        values, stored = read_index(path), read_index(own)
+        classes = dataset.read_mask(path.stem, "val") != 255
+        if name != "coco2014":  # whose maps this project draws, in class numbers
+            assert np.array_equal(values[classes], stored[classes])
+        colours = np.array(Image.open(path).convert("RGB"))
+        expected = np.array(dataset.info.palette)[dict(labels)[path.stem][classes]]
+        assert np.array_equal(colours[classes], expected), "each number has the colour of its class"
+    assert score_predictions(dataset, tmp_path, "val", "files").figures["miou"] == 100.0
