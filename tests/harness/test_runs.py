@@ -283,7 +283,7 @@ def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsy
         (["run", RECIPE, "--set", "backbone=resnet5O"], "resnet5"),
         (["run", "agmm/voc-point-r101"], "--data-root"),
         (["evaluate", "--predictions", "/nowhere", "--dataset", "mini"], "/nowhere"),
-        (["predict", RECIPE, "/nowhere.jpg"], "no finished record"),
+        (["predict", RECIPE, "/nowhere.jpg"], "/nowhere.jpg"),
         (["show", "agmm/nothing"], "unknown recipe"),
         (["rum", "mini"], "did you mean 'run'"),
         (["run", RECIPE, "--sed", "1"], "--seed"),
