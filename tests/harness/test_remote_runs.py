@@ -170,7 +170,7 @@ NOWHERE = "s3://k:s@bucket/p?scheme=http&endpoint_override=127.0.0.1:1&region=us
     ("verb", "uri", "said"),
     [
         (["run", RECIPE, *ONE], "foo://bucket/x", "no filesystem is known for foo://"),
-        (["predict", RECIPE, "x.jpg"], "foo://bucket/x", "no filesystem is known for foo://"),
+        (["evaluate", RECIPE, *ONE[-2:]], "foo://bucket/x", "no filesystem is known for foo://"),
         (["leaderboard"], "s3://bucket?unknown=1", "Unexpected"),
         (["report"], NOWHERE, "cannot be reached"),
     ],
