@@ -24,7 +24,7 @@ from harness import evaluation, origin, provenance
 from harness.errors import UserError
 from harness.files import sha256_of, write_json, write_with
 from harness.names import check_scored
-from harness.networks import load_network
+from harness.networks import load_noted
 from harness.nn.resize import resize
 from harness.recipes import resolve
 from harness.scoring import recorded_checkpoint
@@ -107,13 +107,10 @@ def export_model(
         resolved = resolve(recipe, overrides)
         check_scored(resolved, network=network, table=table)
         file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
-        notes: list[str] = []
-        method = load_network(resolved, torch.device("cpu"), file, table, say=notes.append)
+        method, notes = load_noted(resolved, torch.device("cpu"), file, table, say)
         info = method.build.dataset
         protocol = evaluation.protocol(resolved.recipe.usual_evaluation.protocol)
         model = Deployed(method, network, protocol.align_corners).eval()
-        for note in notes:
-            say(f"note: {note}")
         height, width = resolved.recipe.crop_size
         program, any_size = _exported(model, height, width)
         sizes = [(height, width), *([(height + 32, width + 64)] if any_size else [])]

@@ -25,14 +25,14 @@ import torch
 from harness import evaluation, finite, origin, provenance
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
-from harness.data.numbering import Encoding, palette_of, to_files
+from harness.data.numbering import Numbering, palette_of, to_files
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, whole_file, write_json, write_with
 from harness.names import SEGMENTATION, check_scored, outputs
-from harness.networks import load_network
+from harness.networks import load_noted
 from harness.recipes import Resolved, resolve
-from harness.runs.trial import Options, choose_device, open_dataset
+from harness.runs.trial import Options, choose_device, forget, open_dataset
 from harness.scoring import recorded_checkpoint
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def write_maps(maps: Iterable[tuple[str, Mapping[int, np.ndarray]]], out: Path) 
 
 
 def write_labels(
-    labels: Iterable[tuple[str, np.ndarray]], out: Path, dataset: Dataset, encoding: Encoding = "classes"
+    labels: Iterable[tuple[str, np.ndarray]], out: Path, dataset: Dataset, encoding: Numbering = "classes"
 ) -> Iterator[Path]:
     """Write ``<out>/<id>.png`` of every picture in a numbering; yields each file when it is whole."""
     palette = palette_of(dataset, encoding)
@@ -164,7 +164,7 @@ def export(
     split: str | None = None,
     output: str | None = None,
     form: Format = "png",
-    encoding: Encoding = "classes",
+    encoding: Numbering = "classes",
     checkpoint: Path | None = None,
     seed: int = 0,
     table: str | None = None,
@@ -198,6 +198,7 @@ def export(
         UserError: a name is unknown, there is no such record, the weights do not fit, or the method makes no
             such output.
     """
+    forget()
     options = options or Options()
     _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
     resolved = resolve(recipe, overrides)
@@ -214,10 +215,7 @@ def export(
     file = checkpoint or recorded_checkpoint(recipe, seed, options.store, overrides)
     dataset = open_dataset(name, options.data_roots, options.cache)
     seen = preflight(dataset, [split], cache=options.cache, workers=options.workers, pictures_only=[split])
-    notes: list[str] = []
-    method = load_network(resolved, on, file, table, say=notes.append)
-    for note in notes:
-        say(f"note: {note}")
+    method, notes = load_noted(resolved, on, file, table, say)
     facts: dict[str, Any] = {
         "recipe": recipe,
         "overrides": overrides,

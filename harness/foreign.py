@@ -135,7 +135,7 @@ def _libraries() -> tuple[Path, ...]:
 def _known(module: str) -> bool:
     """Whether a module is ours, or Python's."""
     top = module.partition(".")[0]
-    ours = (*wsss_bench.OURS, "wsss", "wsss_bench")
+    ours = (*wsss_bench.OURS, wsss_bench.DOOR, wsss_bench.__name__)
     return top in ours or (top in sys.stdlib_module_names and top != "__main__")
 
 

@@ -102,3 +102,18 @@ def load_network(
     for note in notes:
         say(note)
     return method.eval()
+
+
+def load_noted(
+    resolved: Resolved,
+    device: torch.device,
+    checkpoint: Path,
+    table: str | None,
+    say: Callable[[str], None],
+) -> tuple[Method, list[str]]:
+    """:func:`load_network`, and what was said of it for whoever writes it down; ``say`` hears it, too."""
+    notes: list[str] = []
+    method = load_network(resolved, device, checkpoint, table, say=notes.append)
+    for note in notes:
+        say(f"note: {note}")
+    return method, notes

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
-from harness.data.images import Exif
 from harness.errors import UserError
 from harness.nn.torch_files import read_torch
 from harness.reading import damaged
@@ -38,15 +37,9 @@ def carried(resolved: Resolved, overrides: Mapping[str, Any], dataset: Dataset) 
             "classes": list(info.classes),
             "palette": [[int(v) for v in colour] for colour in info.palette],
             "background": info.background,
-            "exif": exif_of(type(dataset)),
+            "exif": dataset.exif,
         },
     }
-
-
-def exif_of(dataset: Any) -> Exif:
-    """Whether pictures of a data set's class are turned as their EXIF orientation says."""
-    found: Exif = getattr(getattr(dataset, "spec", None), "exif", getattr(dataset, "exif", "ignore"))
-    return found
 
 
 @dataclass(frozen=True)
@@ -141,8 +134,6 @@ def _read(said: Any, checkpoint: Path) -> Origin:
 
 class _Elsewhere(Dataset):
     """A data set that is not here: its names and colours alone."""
-
-    exif: Exif = "ignore"
 
     def _none(self) -> UserError:
         return UserError(

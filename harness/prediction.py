@@ -119,7 +119,7 @@ def predict(
         targets = _refuse_collisions(files, pictures, out, scores)
         file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
         known = DATASETS.get(resolved.recipe.dataset)
-        info, exif = known.info, origin.exif_of(known)
+        info, exif = known.info, known.exif
         method = load_network(resolved, on, file, table, say=lambda note: say(f"note: {note}"))
         used = protocol or resolved.recipe.usual_evaluation.protocol
         p = evaluation.protocol(used)

@@ -11,13 +11,13 @@ from typing import Any
 from harness import evaluation
 from harness.data.base import Dataset
 from harness.data.images import save_index
-from harness.data.numbering import Encoding, palette_of, to_files
+from harness.data.numbering import Numbering, palette_of, to_files
 from harness.data.predictions import FolderPredictions
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json
 from harness.names import SEGMENTATION, check_scored, run_command
-from harness.networks import build_method, load_network
+from harness.networks import build_method, load_noted
 from harness.reading import Damaged
 from harness.recipes import Resolved, as_assignments, resolve, training_overrides
 from harness.runs.mending import make_way
@@ -46,7 +46,7 @@ def score_predictions(
     dataset: Dataset,
     folder: Path,
     split: str,
-    encoding: Encoding | None = None,
+    encoding: Numbering | None = None,
     *,
     say: Callable[[str], None] = warnings.warn,
 ) -> Scored:
@@ -84,7 +84,7 @@ def evaluate(
     checkpoint: Path | None = None,
     table: str | None = None,
     save: Path | None = None,
-    encoding: Encoding = "classes",
+    encoding: Numbering = "classes",
     options: Options | None = None,
     store: Store | None = None,
     say: Callable[[str], None] = warnings.warn,
@@ -135,7 +135,7 @@ def evaluate(
 def recorded(
     recipe: str, store: Store, overrides: Mapping[str, Any], seed: int | None = None
 ) -> list[Record]:
-    """Finished records of a recipe that were trained with these values, the newest last.
+    """Finished records of a recipe that were trained with these values.
 
     Args:
         recipe: its name.
@@ -144,7 +144,7 @@ def recorded(
         seed: of this seed alone.
 
     Raises:
-        UserError: there is none.
+        UserError: the recipe is unknown, or there is no such record.
     """
     asked = resolve(recipe, overrides).essential_values()
     finished = [record for record in store.records(recipe) if record.finished]
@@ -191,9 +191,8 @@ def recorded_checkpoint(recipe: str, seed: int, store: Store, overrides: Mapping
     """The checkpoint of a recipe's newest finished record of a seed.
 
     Raises:
-        UserError: the recipe is unknown, or there is no such record.
+        UserError: as :func:`recorded`.
     """
-    resolve(recipe, overrides)  # an unknown recipe is a clearer error than a missing record
     found = recorded(recipe, store, overrides, seed)
     newest = max(found, key=lambda record: record.data.get("ended") or "")
     store.pull(newest.path, lambda file: file == "checkpoint/last.pt")
@@ -238,17 +237,14 @@ def _checkpoint(
     spec: EvaluationSpec,
     options: Options,
     save: Path | None,
-    encoding: Encoding,
+    encoding: Numbering,
     say: Callable[[str], None],
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> Scored:
     dataset = open_dataset(resolved.recipe.dataset, options.data_roots, options.cache)
     fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]
     device = choose_device(options.device)
-    notes: list[str] = []
-    method = load_network(resolved, device, checkpoint, table, say=notes.append)
-    for note in notes:
-        say(f"note: {note}")
+    method, notes = load_noted(resolved, device, checkpoint, table, say)
     protocol = evaluation.protocol(spec.protocol)
     ids = dataset.masked(spec.split)
     pairs = evaluation.predictions(

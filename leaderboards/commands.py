@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from harness.commands.options import DATA_ROOT, DEVICE, RESULTS, SET, RecordStore, ended, left_out, together
+from harness.commands.options import (
+    DATA_ROOT,
+    DEVICE,
+    RESULTS,
+    SET,
+    RecordStore,
+    aside,
+    ended,
+    left_out,
+    together,
+    undecided,
+)
 from harness.commands.usage import Verb
 from harness.errors import UserError
 
@@ -165,16 +176,12 @@ def plot(
     if kind == "qualitative":
         from leaderboards.qualitative import write
 
-        files = write(rows, place, wanted, data_roots, device=device, label=label, say=_aside)
+        files = write(rows, place, wanted, data_roots, device=device, label=label, say=aside)
     else:
         files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
     for file in files:
         click.echo(f"wrote {file}")
     return ended(store)
-
-
-def _aside(text: str) -> None:
-    click.echo(text, err=True)
 
 
 @click.command(
@@ -258,7 +265,7 @@ def report(
         data_roots=data_roots,
         device=device,
         label=label,
-        say=_aside,
+        say=aside,
     )
     for file in done:
         click.echo(f"wrote {file}")
@@ -359,13 +366,10 @@ def import_(
     known = read_metadata(metadata)
     dataset = open_dataset(known.dataset, data_roots, cache_folder())
     before = earlier(store, known)
-    record = import_predictions(folder, known, dataset, store, say=_aside)
+    record = import_predictions(folder, known, dataset, store, say=aside)
     (run,) = record.evaluations.values()
     was = "" if before is None or before == run.miou else f" (in place of {before:.2f}, imported before)"
     click.echo(f"{record.name} seed {record.seed}: mIoU {run.miou:.2f} on {run.data['images']} pictures{was}")
-    if (coverage := run.data.get("coverage")) is not None and coverage < 1:
-        click.echo(
-            f"{100 * (1 - coverage):.2f} % of the scored pixels have no decision, which counts as wrong"
-        )
+    undecided(run.data.get("coverage"))
     click.echo(f"wrote {record.path}")
     return 0

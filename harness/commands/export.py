@@ -15,6 +15,7 @@ from harness.commands.options import (
     SET,
     TRAINED,
     WORKERS,
+    aside,
     progress,
     together,
 )
@@ -114,7 +115,7 @@ def export(
         network=network,
         overrides=overrides,
         options=Options(results=results, data_roots=data_roots, device=device, workers=workers),
-        say=lambda text: click.echo(text, err=True),
+        say=aside,
         progress=progress,
     )
     click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}")
@@ -144,7 +145,7 @@ def _model(
         network=network,
         overrides=overrides,
         results=results,
-        say=lambda text: click.echo(text, err=True),
+        say=aside,
     )
     for file in done.files:
         difference = done.differences.get(file.name)

@@ -337,3 +337,16 @@ def progress(pairs: Iterable[Any], number: int) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(pairs, total=number, unit="picture", disable=None)
+
+
+def aside(text: str) -> None:
+    """Say something that is no result: on stderr."""
+    click.echo(text, err=True)
+
+
+def undecided(coverage: float | None) -> None:
+    """Say which share of what was scored has no decision, if any."""
+    if coverage is not None and coverage < 1:
+        click.echo(
+            f"{100 * (1 - coverage):.2f} % of the scored pixels have no decision, which counts as wrong"
+        )

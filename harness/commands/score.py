@@ -16,17 +16,19 @@ from harness.commands.options import (
     SET,
     TRAINED,
     WORKERS,
+    aside,
     ended,
     left_out,
     progress,
     together,
+    undecided,
 )
 from harness.commands.usage import Verb
 from harness.errors import UserError
 from harness.text import one_line
 
 if TYPE_CHECKING:
-    from harness.data.numbering import Encoding
+    from harness.data.numbering import Numbering
     from harness.scoring import Scored
 
 
@@ -70,7 +72,7 @@ def evaluate(
     network: str,
     output: str,
     save: Path | None,
-    encoding: Encoding | None,
+    encoding: Numbering | None,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
@@ -88,7 +90,7 @@ def evaluate(
         if dataset is None:
             raise UserError("which data set?", where="--dataset", remedy="add --dataset NAME")
         opened = open_dataset(dataset, data_roots, options.cache)
-        _print(score_predictions(opened, predictions, split or "val", encoding, say=_aside))
+        _print(score_predictions(opened, predictions, split or "val", encoding, say=aside))
         return 0
     if recipe is None:
         raise UserError("nothing to score", remedy="name a recipe, or a folder with --predictions")
@@ -106,15 +108,11 @@ def evaluate(
         encoding=encoding or "classes",
         options=options,
         store=store,
-        say=_aside,
+        say=aside,
         progress=progress,
     ):
         _print(one)
     return ended(store)
-
-
-def _aside(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _print(scored: Scored) -> None:
@@ -135,11 +133,7 @@ def _print(scored: Scored) -> None:
     )
     miou = "undefined" if figures["miou"] is None else f"{figures['miou']:.2f}"
     click.echo(f"mIoU {miou} over {len(rows) - len(figures['absent'])} classes, {figures['images']} pictures")
-    coverage = figures.get("coverage")
-    if coverage is not None and coverage < 1:
-        click.echo(
-            f"{100 * (1 - coverage):.2f} % of the scored pixels have no decision, which counts as wrong"
-        )
+    undecided(figures.get("coverage"))
 
 
 @click.command(
@@ -214,11 +208,11 @@ def predict(
         scores=scores,
         tile=tile,
         left_out=wrong,
-        say=_aside,
+        say=aside,
         progress=progress,
     ):
         click.echo(one_line(str(file), 4096))
         number += 1
-    _aside(f"{number} pictures predicted into {one_line(str(out), 4096)}")
+    aside(f"{number} pictures predicted into {one_line(str(out), 4096)}")
     left_out({one_line(str(path), 4096): error for path, error in wrong.items()})
     return 1 if wrong else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import SEED, SET, Real, execution
+from harness.commands.options import SEED, SET, Real, aside, execution
 from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def search(
         options=options,
         resources=resources,
         out=out,
-        say=lambda text: click.echo(text, err=True),
+        say=aside,
         display=_Display,
     )
     if done.importances:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from harness.bounds import Byte
-from harness.data.images import image_size, picture_notes
+from harness.data.images import Exif, image_size, picture_notes
 from harness.errors import UserError, nearest
 from harness.schema import Neutral, schema
 
@@ -89,6 +89,15 @@ class DatasetInfo:
         return len(self.classes)
 
 
+def class_numbers(num_classes: int, *, void: bool) -> np.ndarray:
+    """``(256,)`` int16: label of every value in class numbers, -1 for others, 255 of itself if ``void``."""
+    table = np.full(256, -1, np.int16)
+    table[:num_classes] = np.arange(num_classes)
+    if void:
+        table[IGNORE] = IGNORE
+    return table
+
+
 class Dataset(ABC):
     """One data set in its official on-disk layout, read-only.
 
@@ -101,6 +110,9 @@ class Dataset(ABC):
     canonical_masks: ClassVar[bool] = False
     #: What a user must fetch from ``info.homepage``, and under which terms, in words.
     obtain: ClassVar[tuple[str, ...]] = ()
+
+    #: Whether pictures are turned as their EXIF orientation says.
+    exif: ClassVar[Exif] = "ignore"
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -153,19 +165,16 @@ class Dataset(ABC):
 
     def picture_size(self, image_id: str) -> tuple[int, int]:
         """``(H, W)`` of :meth:`read_image`, from the file's header."""
-        return image_size(self.image_path(image_id))
+        return image_size(self.image_path(image_id), self.exif)
 
     def picture_notes(self, image_id: str) -> tuple[str, ...]:
         """What of a picture is not read, see :func:`harness.data.images.picture_notes`."""
-        return picture_notes(self.image_path(image_id))
+        return picture_notes(self.image_path(image_id), self.exif)
 
     def numbers(self) -> np.ndarray:
         """``(256,)`` int16: label of every number that the data set's own files use, 255 for no class, -1 for
         numbers that do not occur. Class numbers by default."""
-        table = np.full(256, -1, np.int16)
-        table[: self.info.num_classes] = np.arange(self.info.num_classes)
-        table[IGNORE] = IGNORE
-        return table
+        return class_numbers(self.info.num_classes, void=True)
 
     def numbering_of(self, path: Path) -> Literal["classes", "files"] | None:
         """Whose numbers a label file holds, where its name says it."""

@@ -164,6 +164,7 @@ def prepare_labels(
         what = f"labels of {split} ({supervision})"
         rows = list(ordered_map(work, ids, workers=workers, kind="processes", what=what))
         _write_index(folder, ids, rows)
+    counts = np.stack([row.classes for row in rows])
     official = supervision == "image"
     tags = np.asarray(dataset.tags(ids), np.uint8) if official else np.stack([row.tags for row in rows])
     masks = {i: p for i in ids if (p := dataset.mask_path(i, split)) is not None} if own_masks else {}
@@ -176,7 +177,7 @@ def prepare_labels(
             "images": len(ids),
             "labelled_share": sum(r.labelled for r in rows) / max(sum(r.pixels for r in rows), 1),
             "without_label": sum(r.labelled == 0 for r in rows),
-            "classes": sense.by_class(dataset.info, np.stack([row.classes for row in rows])),
+            "classes": sense.by_class(dataset.info, (counts > 0).sum(0), counts.sum(0)),
         },
         masks=masks,
         hashes={} if own_masks else {i: row.sha256 for i, row in zip(ids, rows, strict=True)},
@@ -184,7 +185,7 @@ def prepare_labels(
             dataset.info,
             split,
             supervision if labels_from is None else "pseudo",
-            np.stack([row.classes for row in rows]),
+            counts,
             np.array([row.pixels for row in rows]),
         ),
     )
@@ -227,16 +228,12 @@ def require_masks(
 
 def _tags_only(dataset: Dataset, split: str, ids: tuple[str, ...]) -> LabelStore:
     tags = np.asarray(dataset.tags(ids), np.uint8)
-    info, split_tags = dataset.info, tags > 0
+    present = tags > 0
     statistics = {
         "images": len(ids),
         "labelled_share": 0.0,
         "without_label": len(ids),
-        "classes": {
-            name: {"pictures": int(number)}
-            for name, number in zip(info.classes, split_tags.sum(0), strict=True)
-            if number
-        },
+        "classes": sense.by_class(dataset.info, present.sum(0)),
     }
     return LabelStore(
         ids=ids,
@@ -246,7 +243,7 @@ def _tags_only(dataset: Dataset, split: str, ids: tuple[str, ...]) -> LabelStore
         statistics=statistics,
         masks={},
         hashes={},
-        warnings=sense.of_tags(info, split, split_tags),
+        warnings=sense.of_tags(dataset.info, split, present),
     )
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from harness.data.annotations import TOOLS, check_format, label_files, read_label
-from harness.data.base import IGNORE, Dataset, LabelSpec, Supervision
+from harness.data.base import Dataset, LabelSpec, Supervision, class_numbers
 from harness.data.images import read_index, read_rgb
 from harness.data.lists import PACKAGED, packaged_list, read_list
 from harness.data.naming import ByPicture
@@ -77,10 +77,7 @@ class FileDataset(Dataset):
     @classmethod
     def values(cls) -> np.ndarray:
         """``(256,)`` int16: label of every value in a mask file, 255 void, -1 illegal."""
-        table = np.full(256, -1, np.int16)
-        table[: cls.info.num_classes] = np.arange(cls.info.num_classes)
-        table[IGNORE] = IGNORE
-        return table
+        return class_numbers(cls.info.num_classes, void=True)
 
     # --- where it is ---------------------------------------------------------------------------------
 
@@ -158,8 +155,9 @@ class FileDataset(Dataset):
     # --- files ---------------------------------------------------------------------------------------
 
     def read_image(self, image_id: str) -> np.ndarray:
-        """``(H, W, 3)`` uint8 RGB, decoded whole. EXIF orientation is ignored, as in the masks."""
-        return read_rgb(self.image_path(image_id))
+        """``(H, W, 3)`` uint8 RGB, decoded whole. EXIF orientation is ignored, as in the masks, unless the
+        owner of the data set asks for it."""
+        return read_rgb(self.image_path(image_id), self.exif)
 
     def read_mask(self, image_id: str, split: str) -> np.ndarray:
         """``(H, W)`` uint8: ``0..K-1`` class, 255 void.

@@ -17,27 +17,20 @@ from typing import Literal
 
 import numpy as np
 
-from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec
+from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, class_numbers
 from harness.data.images import read_index
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
 from harness.reading import read_object
 from harness.scores import iou_from_counts
 
-Encoding = Literal["classes", "files"]
+Numbering = Literal["classes", "files"]
 
 #: What lies beside label maps that this project wrote, and says so.
 _NOTES = ("export.json", "predict.json", "labels.json", "complete.json")
 
 
-def of_classes(num_classes: int) -> np.ndarray:
-    """``(256,)`` int16: label of every value in class numbers, -1 for values that are no class."""
-    table = np.full(256, -1, np.int16)
-    table[:num_classes] = np.arange(num_classes)
-    return table
-
-
-def numberings(dataset: Dataset) -> dict[Encoding, np.ndarray]:
+def numberings(dataset: Dataset) -> dict[Numbering, np.ndarray]:
     """The numberings that label maps of a data set may be in.
 
     Returns:
@@ -46,7 +39,7 @@ def numberings(dataset: Dataset) -> dict[Encoding, np.ndarray]:
         hold colours.
     """
     count, files = dataset.info.num_classes, dataset.numbers()
-    classes = of_classes(count)
+    classes = class_numbers(count, void=False)
     has_all = set(range(count)) <= set(files.tolist())
     if not has_all or (files[:count] == classes[:count]).all():
         return {"classes": np.where(classes < 0, files, classes) if has_all else classes}
@@ -73,7 +66,7 @@ def to_files(dataset: Dataset) -> np.ndarray:
     return written
 
 
-def palette_of(dataset: Dataset, encoding: Encoding) -> Sequence[Sequence[int]]:
+def palette_of(dataset: Dataset, encoding: Numbering) -> Sequence[Sequence[int]]:
     """Colours by value, for label maps in a numbering."""
     palette = dataset.info.palette
     if encoding == "classes":
@@ -83,7 +76,7 @@ def palette_of(dataset: Dataset, encoding: Encoding) -> Sequence[Sequence[int]]:
     return [tuple(int(v) for v in row) for row in colours]
 
 
-def said_beside(folder: Path) -> Encoding | None:
+def said_beside(folder: Path) -> Numbering | None:
     """The numbering of label maps that this project wrote, from the note beside them; None without one.
 
     Raises:
@@ -112,7 +105,7 @@ def _values(path: Path) -> np.ndarray:
 
 def chosen(
     dataset: Dataset, values: np.ndarray, *, free: Iterable[int], what: str, where: object, say: str
-) -> Encoding:
+) -> Numbering:
     """The one numbering in which all values mean something.
 
     Args:

@@ -34,7 +34,7 @@ from harness.bounds import Byte
 from harness.data.annotations import FORMATS, check_size
 from harness.data.base import IGNORE, UNLABELLED, DatasetInfo, LabelSpec, Supervision
 from harness.data.encoding import Code, Encoding, Unlabelled, encoding, read_labelmap
-from harness.data.images import Exif, image_size, picture_notes, read_rgb
+from harness.data.images import Exif
 from harness.data.layout import FileDataset, bit_palette
 from harness.data.lists import read_list
 from harness.data.picture_files import PictureFiles, in_any_case
@@ -213,24 +213,16 @@ class OwnDataset(FileDataset):
         """``<images>/<id>`` with whatever ending is there."""
         return self.pictures.only(image_id)
 
-    def read_image(self, image_id: str) -> np.ndarray:
-        """``(H, W, 3)`` uint8 RGB, decoded whole; turned by its EXIF orientation where that is asked for."""
-        return read_rgb(self.image_path(image_id), self.spec.exif)
-
-    def picture_size(self, image_id: str) -> tuple[int, int]:
-        """``(H, W)`` of :meth:`read_image`, from the file's header."""
-        return image_size(self.image_path(image_id), self.spec.exif)
-
     def picture_notes(self, image_id: str) -> tuple[str, ...]:
         """What of a picture is not read, and what a word in the description would change."""
-        notes = picture_notes(self.image_path(image_id), self.spec.exif)
+        notes = super().picture_notes(image_id)
         ignored = "an EXIF orientation, which is ignored"
         return tuple(f'{n} (exif = "apply" in {FILE} turns them)' if n == ignored else n for n in notes)
 
     @property
     def decoding(self) -> str:
         """Whether pictures are turned, and what a table says of values or colours."""
-        turned = "" if self.spec.exif == "ignore" else f"exif {self.spec.exif}"
+        turned = "" if self.exif == "ignore" else f"exif {self.exif}"
         return turned + (f" {sorted(map(str, self.encoding.labels.items()))}" if self.described else "")
 
     @property
@@ -297,7 +289,14 @@ def describe(name: str, path: Path) -> type[OwnDataset]:
     made: Any = type(
         name,
         (OwnDataset,),
-        {"spec": spec, "file": file, "lists": lists, "encoding": table, "legal": table.words()},
+        {
+            "spec": spec,
+            "file": file,
+            "lists": lists,
+            "encoding": table,
+            "legal": table.words(),
+            "exif": spec.exif,
+        },
     )
     pictures = PictureFiles(file.parent / spec.images)
     sizes = {}

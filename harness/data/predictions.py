@@ -10,7 +10,7 @@ import numpy as np
 from harness.data import numbering
 from harness.data.base import IGNORE, Dataset
 from harness.data.images import read_index
-from harness.data.numbering import Encoding
+from harness.data.numbering import Numbering
 from harness.errors import UserError
 
 
@@ -37,7 +37,7 @@ class FolderPredictions:
         dataset: Dataset,
         folder: Path,
         split: str,
-        encoding: Encoding | None = None,
+        encoding: Numbering | None = None,
         *,
         say: str = "--encoding {}",
     ) -> None:
@@ -61,7 +61,7 @@ class FolderPredictions:
             found = numbering.chosen(
                 dataset, values, free=(IGNORE,), what="these predictions", where=folder, say=say
             )
-        self.encoding: Encoding = found
+        self.encoding: Numbering = found
         self._table = legal[found].copy()
         self._legal = numbering.in_words(legal[found])
         if self._table[IGNORE] < 0:
@@ -112,7 +112,7 @@ class FolderPredictions:
 
 
 def folder_pairs(
-    dataset: Dataset, folder: Path, split: str, encoding: Encoding | None = None
+    dataset: Dataset, folder: Path, split: str, encoding: Numbering | None = None
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(id, prediction, mask) of every picture of a split that has a mask, from ``<folder>/<id>.png``.
 

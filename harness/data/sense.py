@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,21 +15,24 @@ _MANY = 0.5
 _NAMED = 5
 
 
-def by_class(info: DatasetInfo, counts: np.ndarray) -> dict[str, dict[str, int]]:
+def by_class(
+    info: DatasetInfo, pictures: np.ndarray, pixels: np.ndarray | None = None
+) -> dict[str, dict[str, int]]:
     """What is labelled, for each class that occurs.
 
     Args:
         info: the data set.
-        counts: ``(N, K)`` labelled pixels of each picture and class.
+        pictures: ``(K,)`` number of pictures with the class.
+        pixels: ``(K,)`` pixels of the class, None of image tags.
 
     Returns:
         Class name to ``pictures`` and ``pixels``.
     """
-    pictures, pixels = (counts > 0).sum(0), counts.sum(0)
+    columns = {"pictures": pictures} | ({} if pixels is None else {"pixels": pixels})
     return {
-        name: {"pictures": int(n), "pixels": int(p)}
-        for name, n, p in zip(info.classes, pictures, pixels, strict=True)
-        if n
+        name: {what: int(numbers[k]) for what, numbers in columns.items()}
+        for k, name in enumerate(info.classes)
+        if pictures[k]
     }
 
 
@@ -129,20 +131,6 @@ def unseen(info: DatasetInfo, split: str, occurs: np.ndarray, seen: Sequence[int
     """
     never = [int(k) for k in np.flatnonzero(occurs[: info.num_classes]) if k not in set(seen)]
     return tuple(_never(info, never, f"in the training labels, and is scored on {split}"))
-
-
-def lines(info: DatasetInfo, statistics: dict[str, Any]) -> list[str]:
-    """What labels contain, as text: pictures, without label, share of pixels, and every class."""
-    classes = statistics.get("classes", {})
-    head = f"{statistics['images']:,} pictures, {statistics['without_label']:,} without label"
-    if statistics.get("labelled_share"):
-        head += f", {100 * statistics['labelled_share']:.2f} % of pixels labelled"
-    parts = []
-    for name in info.classes:
-        own = classes.get(name, {"pictures": 0})
-        pixels = f" ({own['pixels']:,} px)" if own.get("pixels") else ""
-        parts.append(f"{name} {own['pictures']:,}{pixels}")
-    return [head, "pictures by class: " + ", ".join(parts)]
 
 
 def _never(info: DatasetInfo, classes: Sequence[int] | np.ndarray, where: str) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,7 @@ class SplitReport:
     warnings: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def of_pictures(self) -> str:
         """SHA-256 over ids and contents of the pictures alone: ``fingerprint`` where there are no masks."""
         return _fingerprint(
@@ -167,6 +167,7 @@ def check_split(
             with whole_file(memory) as stream:
                 json.dump({**known, **sound}, stream)
     info, (pixels, occurs) = dataset.info, _contents(sound.values())
+    strange = dataset.unofficial(split)
     pictures = {image_id: row.picture for image_id, row in sound.items()}
     return SplitReport(
         split=split,
@@ -175,7 +176,7 @@ def check_split(
         offenders=tuple(offenders),
         notes=(*(dropped := tuple(_dropped(sound))), *_twins(pictures)),
         dropped=dropped,
-        warnings=(*_odd(sound), *_official(dataset, split), *sense.of_masks(info, split, pixels)),
+        warnings=(*_odd(sound), *_official(strange, len(ids), split), *sense.of_masks(info, split, pixels)),
         fingerprint=None
         if offenders
         else _fingerprint(dataset.decoding, ((i, sound[i].picture, sound[i].mask) for i in ids)),
@@ -184,15 +185,14 @@ def check_split(
         masks=sum(bool(row.mask) for row in sound.values()),
         pixels=pixels,
         occurs=occurs,
-        strange=len(dataset.unofficial(split)),
+        strange=len(strange),
         decoding=dataset.decoding,
     )
 
 
-def _official(dataset: Dataset, split: str) -> Iterator[str]:
-    strange = dataset.unofficial(split)
+def _official(strange: Sequence[str], images: int, split: str) -> Iterator[str]:
     if strange:
-        number = f"{len(strange):,} of {len(dataset.ids(split)):,} pictures"
+        number = f"{len(strange):,} of {images:,} pictures"
         yield f"{number} are in no official list of {split}, such as {strange[0]}"
 
 

@@ -36,12 +36,16 @@ def scorable(
     """
     info = dataset.info
 
+    @cache
+    def masks(split: str) -> int:
+        return len(dataset.masked(split))
+
     def lack(split: str) -> str:
         if split not in info.splits:
             if asked or not own.is_own(info.name):
                 dataset.check_split(split)
             return f"{info.name} has no split {split!r}"
-        return "" if dataset.masked(split) else f"no picture of {split} has a mask"
+        return "" if masks(split) else f"no picture of {split} has a mask"
 
     if recipe.selection is not None and (why := lack(recipe.selection.split)):
         raise UserError(
@@ -60,7 +64,7 @@ def scorable(
             notes.append(f"{why}: {spec.name} is not evaluated")
             continue
         kept.append(spec)
-        number, whole = len(dataset.masked(spec.split)), len(dataset.ids(spec.split))
+        number, whole = masks(spec.split), len(dataset.ids(spec.split))
         if number < whole:
             notes.append(f"{number} of {whole} pictures of {spec.split} have masks: those are scored")
     return tuple(kept), tuple(dict.fromkeys(notes))

@@ -22,7 +22,7 @@ from harness.data.loader import StepSampler
 from harness.errors import UserError, nearest, words
 from harness.recipes import explain, resolve
 from harness.registry import METHODS
-from harness.runs.trial import Options, Trial, prepare
+from harness.runs.trial import Options, Trial, forget, prepare
 from harness.schema import digest
 from harness.search.objective import HELD_OUT, Objective, choose_objective, held_out
 from harness.store.object_store import beside
@@ -129,6 +129,7 @@ def plan_search(
         UserError: an unknown name, a method without a search space, a sampler whose package is missing,
             or anything that a trial of the recipe itself would be refused for.
     """
+    forget()
     options = options or Options()
     overrides = dict(overrides or {})
     for name, known, option in ((sampler, SAMPLERS, "sampler"), (scheduler, SCHEDULERS, "scheduler")):

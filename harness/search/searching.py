@@ -137,16 +137,15 @@ def search(
         comparison = compare(study)
         write_report(study, comparison)
         write_plots(study, comparison)
-        counts = dict(study.counts())
-        best = best_overrides(study)
+        counts, best, finished = study.counts(), best_overrides(study), best_trial(study)
         return Searched(
             folder=plan.folder,
             shown=plan.store.shown(plan.folder),
             best=best,
-            miou=None if (found := best_trial(study)) is None else found.value,
+            miou=None if finished is None else finished.value,
             verdict=verdict(study),
             importances=importance_table(comparison),
             command=run_line(study) if best else "",
-            counts=counts,
-            failed=study.counts()["failed"] - failed_before,
+            counts=dict(counts),
+            failed=counts["failed"] - failed_before,
         )

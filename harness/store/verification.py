@@ -147,7 +147,7 @@ def _truths(done: Verified, dataset: Open | None, cache: Path) -> None:
 
 def _counted(dataset: Dataset, split: str) -> Truth:
     """The truth of a split, from its masks."""
-    ids, classes = dataset.ids(split), dataset.info.num_classes
+    ids, classes = dataset.masked(split), dataset.info.num_classes
     masks = (dataset.read_mask(image_id, split) for image_id in ids)
     return truth_of(ids, np.array([count(mask, mask, classes)[2] for mask in masks], dtype=np.int64))
 

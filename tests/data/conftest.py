@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from harness.data.voc2012 import VOC2012, write_tags
+from harness.registry import DATASETS
 
 Scenes = Mapping[str, np.ndarray]
 Writer = Callable[..., VOC2012]
@@ -69,3 +70,12 @@ def write_voc(tmp_path: Path) -> Writer:
 def tiny_voc(write_voc: Writer) -> VOC2012:
     """Six pictures."""
     return write_voc({f"2007_00000{i}": scene(i) for i in range(6)})
+
+
+@pytest.fixture(autouse=True)
+def forget_data_sets():
+    """A data set that a test describes is not known to the next one."""
+    before = dict(DATASETS._registered)
+    yield
+    DATASETS._registered.clear()
+    DATASETS._registered.update(before)

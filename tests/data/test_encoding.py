@@ -16,22 +16,12 @@ from harness.data.label_store import prepare_labels
 from harness.data.layout import FileDataset
 from harness.data.own import describe
 from harness.errors import UserError
-from harness.registry import DATASETS
 
 #: What masks and labels say, as labels: 0 sky, 1 bird, 255 void or 254 unlabelled where there is such a code.
 WANTED = np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.uint8)
 PICTURE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 9
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 OFFICIAL = LabelSpec(source="official", format="png", folder="drawn")
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    """A name that a test registers is not known to the next one."""
-    before = dict(DATASETS._registered)
-    yield
-    DATASETS._registered.clear()
-    DATASETS._registered.update(before)
 
 
 def own(folder: Path, text: str, classes: str = '["sky", "bird"]') -> FileDataset:

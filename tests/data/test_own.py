@@ -30,15 +30,6 @@ def wsss(*arguments: object) -> int:
     return invoke(cli, [str(a) for a in arguments])
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """A name that a test registers is not known to the next one."""
-    before = dict(DATASETS._registered)
-    yield
-    DATASETS._registered.clear()
-    DATASETS._registered.update(before)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Pictures of three formats, ids with blanks and umlauts, Windows line ends, classes from value 10."""

@@ -18,19 +18,9 @@ from harness.data.lists import read_list
 from harness.data.own import describe
 from harness.data.verify import check_split
 from harness.errors import UserError
-from harness.registry import DATASETS
 
 #: Three by two pixels, no two alike.
 PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    """A name that a test registers is not known to the next one."""
-    before = dict(DATASETS._registered)
-    yield
-    DATASETS._registered.clear()
-    DATASETS._registered.update(before)
 
 
 def own(folder: Path, ids: list[str], extra: str = "") -> FileDataset:

@@ -14,21 +14,12 @@ from harness.data.layout import FileDataset
 from harness.data.lists import write_tags
 from harness.data.own import describe
 from harness.errors import UserError
-from harness.registry import DATASETS, METHODS
+from harness.registry import METHODS
 from methods.vit_segmenter import ViTSegmenter
 
 OBJECTS = ("wing", "beak", "left foot")
 #: What the pictures show.
 SHOWN = {"a": {"wing", "left foot"}, "b": {"beak"}, "c": set()}
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    """A name that a test registers is not known to the next one."""
-    before = dict(DATASETS._registered)
-    yield
-    DATASETS._registered.clear()
-    DATASETS._registered.update(before)
 
 
 def birds(folder: Path, background: int | None, *lines: str) -> FileDataset:

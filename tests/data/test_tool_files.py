@@ -18,20 +18,10 @@ from harness.data.label_store import prepare_labels
 from harness.data.layout import FileDataset
 from harness.data.own import describe
 from harness.errors import UserError
-from harness.registry import DATASETS
 
 HEIGHT, WIDTH = 20, 30
 #: The shape that every format draws: left, top, right, bottom in pixels, and its class.
 BOX = (6, 4, 18, 14)
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    """A name that a test registers is not known to the next one."""
-    before = dict(DATASETS._registered)
-    yield
-    DATASETS._registered.clear()
-    DATASETS._registered.update(before)
 
 
 @pytest.fixture

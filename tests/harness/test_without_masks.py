@@ -108,6 +108,10 @@ def test_a_validation_split_with_some_masks(birds, capsys):
     (evaluation,) = record.evaluations.values()
     assert (evaluation.data["images"], evaluation.data["official_images"]) == (1, 3)
     assert wsss("leaderboard") == 0
+    capsys.readouterr()
+    assert wsss("verify-store", "--data-root", f"birds={birds}") == 0
+    said = capsys.readouterr()
+    assert "not compared" not in said.out + said.err
     draw_masks(birds, ["p4", "p6"])
     assert run(birds, *SCRIBBLES) == 0, "scored again, not trained again"
     assert {e.data["images"] for e in only().all_evaluations} == {1, 3}
