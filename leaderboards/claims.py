@@ -24,6 +24,7 @@ from harness.files import read_toml
 from harness.registry import METHODS
 from harness.schema import Aside, differing, load, marks, neutral_values, schema
 from leaderboards.published import Published, published
+from leaderboards.row import Row
 from leaderboards.statistics import (
     PERMUTATIONS,
     RESAMPLES,
@@ -32,7 +33,7 @@ from leaderboards.statistics import (
     seed_test,
     two_level_difference,
 )
-from leaderboards.tables import Row, leaderboard
+from leaderboards.tables import leaderboard
 from leaderboards.text import DASH, escaped, number, pipe_table
 
 #: Folder of the packaged claims.

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Literal
 
 from leaderboards.gathering import dataset_title
-from leaderboards.tables import Row
+from leaderboards.row import Row
 from leaderboards.text import DASH, mean_text, memory_text, number, time_text
 
 #: Heading of the numbers of a row's notes; every writer fills it in itself.

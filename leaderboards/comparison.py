@@ -14,8 +14,9 @@ from harness.recipes import resolve
 from harness.scoring import trained_with
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
 from leaderboards.columns import recipe_text
+from leaderboards.row import Row
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
-from leaderboards.tables import Row, leaderboard
+from leaderboards.tables import leaderboard
 from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
 
 

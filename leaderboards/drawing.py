@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from harness.drawn_text import as_written
 from harness.files import write_with
 from leaderboards.gathering import dataset_title
-from leaderboards.tables import Row
+from leaderboards.row import Row
 
 #: Okabe and Ito's palette, told apart under every common colour vision, without its yellow: weak on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -33,8 +33,8 @@ from leaderboards.drawing import (
     seeds_text,
     style,
 )
+from leaderboards.row import Row
 from leaderboards.statistics import spread
-from leaderboards.tables import Row
 from leaderboards.text import memory_text, number, time_text
 
 #: Methods that others are compared with, the first that was run under a supervision.

@@ -10,10 +10,10 @@ import pandas as pd
 from harness.recipes import usable
 from harness.store.records import Store
 from leaderboards.gathering import gather
+from leaderboards.row import Row
 from leaderboards.tables import (
     CLASS_COLUMNS,
     COLUMNS,
-    Row,
     as_lines,
     class_lines,
     leaderboard,

@@ -223,6 +223,10 @@ def _tell_apart(lines: Sequence[dict[str, Any]]) -> None:
             line["overrides"] = f"{called}: {_text(line['record'].data['overrides'])}{rest}"
 
 
+#: Of the frame that :func:`gather` gives.
+Line = Mapping[str, Any]
+
+
 def lines_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The lines of a frame as dicts of plain values; ``to_dict`` looks at the type of every single one."""
     names = list(frame.columns)

@@ -38,7 +38,7 @@ from leaderboards.columns import (
 from leaderboards.gathering import dataset_title
 from leaderboards.provenance_facts import compact
 from leaderboards.published import Published
-from leaderboards.tables import Row
+from leaderboards.row import Row
 from leaderboards.text import DASH, number
 
 _ASSETS = Path(__file__).with_name("assets")

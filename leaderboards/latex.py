@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from leaderboards.columns import MIOU, PUBLISHED, VERDICT, Column, Section, places, sections
-from leaderboards.tables import Row
+from leaderboards.row import Row
 from leaderboards.text import number
 
 _HEAD = """% Generated: do not edit. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.

@@ -30,8 +30,8 @@ from leaderboards.drawing import (
     style,
 )
 from leaderboards.gathering import dataset_title
+from leaderboards.row import Row
 from leaderboards.statistics import spread
-from leaderboards.tables import Row
 
 #: Classes in one line of bars; more go on further lines.
 _CLASSES_PER_LINE = 24

@@ -12,7 +12,7 @@ from harness.errors import UserError, nearest
 from leaderboards import figures, plots
 from leaderboards.columns import trainings
 from leaderboards.drawing import Entries, entries_of, save, standing
-from leaderboards.tables import Row
+from leaderboards.row import Row
 
 #: Rows in one figure: the best by mean mIoU; the tables have all of them.
 MOST = 10

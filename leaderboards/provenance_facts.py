@@ -9,7 +9,7 @@ from typing import Any
 
 from leaderboards.columns import images_text, interval_text, recipe_text
 from leaderboards.published import Published
-from leaderboards.tables import Row
+from leaderboards.row import Row
 from leaderboards.text import DASH, mean_text, memory_text, number, time_text
 
 Entries = list[tuple[str, str]]

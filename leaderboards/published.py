@@ -271,3 +271,23 @@ def row_means(known: Published | None = None) -> list[Finding]:
             )
             findings.append(Finding("row mean", cell_id, "", text))
     return findings
+
+
+def cited(ids: Iterable[str], known: Published) -> tuple[float, str, list[str]]:
+    """The first cited cell with a value (value and id; NaN if none), and notes on all of them."""
+    value, source, notes = math.nan, "", []
+    for cell_id in ids:
+        cell = known.cells.get(cell_id)
+        if cell is None:
+            notes.append(f"cites the cell {cell_id}, which does not exist")
+        elif cell.value is None:
+            notes.append(f"{cell_id}: no published value ({cell.reason})")
+        elif not source and cell.metric == "miou":
+            value, source = cell.value, cell_id
+            notes.append(f"{cell_id}: {cell.protocol}" + (f"; {cell.notes}" if cell.notes else ""))
+        else:
+            notes.append(
+                f"{cell_id}: also {cell.value:.2f} ({cell.metric})"
+                + (f"; {cell.notes}" if cell.notes else "")
+            )
+    return value, source, notes

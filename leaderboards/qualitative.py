@@ -29,7 +29,7 @@ from harness.schema import load
 from harness.scores import iou_from_counts
 from harness.store.remote import present
 from leaderboards.drawing import STYLE, WIDTH, Entries, caption, entries_of, entry_of, standing
-from leaderboards.tables import Row
+from leaderboards.row import Row
 
 #: Quantiles of the mean IoU per picture that are shown [our choice].
 QUANTILES = (0.2, 0.5, 0.8)

@@ -28,7 +28,8 @@ from leaderboards.gathering import dataset_title, gather, without_collector
 from leaderboards.html_report import html_report
 from leaderboards.latex import latex
 from leaderboards.published import Cell, Published, published
-from leaderboards.tables import CLASS_COLUMNS, COLUMNS, Row, as_lines, class_lines, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import CLASS_COLUMNS, COLUMNS, as_lines, class_lines, leaderboard
 from leaderboards.text import DASH, escaped, pipe_table
 
 #: Formats of tables.

@@ -10,118 +10,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.data.base import SUPERVISIONS
-from harness.schema import dump
 from harness.store.records import EvaluationRecord, PerImage, Record
 from leaderboards.cost import Cost, cost_of
-from leaderboards.gathering import Current, identity, lines_of, method_title, stale_reason, weak_label
-from leaderboards.published import Published, published
+from leaderboards.gathering import Current, Line, identity, lines_of, stale_reason
+from leaderboards.holes import holes, unscored, with_failures
+from leaderboards.published import Published, cited, published
+from leaderboards.row import Row, Verdict, remarks
 from leaderboards.statistics import bootstrap_miou, spread
-
-Verdict = Literal["reproduced", "below", "above", "not comparable", "external", "stale", "not run"]
 
 #: Slack for the last bit where |difference| equals the tolerance.
 _SLACK = 1e-9
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a leaderboard. Figures are percent or points of mIoU; NaN where there is none.
-
-    Attributes:
-        dataset, supervision: the table that it belongs to.
-        method, title, recipe: registry name, name in tables, recipe name.
-        overrides: what the command line changed, empty for the recipe as it stands.
-        digest: training digest, empty for a hole.
-        backbone, weights, weak_label: what was trained, from what, on what.
-        evaluation, protocol: name of the evaluation and of its protocol.
-        n: finished seeds.
-        seeds: their numbers.
-        mean, std: over seeds (divisor n - 1; NaN for n = 1).
-        low, high: 95 % bootstrap interval over images, see ``statistics.bootstrap_miou``.
-        published, source: published value and its cell id.
-        difference: mean - published; NaN where recipe or data are not the published ones.
-        tolerance: largest |difference| that counts as reproduced, as recorded by the run.
-        share: percent of the ``full`` row of the same data set, backbone, weights and evaluation.
-        verdict: see :func:`judge`; ``stale`` and ``not run`` come before it.
-        images, official_images: evaluated, and in the official split.
-        split, output: of the evaluation; every output but ``segmentation`` is a pseudo label.
-        coverage: share of the labelled pixels with a decision, mean over seeds.
-        background: of pseudo labels, share of the decided pixels called background, mean over seeds.
-        true_background: of pseudo labels, share of the labelled pixels that are background.
-        cost: of the training, see :class:`Cost`.
-        commit: of the code that trained, every one of them.
-        notes: what a reader must know.
-    """
-
-    dataset: str
-    supervision: str
-    method: str
-    title: str
-    recipe: str
-    backbone: str
-    weights: str
-    weak_label: str
-    evaluation: str
-    protocol: str
-    overrides: str = ""
-    digest: str = ""
-    n: int = 0
-    seeds: tuple[int, ...] = ()
-    mean: float = math.nan
-    std: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    published: float = math.nan
-    source: str = ""
-    difference: float = math.nan
-    tolerance: float = math.nan
-    share: float = math.nan
-    verdict: Verdict = "not run"
-    images: int = 0
-    official_images: int = 0
-    split: str = ""
-    output: str = "segmentation"
-    coverage: float = math.nan
-    background: float = math.nan
-    true_background: float = math.nan
-    cost: Cost = field(default_factory=Cost)
-    commit: str = ""
-    notes: tuple[str, ...] = ()
-    runs: tuple[EvaluationRecord, ...] = field(default=(), repr=False, compare=False)
-    records: tuple[Record, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def label(self) -> str:
-        """Title, with the overrides where there are any."""
-        return f"{self.title} ({self.overrides})" if self.overrides else self.title
-
-    @cached_property
-    def class_iou(self) -> np.ndarray:
-        """``(n, K)`` IoU in percent of each seed, NaN where absent."""
-        return np.stack([run.iou for run in self.runs])
-
-    @cached_property
-    def class_spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, standard deviation and number, each ``(K,)``, over the seeds where a class occurs.
-
-        NaN: the mean of none, the deviation of fewer than two.
-        """
-        values = self.class_iou
-        absent = np.isnan(values)
-        number = len(values) - absent.sum(0)
-        mean = np.where(number > 0, np.where(absent, 0.0, values).sum(0) / np.maximum(number, 1), np.nan)
-        squares = np.where(absent, 0.0, (values - mean) ** 2).sum(0)
-        std = np.where(number > 1, np.sqrt(squares / np.maximum(number - 1, 1)), np.nan)
-        return mean, std, number
 
 
 # --- rows ----------------------------------------------------------------------------------------------
@@ -137,26 +42,6 @@ def judge(difference: float, tolerance: float) -> Verdict:
     if abs(difference) <= tolerance + _SLACK:
         return "reproduced"
     return "below" if difference < 0 else "above"
-
-
-def _cells(ids: Iterable[str], known: Published) -> tuple[float, str, list[str]]:
-    """The first cited cell with a value (value and id; NaN if none), and notes on all of them."""
-    value, source, notes = math.nan, "", []
-    for cell_id in ids:
-        cell = known.cells.get(cell_id)
-        if cell is None:
-            notes.append(f"cites the cell {cell_id}, which does not exist")
-        elif cell.value is None:
-            notes.append(f"{cell_id}: no published value ({cell.reason})")
-        elif not source and cell.metric == "miou":
-            value, source = cell.value, cell_id
-            notes.append(f"{cell_id}: {cell.protocol}" + (f"; {cell.notes}" if cell.notes else ""))
-        else:
-            notes.append(
-                f"{cell_id}: also {cell.value:.2f} ({cell.metric})"
-                + (f"; {cell.notes}" if cell.notes else "")
-            )
-    return value, source, notes
 
 
 def _spec(recipes: Mapping[str, Any], name: str, evaluation: str) -> Any | None:
@@ -185,9 +70,6 @@ def _backgrounds(counts: Sequence[PerImage], classes: Sequence[str]) -> tuple[fl
     return float(decided), float(labelled)
 
 
-Line = Mapping[str, Any]  # of the frame that ``gathering.gather`` gives
-
-
 def _seeds(group: Sequence[Line]) -> list[Line]:
     """One line for each seed, in their order: of predictions that were imported twice, the newer."""
     newest = {line["seed"]: line for line in sorted(group, key=lambda line: line["ended"])}
@@ -211,7 +93,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
             background, true_background = _backgrounds(counts, runs[0].data["classes"])
     coverages = [math.nan if run.data.get("coverage") is None else run.data["coverage"] for run in runs]
     now = _spec(current.recipes, first["name"], first["evaluation"])
-    value, source, cell_notes = _cells(now.cells if now else runs[0].data["spec"]["cells"], known)
+    value, source, cell_notes = cited(now.cells if now else runs[0].data["spec"]["cells"], known)
     tolerances = [run.data["spec"]["tolerance"] for run in runs]
     tolerance = math.nan if None in tolerances else float(min(tolerances))
 
@@ -240,7 +122,8 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     external = records[0].data.get("external")
     if external:
         verdict = "external"
-        notes += [f"predictions from outside: {text}" for text in _words(records, "external")]
+        notes += [f"predictions from outside: {text}" for text in remarks(records, "external")]
+    notes += remarks(records, "notes")
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
@@ -266,23 +149,13 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
         cost=cost_of(records, runs),
         commit=", ".join(sorted({line["commit"] for line in group})),
         notes=tuple(
-            n for n in [stale, *obstacles, *notes, *_words(records, "notes"), _absent(runs), *cell_notes] if n
+            n
+            for n in [stale, *obstacles, *notes, *remarks(records, "notes"), _absent(runs), *cell_notes]
+            if n
         ),
         runs=runs,
         records=records,
     )
-
-
-def _words(records: Sequence[Record], key: str) -> list[str]:
-    """Remarks of records under a key: each text once, those of some seeds alone with the seeds."""
-    seeds: dict[str, list[int]] = {}
-    for record in records:
-        for text in filter(None, record.data.get(key) or ()):
-            seeds.setdefault(text, []).append(record.seed)
-    return [
-        text if len(own) == len(records) else f"{text} (seed {', '.join(map(str, own))})"
-        for text, own in seeds.items()
-    ]
 
 
 def _mark_superseded(rows: list[Row]) -> list[Row]:
@@ -329,104 +202,6 @@ def _with_share(rows: list[Row]) -> list[Row]:
     return out
 
 
-def _titles(frame: pd.DataFrame) -> dict[str, str]:
-    return {} if frame.empty else dict(zip(frame["method"], frame["title"], strict=True))
-
-
-def _holes(
-    rows: Sequence[Row], frame: pd.DataFrame, recipes: Mapping[str, Any], known: Published
-) -> list[Row]:
-    """A row for every evaluation of a recipe that no standing, unchanged record answers."""
-    answered = {(r.recipe, r.evaluation) for r in rows if r.verdict != "stale" and not r.overrides}
-    outdated = {(r.recipe, r.evaluation) for r in rows if r.verdict == "stale"}
-    titles = _titles(frame)
-    plain = frame[frame["finished"] & (frame["overrides"] == "")] if len(frame) else frame
-    trained = set(plain["name"]) if len(plain) else set()
-    holes = []
-    for name in sorted(recipes):
-        recipe = recipes[name].recipe
-        for spec in recipe.evaluation:
-            if (name, spec.name) in answered:
-                continue
-            value, source, notes = _cells(spec.cells, known)
-            if name in trained and (name, spec.name) not in outdated:
-                notes.insert(0, f"trained; run `wsss run {name}` again to evaluate it")
-            holes.append(
-                Row(
-                    dataset=recipe.dataset,
-                    supervision=recipe.supervision,
-                    method=recipe.method,
-                    title=method_title(recipe.method, titles),
-                    recipe=name,
-                    backbone=recipe.backbone,
-                    weights=recipe.weights,
-                    weak_label=weak_label(dump(recipe)),
-                    evaluation=spec.name,
-                    protocol=spec.protocol,
-                    split=spec.split,
-                    output=spec.output,
-                    published=value,
-                    source=source,
-                    tolerance=math.nan if spec.tolerance is None else spec.tolerance,
-                    notes=tuple(notes),
-                )
-            )
-    return holes
-
-
-def _unscored(frame: pd.DataFrame) -> list[Row]:
-    """A row for each training digest that was trained and never scored, of which there is no hole."""
-    if frame.empty:
-        return []
-    groups: dict[tuple[str, str, str], list[Line]] = {}
-    for line in lines_of(frame[frame["finished"] & (frame["evaluation"] == "")]):
-        groups.setdefault((line["name"], line["overrides"], line["digest"]), []).append(line)
-    rows = []
-    for (name, overrides, digest), group in groups.items():
-        first = group[0]
-        notes = _words([line["record"] for line in group], "notes")
-        if not notes:
-            continue  # nothing kept it from being evaluated: its hole says how
-        values = {k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")}
-        seeds = ", ".join(str(line["seed"]) for line in group)
-        rows.append(
-            Row(
-                **values,
-                weak_label=first["weak_label"],
-                recipe=name,
-                overrides=overrides,
-                digest=digest,
-                evaluation="none",
-                protocol="",
-                split="",
-                output="segmentation",
-                published=math.nan,
-                source="",
-                tolerance=math.nan,
-                notes=(f"trained (seed {seeds}), nothing evaluated", *notes),
-            )
-        )
-    return rows
-
-
-def _with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
-    if frame.empty:
-        return rows
-    failed: dict[tuple[str, str], list[Line]] = {}
-    for line in lines_of(frame[~frame["finished"]]):
-        failed.setdefault((line["name"], line["overrides"]), []).append(line)
-    out = []
-    for row in rows:
-        mine = failed.get((row.recipe, row.overrides), [])
-        mine = [line for line in mine if row.digest in ("", line["digest"])]
-        if mine:
-            reason = str(mine[0]["reason"]).partition("\n")[0]
-            seeds = ", ".join(str(s) for s in sorted(line["seed"] for line in mine))
-            row = dataclasses.replace(row, notes=(f"failed seeds {seeds}: {reason}", *row.notes))
-        out.append(row)
-    return out
-
-
 def leaderboard(
     frame: pd.DataFrame,
     recipes: Mapping[str, Any] | None = None,
@@ -458,7 +233,7 @@ def leaderboard(
             groups.setdefault(key, []).append(line)
         rows = [_fold(_seeds(groups[key]), current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
-    rows = _with_failures([*rows, *_holes(rows, frame, recipes, known), *_unscored(frame)], frame)
+    rows = with_failures([*rows, *holes(rows, frame, recipes, known), *unscored(frame)], frame)
     return sorted(rows, key=_order)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leaderboards.tables import Row
+    from leaderboards.row import Row
 
 #: Stands where there is no figure.
 DASH = "–"

@@ -15,7 +15,8 @@ from harness.schema import load
 from harness.store.records import Store
 from leaderboards.external import External, import_predictions, import_records, saved_notes
 from leaderboards.gathering import external_digest, gather
-from leaderboards.tables import Row, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import leaderboard
 
 SPEC = {"split": "val", "protocol": "single"}
 MAPS = {"split": "val", "protocol": "single", "output": "cam"}

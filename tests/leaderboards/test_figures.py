@@ -25,7 +25,8 @@ from leaderboards.figures import (
 )
 from leaderboards.gathering import gather
 from leaderboards.plotting import KINDS, MOST, check_kinds, draw, write_plots
-from leaderboards.tables import Row, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import leaderboard
 
 
 def rows_of(factory: Factory) -> list[Row]:

@@ -21,7 +21,8 @@ from leaderboards.html_report import html_report
 from leaderboards.latex import escape, latex
 from leaderboards.published import published
 from leaderboards.report import write_report
-from leaderboards.tables import Row, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import leaderboard
 
 VOID = {"meta", "link", "input", "img", "br"}
 

@@ -25,7 +25,8 @@ from leaderboards.plots import (
     style,
 )
 from leaderboards.plotting import write_plots
-from leaderboards.tables import Row, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import leaderboard
 
 
 def rows_of(factory: Factory) -> list[Row]:

@@ -27,7 +27,8 @@ from leaderboards.qualitative import (
     weak_label_of,
     write,
 )
-from leaderboards.tables import Row, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import leaderboard
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 

@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.specs import EvaluationSpec
 from harness.store.records import Store
 from leaderboards.report import markdown, write_leaderboard
-from leaderboards.tables import Row
+from leaderboards.row import Row
 from leaderboards.text import mean_text, number
 
 

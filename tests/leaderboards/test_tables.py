@@ -14,7 +14,8 @@ from harness.specs import EvaluationSpec
 from leaderboards.frames import class_frame, row_frame
 from leaderboards.gathering import changed_keys, gather, weak_label
 from leaderboards.published import Cell, Published, Source
-from leaderboards.tables import Row, judge, leaderboard
+from leaderboards.row import Row
+from leaderboards.tables import judge, leaderboard
 
 
 def known(value: float | None = 60.0, **values: Any) -> Published:
