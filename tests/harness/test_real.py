@@ -63,10 +63,12 @@ def test_agmm_trains_on_real_pictures_and_its_score_is_an_independent_count(
     command += ["--data-root", root, "--results", tmp_path, "--save-predictions", "--workers", 1]
     assert wsss(*command) == 0, capsys.readouterr().err
     (record,) = Store(tmp_path).records()
-    assert record.data["data"]["splits"]["val"] | {"fingerprint": ""} == {
+    assert record.data["data"]["splits"]["val"] | {"fingerprint": "", "pictures": ""} == {
         "images": 87,
         "official": 1449,
         "fingerprint": "",
+        "pictures": "",
+        "masks": 87,
     }
     assert record.data["data"]["splits"]["train_aug"]["official"] == 10_582
     history = record.history()
