@@ -105,7 +105,7 @@ def test_finished_trials_need_no_place(
         raise AssertionError("scored")
 
     monkeypatch.setattr("harness.scoring.evaluate_into_record", scored)
-    monkeypatch.setattr("harness.export.load_network", scored)
+    monkeypatch.setattr("harness.export.load_noted", scored)
     weights = ["--checkpoint", record.path / "checkpoint" / "last.pt"]
     for verb in (
         ["run", *command, "--seed", 1, "--local", *stored],
