@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from harness import evaluation, origin, provenance
 from harness.errors import UserError
-from harness.files import sha256_of, write_json, write_with
+from harness.files import check_writable, sha256_of, write_json, write_with
 from harness.names import check_scored
 from harness.networks import load_noted
 from harness.nn.resize import resize
@@ -106,6 +106,7 @@ def export_model(
     with origin.standing_in(came):
         resolved = resolve(recipe, overrides)
         check_scored(resolved, network=network, table=table)
+        check_writable(out)
         file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
         method, notes = load_noted(resolved, torch.device("cpu"), file, table, say)
         info = method.build.dataset

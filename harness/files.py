@@ -10,7 +10,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,29 +77,39 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before work whose result would be lost there.
+def check_writable(place: Path, *, file: bool = False) -> None:
+    """Refuse a folder or file that cannot be written, before work whose result would be lost there.
 
     Nothing stays behind: of a folder that is still to be made, the nearest one that exists is tried.
+
+    Args:
+        place: a folder.
+        file: it is a file instead, as :func:`whole_file` writes one.
 
     Raises:
         UserError: nothing can be made there, with why.
     """
-    with named(folder):
-        place = folder.absolute()
+    draft = f".{place.name}." if file else ".wsss-"
+    with named(place):
+        missing = []
+        there = place.absolute().parent if file else place.absolute()
         while True:
             try:
-                place.lstat()
+                there.lstat()
                 break
             except FileNotFoundError:
-                place = place.parent
+                missing.append(there.name)
+                there = there.parent
         try:
             with interruption.held():
-                Path(tempfile.mkdtemp(dir=place, prefix=".wsss-", suffix=".part")).rmdir()
+                Path(tempfile.mkdtemp(dir=there, prefix=draft, suffix=".part")).rmdir()
         except FileNotFoundError:  # a link that leads nowhere, or a file system of the kernel's
-            raise UserError(
-                "no folder can be made here", where=folder, remedy="choose another place"
-            ) from None
+            raise UserError("nothing can be made here", where=place, remedy="choose another place") from None
+        for name in missing:  # the system looks at no name below one that is missing
+            with suppress(FileNotFoundError):
+                (there / name).lstat()
+        if file and place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
 
 
 def append(path: Path, text: str) -> None:

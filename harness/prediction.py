@@ -25,7 +25,7 @@ from harness import evaluation, origin, tiling
 from harness.data.images import picture_notes, read_rgb, save_index
 from harness.data.own import register
 from harness.errors import UserError
-from harness.files import append, sha256_of, whole_file, write_json, write_with
+from harness.files import append, check_writable, sha256_of, whole_file, write_json, write_with
 from harness.names import check_scored
 from harness.networks import load_network
 from harness.reading import read_object
@@ -115,6 +115,7 @@ def predict(
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol, network=network, table=table)
         on = choose_device(device)
+        check_writable(out)
         files = list_pictures(pictures, out)
         targets = _refuse_collisions(files, pictures, out, scores)
         file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)

@@ -12,6 +12,7 @@ from harness.commands.options import (
     DEVICE,
     RESULTS,
     SET,
+    Output,
     RecordStore,
     aside,
     ended,
@@ -24,7 +25,7 @@ from harness.errors import UserError
 
 _OUT = click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Output(),
     default=Path("reports"),
     show_default=True,
     help="Folder for the files.",

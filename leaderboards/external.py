@@ -22,7 +22,7 @@ from harness import evaluation, foreign
 from harness.boundary import Boundary
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
-from harness.files import cache_folder, read_toml, write_with
+from harness.files import cache_folder, check_writable, read_toml, write_with
 from harness.reading import Damaged, damaged, read_bytes, read_object
 from harness.schema import Neutral, digest, dump, load, schema
 from harness.store.arrays import MOST_FILE
@@ -112,6 +112,7 @@ def import_predictions(
 
     split, info = metadata.split, dataset.info
     dataset.check_split(split)
+    check_writable(store.root)
     notes = saved_notes(folder)
     encoding = None if metadata.encoding == "found" else metadata.encoding
     pairs = FolderPredictions(dataset, folder, split, encoding, say='encoding = "{}" in the metadata')

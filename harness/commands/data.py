@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from harness.commands.labels import labels, show
-from harness.commands.options import COUNT, DATA_ROOT, SEED, opened, together
+from harness.commands.options import COUNT, DATA_ROOT, SEED, Output, opened, together
 from harness.commands.usage import Verb
 
 PROCESSES = click.option(
@@ -75,9 +75,7 @@ Files that were sound and have not changed are not read again. Exit code 2 when 
 )
 @click.argument("name")
 @together(DATA_ROOT, SPLIT, PROCESSES)
-@click.option(
-    "--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write all offenders here."
-)
+@click.option("--json", "file", type=Output(file=True), help="Write all offenders here.")
 def verify(
     name: str, data_roots: tuple[str, ...], splits: tuple[str, ...], workers: int, file: Path | None
 ) -> int:
@@ -94,7 +92,7 @@ def verify(
 
 @data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
 @click.argument("name")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=Output())
 @click.option(
     "--train", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Training pictures."
 )
@@ -132,7 +130,7 @@ The file that ships with this project was made by this command with seed 0.""",
 @click.argument("encoder", default="mini_cnn")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Output(),
     default=Path("weights"),
     show_default=True,
     help="Folder for <encoder>.safetensors and weights.json.",

@@ -15,6 +15,7 @@ from harness.commands.options import (
     SET,
     TRAINED,
     WORKERS,
+    Output,
     aside,
     progress,
     together,
@@ -38,9 +39,7 @@ Examples:
         the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
 )
 @click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder that is written."
-)
+@click.option("--out", required=True, type=Output(), help="Folder that is written.")
 @click.option("--split", help="Which pictures [default: the recipe's training split; test for the server].")
 @click.option(
     "--output",

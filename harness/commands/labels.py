@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from harness.commands.options import COUNT, DATA_ROOT, SEED, Real, opened, together
+from harness.commands.options import COUNT, DATA_ROOT, SEED, Output, Real, opened, together
 from harness.commands.usage import Verb, refuse
 from harness.files import expanded
 
@@ -33,9 +33,7 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
 @click.argument("name")
 @click.option("--kind", type=click.Choice(_KINDS), required=True, help="Kind of weak label.")
 @click.option("--split", default="train", show_default=True, help="Which pictures.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into."
-)
+@click.option("--out", type=Output(), required=True, help="Folder to write into.")
 @together(DATA_ROOT)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Import such files [default: simulate].")
 @click.option(
@@ -176,7 +174,7 @@ Examples:
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the simulator.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Output(file=True),
     default=Path("contact_sheet.png"),
     show_default=True,
     help="PNG file.",

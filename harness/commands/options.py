@@ -74,6 +74,19 @@ class RecordStore(click.ParamType):
         return click.Path(path_type=Path, file_okay=False).convert(value, parameter, context)
 
 
+class Output(click.Path):
+    """A folder, or a file, that a verb writes: one that cannot be written is refused before the verb begins
+    (:class:`harness.commands.usage.Verb`).
+
+    Args:
+        file: a file.
+    """
+
+    def __init__(self, *, file: bool = False) -> None:
+        super().__init__(path_type=Path, readable=False)
+        self.file = file
+
+
 RESULTS = click.option(
     "--results",
     type=RecordStore(),

@@ -16,6 +16,7 @@ from harness.commands.options import (
     SET,
     TRAINED,
     WORKERS,
+    Output,
     aside,
     ended,
     left_out,
@@ -56,9 +57,7 @@ Examples:
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
 @click.option("--network", default="default", show_default=True, help="Which of the method's networks.")
 @click.option("--output", default="segmentation", show_default=True, help="Or a pseudo label's name.")
-@click.option(
-    "--save", type=click.Path(path_type=Path), help="With --checkpoint: keep counts and predictions here."
-)
+@click.option("--save", type=Output(), help="With --checkpoint: keep counts and predictions here.")
 @ENCODING
 @together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
 def evaluate(
@@ -155,7 +154,7 @@ were left out, 2 refused: nothing is ever written over a picture or over other r
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Output(),
     default=Path("predictions"),
     show_default=True,
     help="Folder for <name>.png and <name>_overlay.png.",

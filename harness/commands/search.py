@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import SEED, SET, Real, aside, execution
+from harness.commands.options import SEED, SET, Output, Real, aside, execution
 from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ Running the same command again goes on where it stopped; a larger --trials adds 
 @SET
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Output(),
     help="Folder of this search [default: search/RECIPE/DIGEST beside the record store; under its URI].",
 )
 @execution

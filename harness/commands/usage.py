@@ -13,7 +13,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from harness.commands.options import Output
 from harness.errors import UserError
+from harness.files import check_writable
 
 #: Values of all parameters of a verb, by name.
 Values = Mapping[str, Any]
@@ -54,13 +56,18 @@ class Usage:
 
 
 class Verb(click.Command):
-    """A command that refuses options which it would ignore."""
+    """A command that refuses, before it begins, options which it would ignore and places for its results that
+    cannot be written (:class:`harness.commands.options.Output`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the command line against :data:`TABLE`, then run."""
-        usage = TABLE.get(verb_name(ctx))
-        if usage is not None:
-            refuse_ignored(ctx, usage)
+        """Check the command line against :data:`TABLE`, and where it writes to; then run."""
+        usage = TABLE.get(verb_name(ctx), Usage())
+        refuse_ignored(ctx, usage)
+        unused = {name for rule in usage.only if not rule.when(ctx.params) for name in rule.names}
+        for parameter in self.params:
+            place = ctx.params.get(parameter.name or "")
+            if isinstance(parameter.type, Output) and place is not None and parameter.name not in unused:
+                check_writable(place, file=parameter.type.file)
         return super().invoke(ctx)
 
 

@@ -14,6 +14,7 @@ from harness.data.layout import FileDataset, bit_palette, mask_tags
 from harness.data.lists import packaged_list
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
+from harness.files import check_writable
 
 #: The 80 classes in the order of ``instances_*.json``, each with its category id in 1..90 there.
 CATEGORIES: Mapping[str, int] = {
@@ -187,6 +188,7 @@ class COCO2014(FileDataset):
         from harness.data import coco_prepare
 
         here = [p for p in self.parts if self._pictures[p].is_dir()]
+        check_writable(self.tags_path, file=True)
         for part in here:
             places = (
                 [self.root / "annotations", self.root.parent / "annotations"] if source is None else [source]

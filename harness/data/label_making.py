@@ -24,7 +24,7 @@ from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
 from harness.data.tags import tags_by_picture
 from harness.errors import UserError
-from harness.files import expanded, write_json
+from harness.files import check_writable, expanded, write_json
 from harness.schema import digest, essential
 
 Source = Literal["simulated", "official", "voc-boxes", "coco-boxes", "onehot"]
@@ -101,6 +101,7 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
         UserError: a source that cannot carry this kind, or whose files are missing or malformed.
     """
     _refuse_nonsense(dataset, split, making)
+    check_writable(folder)
     ids = tuple(dataset.ids(split))
     if making.source == "official":
         spec = numbering.settled(dataset, ids, making.spec, workers=workers, say="--encoding {}")

@@ -20,6 +20,7 @@ from harness.data.images import save_index
 from harness.data.lists import read_list
 from harness.data.parallel import ordered_map
 from harness.errors import UserError
+from harness.files import check_writable
 
 if TYPE_CHECKING:
     from harness.data.voc2012 import VOC2012
@@ -45,6 +46,7 @@ def prepare(voc: VOC2012, source: Path | None, workers: int, report: Callable[[s
     if not todo:
         report(f"all {len(ids)} masks of train_aug are in {folder}")
         return
+    check_writable(folder)
     own = [i for i in todo if (voc.root / "SegmentationClass" / f"{i}.png").exists()]
     rest = sorted(set(todo) - set(own))
     sbd = _find(voc, source) if rest else None

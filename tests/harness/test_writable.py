@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
+from harness.commands.options import Output
 from harness.cost import smoke
 from harness.errors import UserError
 from harness.files import check_writable
 from harness.nn.mini_pretraining import pretrain
 from harness.runs import execution
 from harness.store.records import Store
+from tests.harness.test_usage import VERBS
 from tests.runs import ONE, RECIPE, TINY, wsss
 
 
@@ -30,13 +34,14 @@ def _unwritable(tmp_path: Path) -> dict[str, Path]:
         "process": Path("/proc/self/results"),
         "system": Path("/sys/kernel/results"),
         "long name": tmp_path / ("x" * 300) / "results",
+        "late long name": tmp_path / "new" / ("x" * 300),
         "long path": tmp_path / Path(*["x" * 200] * 40),
     }
 
 
 PLACES = [
     *("below a file", "link loop", "dangling link", "device", "kernel", "process", "system"),
-    *("long name", "long path"),
+    *("long name", "late long name", "long path"),
 ]
 
 
@@ -54,6 +59,103 @@ def test_a_place_that_is_still_to_be_made_is_left_so(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+#: Verbs that write to an option or argument, with what else they need to be called.
+WRITING = {
+    "search": ["x"],
+    "predict": ["x", "y.png"],
+    "evaluate": ["x", "--checkpoint", "y"],
+    "export": ["x"],
+    "export --model": ["x"],
+    "data verify": ["x"],
+    "data miniature": ["voc2012"],
+    "data pretrain-mini": [],
+    "data labels": ["x", "--kind", "point"],
+    "data show": ["x"],
+    "leaderboard": [],
+    "plot": [],
+    "claims": [],
+    "report": [],
+}
+
+
+def _output(command: click.Command) -> list[click.Parameter]:
+    return [p for p in command.params if isinstance(p.type, Output)]
+
+
+def test_the_list_holds_every_verb_that_names_its_output() -> None:
+    verbs = {verb.removesuffix(" --model") for verb in WRITING}
+    assert verbs == {verb for verb, command in VERBS.items() if _output(command)}
+    read = {"checkpoint", "predictions", "pictures", "source", "warm_start", "folders", "metadata"}
+    for verb, command in VERBS.items():
+        paths = [p for p in command.params if isinstance(p.type, click.Path)]
+        assert {p.name for p in paths} <= {p.name for p in _output(command)} | read, verb
+
+
+@pytest.mark.parametrize("verb", WRITING)
+def test_no_verb_begins_without_a_place_for_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    def began(**_: object) -> None:
+        raise AssertionError("began")
+
+    command = VERBS[verb.removesuffix(" --model")]
+    (option,) = _output(command)
+    monkeypatch.setattr(command, "callback", began)
+    places = _unwritable(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("below a file", "dangling link", "kernel", "link loop", "late long name"):
+        spelt = [max(option.opts, key=len)] if isinstance(option, click.Option) else []
+        assert wsss(*verb.split(), *WRITING[verb], *spelt, places[name]) == 2, name
+        said = capsys.readouterr().err
+        assert "began" not in said
+        assert "remedy:" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_mode_does_not_write_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--validate`` writes nothing: the usual folder may be one that nobody can write to."""
+    (tmp_path / "reports").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("leaderboards.commands._validate", lambda: 0)
+    assert wsss("leaderboard", "--validate") == 0
+    assert wsss("leaderboard") == 2
+
+
+def test_a_file_is_tried_under_its_own_name(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "sheet.png", file=True)
+    (tmp_path / "there.png").write_text("x")
+    check_writable(tmp_path / "there.png", file=True)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("folder.png", "x" * 250, "there.png/below"):
+        with pytest.raises(UserError, match="remedy:"):
+            check_writable(tmp_path / name, file=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.png", "there.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting is for root")
+def test_a_file_system_that_is_mounted_read_only_is_refused(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "archive"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        commands = [
+            ["leaderboard", "--out", place / "reports"],
+            ["data", "show", "mini", "--out", place / "sheet.png"],
+            ["data", "miniature", "voc2012", place],
+            ["predict", RECIPE, __file__, "--out", place],
+            ["run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", place],
+        ]
+        for command in commands:
+            assert wsss(*command) == 2
+            assert "may not be written to" in capsys.readouterr().err
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize("verb", ["run", "smoke", "search"])
