@@ -66,13 +66,13 @@ class Registry:
                 imported, whatever that raises; or it is not what it should be.
         """
         if name in self._registered:
-            return self._fit(name, self._registered[name], "registered in this process")
+            return self._fit(name, self._registered[name], None)
         entries = self._entries.get(name)
         if not entries:
             raise UserError(f"unknown {self.noun} {name!r}", remedy=nearest(name, self.names()))
         if len(entries) > 1:
             raise self.conflict(name, [who(entry) for entry in entries])
-        return self._fit(name, self._loaded(entries[0]), who(entries[0]))
+        return self._fit(name, self._loaded(entries[0]), entries[0])
 
     def problems(self) -> dict[str, UserError]:
         """What is wrong with every name that cannot be used."""
@@ -99,8 +99,9 @@ class Registry:
             raise UserError(problem, where=error[1], remedy=error[2])
         return _value(entry)
 
-    def _fit(self, name: str, value: Any, where: str) -> Any:
-        """The value, if it is what an entry of this registry must be."""
+    def _fit(self, name: str, value: Any, entry: EntryPoint | None) -> Any:
+        """The value, if it is what an entry of this registry must be; without an entry point, this process
+        has registered it."""
         fault = ""
         if self.kind == "package":
             if not isinstance(value, ModuleType) or not hasattr(value, "__path__"):
@@ -121,7 +122,7 @@ class Registry:
             shown = getattr(value, "__qualname__", None) or repr(value)[:80]
             raise UserError(
                 f"the {self.noun} {name!r} cannot be used: {shown} is {fault}",
-                where=where,
+                where="registered in this process" if entry is None else who(entry),
                 remedy="see docs/methods.md",
             )
         return value

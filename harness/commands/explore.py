@@ -212,7 +212,7 @@ def doctor(data_roots: tuple[str, ...]) -> None:
     rows.append(("NVIDIA driver", driver, newest))
     rows.append(("torch build", built, " ".join(found.architectures)))
     rows.append(
-        ("torchvision", "cured" if compat.CURED else "sound", "see harness/compat.py" if compat.CURED else "")
+        ("torchvision", "cured", "see harness/compat.py") if compat.cured() else ("torchvision", "sound", "")
     )
     for name, version in provenance.environment()["packages"].items():
         rows.append((name, version or "missing", "" if version else f"pip install {name}"))
