@@ -25,6 +25,7 @@ from harness.counting import count as count
 from harness.data.base import Dataset
 from harness.data.loading import loaded
 from harness.errors import UserError, nearest
+from harness.nn.choice import best_class
 from harness.nn.dense_crf import crf_parameters, mean_field
 from harness.nn.resize import cubic_resize, resize, scaled_side
 from harness.schema import Aside, Neutral, load_tables, schema
@@ -259,7 +260,7 @@ def label_map(
         UserError: the network gives another number of classes.
     """
     scores, wrong = decided(method, raw, p, network, tags)
-    labels = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    labels = best_class(scores)[0].to(torch.uint8).cpu().numpy()
     if wrong:  # known by now: no further wait for the device
         raise finite.scores_error(f"the scores of the network {network!r}", name)
     return labels

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from harness import evaluation, finite
 from harness.evaluation import Protocol
+from harness.nn.choice import best_class
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -115,7 +116,7 @@ def segment(
             for own, seen in zip(part.decides, part.seen, strict=True)
         )
         scores = scores[:, :, inside[0], inside[1]]
-        labels[part.decides] = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        labels[part.decides] = best_class(scores)[0].to(torch.uint8).cpu().numpy()
         if keep is not None:
             keep[(slice(None), *part.decides)] = _probabilities(scores, p)
     return labels
@@ -159,5 +160,5 @@ def _shrunk(
     if keep is not None:
         for k, plane in enumerate(_probabilities(scores, p)):
             keep[k] = plane[rows[:, None], columns]
-    labels: np.ndarray = scores.argmax(1)[0].to(torch.uint8).cpu().numpy()[rows[:, None], columns]
+    labels: np.ndarray = best_class(scores)[0].to(torch.uint8).cpu().numpy()[rows[:, None], columns]
     return labels

@@ -14,6 +14,7 @@ from harness.bounds import MOST, Stride
 from harness.data.base import Supervision
 from harness.finite import require_finite
 from harness.nn.cam import EPS, log_sum_exp_pool
+from harness.nn.choice import best_class
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.resize import resize
 from harness.schema import InferenceOnly, Neutral, Shapes, schema
@@ -224,7 +225,7 @@ class ClassActivationMap(Method):
         """``cam``: best class of the tagged ones or background, ``(B, H, W)`` int64; one scale."""
         present = tags[:, self.foreground] > 0
         scores = self.scores(images, self.maps(images), present)
-        return {"cam": require_finite(scores, "the activation maps").argmax(1)}
+        return {"cam": best_class(require_finite(scores, "the activation maps"))}
 
     @torch.no_grad()
     def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:

@@ -475,7 +475,10 @@ def pair_consistency(features: Tensor, cells: Tensor, samples: int = 1024, scale
     flat = cells.flatten(1)
     annotated = flat < UNLABELLED
     draw = torch.rand(flat.shape, device=flat.device).masked_fill(~annotated, -1)
-    chosen, index = draw.topk(min(samples, flat.shape[1]), dim=1)
+    most = min(samples, flat.shape[1])
+    if flat.device.type == "cpu":  # elsewhere the count is not known without a wait
+        most = min(most, max(int(annotated.sum(1).max()), 1))
+    chosen, index = draw.topk(most, dim=1)
     label = flat.gather(1, index)
     z = features.flatten(2).transpose(1, 2)
     z = z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from harness.build import ViewSpec
     from harness.data.label_store import LabelStore
 
+#: A split whose decoded pictures and labels take no more bytes is decoded once (by each loader process).
+KEPT_BYTES = 64 * 2**20
+
 #: One sample of a step: (step, slot in the step, index into the split).
 Slot = tuple[int, int, int]
 
@@ -101,6 +104,7 @@ class TrainingSet(TorchDataset):
     ) -> None:
         self.dataset, self.ids, self.labels, self.recipe = dataset, list(ids), labels, recipe
         self.seed, self.views = seed, dict(views)
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,9 +113,7 @@ class TrainingSet(TorchDataset):
         step, place, index = slot
         image_id = self.ids[index]
         rng = random.Random(f"{self.seed}/{step}/{place}")
-        image = self.dataset.read_image(image_id)
-        known = self.labels.read(image_id)
-        label = np.full(image.shape[:2], UNLABELLED, np.uint8) if known is None else known
+        image, label = self._read(index)
         sample = augment(image, label, self.recipe.crop_size, self.recipe.augment, rng)
         return {
             "id": image_id,
@@ -121,6 +123,20 @@ class TrainingSet(TorchDataset):
             "valid": sample.valid,
             "views": {name: self._view(spec, sample, image, label, rng) for name, spec in self.views.items()},
         }
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Colours ``(H, W, 3)`` and label ``(H, W)`` of a picture; those of small splits stay in memory."""
+        if index in self._kept:
+            return self._kept[index]
+        image, label = self.dataset.read_image(self.ids[index]), self.labels.read(self.ids[index])
+        if label is None:
+            label = np.full(image.shape[:2], UNLABELLED, np.uint8)
+        # As if all were of this size: then a large split keeps nothing, rather than some of its pictures.
+        if (image.nbytes + label.nbytes) * len(self) <= KEPT_BYTES:
+            for array in (image, label):
+                array.setflags(write=False)
+            self._kept[index] = image, label
+        return image, label
 
     def _view(
         self, spec: ViewSpec, main: Sample, image: np.ndarray, label: np.ndarray, rng: random.Random

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.batch import IGNORE
+from harness.nn.choice import best_class
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 
@@ -154,7 +155,7 @@ def refine_cams(
         maps = resize(maps, small, align_corners=False).masked_fill_(absent[:, :, None, None], -math.inf)
         scores = [torch.cat([torch.full_like(colours[:, :1], t), maps], 1).softmax(1) for t in (high, low)]
         spread = propagate(torch.cat(scores, 1), affinity(colours, dilations), iterations)
-        choice = [resize(s, (height, width), align_corners=False).argmax(1) for s in spread.chunk(2, 1)]
+        choice = [best_class(resize(s, (height, width), align_corners=False)) for s in spread.chunk(2, 1)]
         strict, lenient = (classes.gather(1, c.flatten(1)).view_as(c) for c in choice)
         label = strict.masked_fill(strict == 0, IGNORE).masked_fill_(strict + lenient == 0, 0)
         return label if valid is None else label.masked_fill_(~valid, IGNORE)

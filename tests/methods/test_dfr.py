@@ -84,6 +84,23 @@ def test_pair_consistency_samples_only_what_is_drawn():
     assert pair_consistency(z, cells, samples=4).item() == pytest.approx(only.item(), rel=1e-5)
 
 
+def test_pairs_are_measured_between_annotated_cells_alone(monkeypatch):
+    sides = []
+
+    def watched(a, b, **options):
+        sides.append(a.shape[1])
+        return cdist(a, b, **options)
+
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", watched)
+    cells = torch.full((2, 8, 8), UNLABELLED)
+    cells[0, 2, :5], cells[1, :, 3] = 1, torch.arange(8) % 2
+    pair_consistency(torch.randn(2, 4, 8, 8), cells)
+    pair_consistency(torch.randn(2, 4, 8, 8), cells, samples=6)
+    pair_consistency(torch.randn(2, 4, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64))
+    assert sides == [8, 6, 64]
+
+
 def test_balanced_cross_entropy_weighs_both_sides_alike():
     logits = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 4, 4))
