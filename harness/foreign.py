@@ -148,7 +148,7 @@ def _needed(cls: type) -> set[str]:
 def _recipe_packages(resolved: Resolved) -> Iterator[str]:
     """The recipe packages that the tables of a recipe's lineage stand in."""
     for name in lineage(resolved.name):
-        yield from recipe_files.files()[name.partition("/")[0]].values()
+        yield from recipe_files.files().get(name.partition("/")[0], {}).values()
 
 
 def _add(found: dict[str, Package], start: Any, what: str, entry: EntryPoint | None) -> None:

@@ -47,25 +47,32 @@ def configuration_name(called: str, overrides: Mapping[str, Any]) -> str:
     return name
 
 
-def run_command(recipe: str, overrides: Mapping[str, Any], *more: str) -> str:
+def run_command(recipe: str, overrides: Mapping[str, Any], *more: str, called: str = "") -> str:
     """The command line that trains a recipe with these values, and finds a data set of the user's own.
 
     Args:
         recipe: its name.
         overrides: values by dotted key.
         more: further options, such as ``--seed 1``.
+        called: what tables call it.
     """
-    from harness.recipes import as_assignments, resolve
+    from harness.recipes import as_assignments
 
-    words = ["wsss run", recipe, as_assignments(overrides), *more]
+    words = ["wsss run", recipe, as_assignments(overrides), *more, data_root(recipe, overrides)]
+    words += [f"--name {shlex.quote(called)}"] if called else []
+    return " ".join(filter(None, words))
+
+
+def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
+    """The option by which a command finds the data set of a recipe, where it is a user's own; else empty."""
+    from harness.recipes import resolve
+
     try:
         dataset = resolve(recipe, overrides).recipe.dataset
         file = getattr(DATASETS.get(dataset), "file", None) if dataset in DATASETS else None
     except UserError:  # whose values are legal no more
-        file = None
-    if file is not None:
-        words.append(f"--data-root {shlex.quote(f'{dataset}={file}')}")
-    return " ".join(filter(None, words))
+        return ""
+    return "" if file is None else f"--data-root {shlex.quote(f'{dataset}={file}')}"
 
 
 def check_network(method: type[Method], name: str, where: str = "--network") -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
 from harness.errors import UserError
+from harness.given import is_recipe_file, one
 from harness.nn.torch_files import read_torch
 from harness.reading import damaged
 from harness.recipes import Resolved, recipe_names
@@ -61,7 +62,7 @@ class Origin:
 
 def is_file(source: str) -> bool:
     """Whether a text names a record or a checkpoint, and no recipe."""
-    return source not in recipe_names() and Path(source).exists()
+    return source not in recipe_names() and not is_recipe_file(source) and Path(source).exists()
 
 
 def found(source: Path) -> Origin:
@@ -115,7 +116,8 @@ def chosen(
         UserError: as :func:`found`.
     """
     if not is_file(str(source)):
-        return None, str(source), dict(overrides or {}), checkpoint
+        recipe = one(source, overrides)
+        return None, recipe.name, dict(recipe.overrides), checkpoint
     came = found(Path(source))
     return came, came.recipe, {**came.overrides, **(overrides or {})}, came.checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import UserError, nearest
 from harness.files import read_toml
-from harness.registry import RECIPE_PACKAGES
+from harness.registry import METHODS, RECIPE_PACKAGES
 
 
 @cache
@@ -79,10 +79,25 @@ def table(name: str, child: str) -> dict[str, Any]:
         UserError: there is no such table, its file cannot be used, or it is not a table of recipe values.
     """
     stem, _, own = name.partition("/")
+    if is_blank(name):
+        return {}
     if stem not in files() or own not in tables(stem):
         options = [f"{s}/{t}" for s in files() if s not in problems() for t in tables(s)]
         raise UserError(f"recipe table {name!r} does not exist", where=child, remedy=nearest(name, options))
-    values, where = tables(stem)[own], f"{file_of(stem)} [{own}]"
+    return checked_table(tables(stem)[own], own, f"{file_of(stem)} [{own}]")
+
+
+def checked_table(values: Any, own: str, where: str) -> dict[str, Any]:
+    """The values of a table, if they are those of a recipe as far as its own keys go.
+
+    Args:
+        values: what TOML holds under the name.
+        own: the name.
+        where: file and table, for the message.
+
+    Raises:
+        UserError: it is no table, or names of parents or suites are none.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{own!r} is no table", where=where, remedy=f"write the recipe below [{own}]")
     for key, wanted in (("extends", (str, list)), ("suites", (list,)), ("sources", (dict,))):
@@ -90,13 +105,32 @@ def table(name: str, child: str) -> dict[str, Any]:
         texts = value if isinstance(value, list) else []
         if not isinstance(value, wanted) or not all(isinstance(text, str) for text in texts):
             what = {"extends": "a name or a list of names", "suites": "a list of names"}.get(key, "a table")
-            raise UserError(f"key {key!r}: {what} is needed, got {value!r}", where=where)
+            raise UserError(
+                f"key {key!r}: {what} is needed, got {value!r}",
+                where=where,
+                remedy="write it so, or leave it out",
+            )
     return dict(values)
 
 
+#: Table of the recipe without values that every method has, under which files of users stand.
+_BLANK = "file"
+
+
+def blank(method: str) -> str:
+    """The recipe of a method that has no value: what a file of a user's own that extends none stands on."""
+    return f"{method}/{_BLANK}"
+
+
+def is_blank(name: str) -> bool:
+    """Whether a name is that of a recipe without values, of a method that there is."""
+    stem, _, own = name.partition("/")
+    return own == _BLANK and stem in METHODS and _BLANK not in (tables(stem) if stem in files() else ())
+
+
 def file_of(stem: str) -> Path:
-    """The file of a stem."""
-    return next(iter(files()[stem]))
+    """The file of a stem; of a method without recipes, what it would be called."""
+    return next(iter(files().get(stem, ())), Path(f"{stem}.toml"))
 
 
 def problems() -> dict[str, UserError]:

@@ -110,28 +110,29 @@ def recipe_names() -> list[str]:
     return recipe_files.names()
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables with dotted keys, as overrides are written; ``sources`` stays one value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value and key != "sources":
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Tables merge key by key; anything else is replaced."""
-    merged = dict(base)
+    whole = dict(base)
     for key, value in extra.items():
-        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(dict(merged[key]), value) if both else value
-    schedule, length = merged.get("schedule"), extra.get("schedule")
+        both = isinstance(whole.get(key), Mapping) and isinstance(value, Mapping)
+        whole[key] = merged(whole[key], value) if both else value
+    schedule, length = whole.get("schedule"), extra.get("schedule")
     if isinstance(schedule, dict) and isinstance(length, Mapping):
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             if length.get(key) is not None and length.get(other) is None:
                 schedule.pop(other, None)  # a child's length replaces its parent's, in either unit
-    return merged
+    return whole
 
 
 def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -145,11 +146,21 @@ def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], d
     for parent in [parents] if isinstance(parents, str) else parents:
         full = parent if "/" in parent else f"{name.partition('/')[0]}/{parent}"
         inherited, from_where = _inherited(full, (*seen, name))
-        values = _merge(values, inherited)
+        values = merged(values, inherited)
         origins |= from_where
     file = f"{name.partition('/')[0]}.toml [{name.partition('/')[2]}]"
-    origins |= dict.fromkeys(_flatten(own), file)
-    return _merge(values, own), origins
+    origins |= dict.fromkeys(flattened(own), file)
+    return merged(values, own), origins
+
+
+def inherited(name: str, where: str) -> dict[str, Any]:
+    """Values of a table of a recipe file, after inheritance; tables that start with ``_`` are known too.
+
+    Raises:
+        UserError: there is none; ``where`` is named.
+    """
+    recipe_files.table(name, child=where)
+    return _inherited(name)[0]
 
 
 def lineage(name: str) -> list[str]:
@@ -170,13 +181,15 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """``config.gamma=1.5`` to ``{"config.gamma": 1.5}``: values are TOML, a bare word is a string.
 
     What ``wsss show`` prints is read too: JSON, with ``null`` for a value that is not set.
-    ``@FILE`` stands for all values of a TOML file, such as the ``best.toml`` of a search.
+    ``@FILE`` stands for all values of a TOML file, such as the ``best.toml`` of a search, whatever recipe it
+    extends.
     """
     overrides: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for text in assignments:
         if text.startswith("@"):
-            overrides |= _flatten(read_toml(expanded(text[1:])))
+            values = read_toml(expanded(text[1:]))
+            overrides |= flattened({k: v for k, v in values.items() if k != "extends"})
             continue
         key, equals, value = text.partition("=")
         if key.count(".") > _DEEPEST:
@@ -239,7 +252,7 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
         UserError: unknown recipe, key, method, data set or protocol, a value of the wrong type, or a
             supervision that the method does not accept.
     """
-    if name not in recipe_names():
+    if name not in recipe_names() and not recipe_files.is_blank(name):
         _refuse_unusable(name)
         raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=nearest(name, recipe_names()))
     values, origins = _inherited(name)
@@ -248,7 +261,7 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
         nested: dict[str, Any] = {last: value}
         for parent in reversed(parents):
             nested = {parent: nested}
-        values = _merge(values, nested)
+        values = merged(values, nested)
         origins[key] = "command line"
     resolved = _validated(name, values, origins)
     if not overrides or not marks(type(resolved.config), InferenceOnly):
@@ -395,7 +408,7 @@ def _suites_of(name: str) -> list[str]:
         pass
     stem, _, own = name.partition("/")
     found: list[str] = []
-    for file in recipe_files.files()[stem]:
+    for file in recipe_files.files().get(stem, ()):
         with suppress(UserError):
             values = read_toml(file).get(own)
             suites = values.get("suites") if isinstance(values, Mapping) else None
@@ -415,6 +428,7 @@ def expand(targets: Sequence[str]) -> list[str]:
             names |= dict.fromkeys(suites()[target])
             continue
         matches = [n for n in recipe_names() if n == target or fnmatch.fnmatchcase(n, target)]
+        matches += [target] if recipe_files.is_blank(target) else []
         if not matches:
             _refuse_unusable(target)
             options = [*recipe_names(), *suites()]
@@ -428,7 +442,7 @@ def expand(targets: Sequence[str]) -> list[str]:
 def explain(resolved: Resolved) -> list[tuple[str, Any, str, str]]:
     """Every effective value of a recipe: (dotted key, value, origin, where it is printed)."""
     rows = []
-    flat = _flatten({**dump(resolved.recipe), "config": dump(resolved.config)})
+    flat = flattened({**dump(resolved.recipe), "config": dump(resolved.config)})
     for key, value in flat.items():
         if key in ("sources", "remarks"):
             continue

@@ -12,10 +12,12 @@ from harness import evaluation
 from harness.data.base import Dataset
 from harness.data.images import save_index
 from harness.data.numbering import Numbering, palette_of, to_files
+from harness.data.own import register
 from harness.data.predictions import FolderPredictions
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json
+from harness.given import one
 from harness.names import SEGMENTATION, check_scored, run_command
 from harness.networks import build_method, load_noted
 from harness.reading import Damaged
@@ -93,7 +95,7 @@ def evaluate(
     """Score a recipe's finished records, which keep the result, or a checkpoint from anywhere.
 
     Args:
-        recipe: its name.
+        recipe: its name, or a recipe file.
         split: which pictures, those of the recipe's usual evaluation by default.
         protocol: name of a protocol, the recipe's usual one by default.
         network: which of the method's networks.
@@ -117,6 +119,9 @@ def evaluate(
     """
     forget()
     options = options or Options()
+    register(options.data_roots)
+    asked = one(recipe, overrides)
+    recipe, overrides = asked.name, asked.overrides
     resolved = resolve(recipe, overrides)
     check_scored(resolved, split=split, protocol=protocol, network=network, output=output, table=table)
     choose_device(options.device)

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError, nearest
+from harness.given import is_recipe_file, one
+from harness.names import run_command
 from harness.recipes import resolve
 from harness.scoring import trained_with
 from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
@@ -52,7 +54,7 @@ def compare(
         recipes: name to ``Resolved``: what counts as stale.
         first, second: recipe names, which stand for records with ``overrides``; ``<name>@<digest>`` for those
             of a training digest (or its first characters), whatever was overridden; ``<name>@<called>`` for a
-            configuration that was given a name.
+            configuration that was given a name; or recipe files.
         evaluation: name of the first's evaluation; by default all of its evaluations that the second
             shares. An imported prediction is met by every evaluation of its split.
         overrides: values by dotted key that recipes named without ``@`` were trained with; none by default.
@@ -93,6 +95,9 @@ class _Side:
     @classmethod
     def named(cls, frame: pd.DataFrame, target: str, overrides: Mapping[str, Any]) -> _Side:
         """The side that a target on the command line means. Raises UserError where it has no record."""
+        if is_recipe_file(target):
+            asked = one(target, overrides)
+            target, overrides = asked.name, asked.overrides
         name, at, digest = target.partition("@")
         names = sorted(set(frame["name"])) if len(frame) else []
         if name not in names:
@@ -103,7 +108,7 @@ class _Side:
         whole = whole or sorted({d for d in own["digest"] if d.startswith(digest)})
         if at and (len(whole) != 1 or not digest):
             found = "several records' digests begin" if whole else "no record's digest begins"
-            raise UserError(f"{found} with {digest!r}", where=target, remedy=_remedy(frame, name))
+            raise UserError(f"{found} with {digest!r}", where=target, remedy=_remedy(frame, name, overrides))
         return cls(name, whole[0] if at else "", {} if at or name.startswith("external/") else overrides)
 
     def standing(self, frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:
@@ -123,10 +128,12 @@ class _Side:
         reasons = [row.notes[0] for row in rows if row.recipe == self.name and row.notes]
         which = " with these values" if self.overrides else " without overrides"
         why = f" ({reasons[0]})" if len(mine) and reasons else "" if self.digest else which
-        raise UserError(f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name))
+        raise UserError(
+            f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name, self.overrides)
+        )
 
 
-def _remedy(frame: pd.DataFrame, name: str) -> str:
+def _remedy(frame: pd.DataFrame, name: str, asked: Mapping[str, Any]) -> str:
     """How the records that a recipe has are named."""
     own = frame[(frame["name"] == name) & frame["finished"]]
     seeds: dict[tuple[str, str], set[int]] = {}
@@ -137,7 +144,7 @@ def _remedy(frame: pd.DataFrame, name: str) -> str:
         for (digest, overrides), having in seeds.items()
     ]
     more = f", and {len(found) - 6} more" if len(found) > 6 else ""
-    return f"name one of {', '.join(found[:6])}{more}" if found else f"run it: wsss run {name}"
+    return f"name one of {', '.join(found[:6])}{more}" if found else f"run it: {run_command(name, asked)}"
 
 
 def _alike(a: Row, b: Row) -> bool:

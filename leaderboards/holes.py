@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.names import run_command
 from harness.schema import dump
 from leaderboards.gathering import Line, lines_of, method_title, weak_label
 from leaderboards.published import Published, cited
@@ -36,7 +37,7 @@ def holes(
                 continue
             value, source, notes = cited(spec.cells, known)
             if name in trained and (name, spec.name) not in outdated:
-                notes.insert(0, f"trained; run `wsss run {name}` again to evaluate it")
+                notes.insert(0, f"trained; run `{run_command(name, {})}` again to evaluate it")
             holes.append(
                 Row(
                     dataset=recipe.dataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,7 +140,8 @@ Examples:
   wsss show agmm/voc-point-r101
   wsss show agmm/voc-point-r101 --docs
   wsss show agmm/mini-scribble --set optimiser.lr=0.02
-  wsss show agmm/mini-scribble --set dataset=birds --data-root birds=~/birds""",
+  wsss show agmm/mini-scribble --set dataset=birds --data-root birds=~/birds
+  wsss show ./mine.toml                         a recipe file of your own""",
 )
 @click.argument("recipe")
 @click.option(
@@ -152,15 +154,20 @@ def show(
     recipe: str, assignments: tuple[str, ...], data_roots: tuple[str, ...], docs: bool, as_json: bool
 ) -> None:
     """Every effective value of a recipe with its origin: default, file, command line, and its source."""
+    from harness.given import one
     from harness.recipes import documented, explain, parse_overrides, resolve
 
-    resolved = resolve(recipe, parse_overrides(assignments))
+    asked = one(recipe, parse_overrides(assignments))
+    resolved = resolve(asked.name, asked.overrides)
+    resolved = replace(resolved, origins={**resolved.origins, **asked.origins})
     rows = [
         {"key": key, "value": json.dumps(value), "origin": origin, "printed in": source}
         for key, value, origin, source in explain(resolved)
     ]
     if as_json:
-        click.echo(json.dumps({"name": recipe, "values": rows, "remarks": resolved.recipe.remarks}, indent=1))
+        click.echo(
+            json.dumps({"name": asked.name, "values": rows, "remarks": resolved.recipe.remarks}, indent=1)
+        )
         return
     if docs:
         explained = documented(resolved)

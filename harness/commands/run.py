@@ -27,7 +27,8 @@ Examples:
   wsss run mini --dry-run                           what would run, and for how long
   wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
-  wsss run agmm/mini-scribble --set @mine.toml --name mine    tables say (mine), not every value
+  wsss run ./mine.toml                              a recipe file of your own; tables say (mine)
+  wsss run agmm/mini-scribble --set optimiser.lr=0.02 --set crop=80 --name mine
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
   wsss run mini --results s3://bucket/wsss          records in a bucket; see docs/storage.md
 
@@ -36,7 +37,7 @@ Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused befo
 Running the same command again goes on where it stopped and repeats nothing; what is finished is kept, and
 it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
 )
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE...")
+@click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...")
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
 @click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
 @SET
@@ -75,8 +76,9 @@ def run(
 ) -> int:
     """Train, evaluate and record recipes or suites.
 
-    TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*') or suites (mini). Everything that
-    can go wrong before training is checked first: data, labels, weights, configuration.
+    TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*'), suites (mini), or files of your own
+    (mine.toml; mine.toml:TABLE of several). Everything that can go wrong before training is checked first:
+    data, labels, weights, configuration.
     """
     from harness.names import configuration_name
     from harness.recipes import parse_overrides
@@ -84,7 +86,7 @@ def run(
 
     overrides = parse_overrides(assignments)
     trials = plan(targets, chosen or range(seeds), overrides)
-    options = replace(options, called=configuration_name(called, overrides))
+    options = replace(options, called=configuration_name(called, trials[0].overrides))
     if smoke:
         return _try(trials, options, resources)
     if dry_run:

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from harness import faults, foreign, interruption
 from harness.cluster.session import Resources, ray_session
+from harness.data.own import register
 from harness.errors import UserError
 from harness.files import check_writable
-from harness.recipes import expand
+from harness.given import given
 from harness.runs.apart import run_apart
 from harness.runs.display import Display
 from harness.runs.running import record_failure, run
@@ -46,8 +47,10 @@ POLL_SECONDS = 2.0
 
 
 def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any]) -> list[Trial]:
-    """One trial for each recipe of the targets and each seed."""
-    return [Trial(name, seed, dict(overrides)) for name, seed in product(expand(targets), seeds)]
+    """One trial for each recipe of the targets, as :func:`harness.given.given` reads them, and each seed."""
+    found = [one for target in targets for one in given(target, overrides)]
+    trials = (Trial(one.name, seed, dict(one.overrides), one.called) for one, seed in product(found, seeds))
+    return list(dict.fromkeys(trials))
 
 
 def run_recipes(
@@ -62,7 +65,7 @@ def run_recipes(
     """Train, evaluate and record recipes or suites: what ``wsss run`` does.
 
     Args:
-        targets: recipes, patterns of recipes, or suites.
+        targets: recipes, patterns of recipes, suites, or recipe files.
         seeds: how many, from 0 on, or which.
         overrides: recipe values by dotted key.
         options: where and how; usual ones by default.
@@ -77,7 +80,9 @@ def run_recipes(
     """
     names = [targets] if isinstance(targets, str) else targets
     chosen = range(seeds) if isinstance(seeds, int) else seeds
-    return execute(plan(names, chosen, overrides or {}), options or Options(), resources, again=again)
+    options = options or Options()
+    register(options.data_roots)  # a recipe file may name them
+    return execute(plan(names, chosen, overrides or {}), options, resources, again=again)
 
 
 def waves(trials: Sequence[Trial]) -> list[list[Trial]]:

@@ -121,7 +121,7 @@ def _common(prepared: Prepared) -> dict[str, Any]:
         "title": METHODS.get(recipe.method).title,
         "recipe": prepared.resolved.training_values() | {"evaluation": dump(recipe.evaluation)},
         "overrides": dump(training_overrides(trial.name, trial.overrides)),
-        **({"called": prepared.options.called} if prepared.options.called else {}),
+        **({"called": called} if (called := prepared.options.called or trial.called) else {}),
         "seed": trial.seed,
         "digest": prepared.digest,
         "code": provenance.code() | foreign.recorded(prepared.resolved),

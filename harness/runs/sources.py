@@ -46,7 +46,9 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
             f"the pseudo labels come from {source.trial}, which is not finished",
             where="labels_from",
             remedy="run it first: "
-            + run_command(name, source.trial.overrides, f"--seed {source.trial.seed}"),
+            + run_command(
+                name, source.trial.overrides, f"--seed {source.trial.seed}", called=source.trial.called
+            ),
         )
     output = source_output(source.resolved, labels_from)
     code = _code_of(source, source.record)

@@ -54,14 +54,16 @@ class Trial:
         name: recipe name.
         seed: seed of weights, data order, augmentation and everything random in the method.
         overrides: dotted key to value, as from ``harness.recipes.parse_overrides``.
+        called: the recipe file that the values come from, which is what tables call them.
     """
 
     name: str
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    called: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.name} seed {self.seed}"
+        return f"{self.name}{f'@{self.called}' if self.called else ''} seed {self.seed}"
 
 
 @dataclass(frozen=True)

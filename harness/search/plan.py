@@ -19,7 +19,9 @@ from optuna.distributions import (
 
 from harness import distributed
 from harness.data.loader import StepSampler
+from harness.data.own import register
 from harness.errors import UserError, nearest, words
+from harness.given import one
 from harness.recipes import explain, resolve
 from harness.registry import METHODS
 from harness.runs.trial import Options, Trial, forget, prepare
@@ -131,7 +133,9 @@ def plan_search(
     """
     forget()
     options = options or Options()
-    overrides = dict(overrides or {})
+    register(options.data_roots)
+    asked = one(recipe, overrides)
+    recipe, overrides = asked.name, dict(asked.overrides)
     for name, known, option in ((sampler, SAMPLERS, "sampler"), (scheduler, SCHEDULERS, "scheduler")):
         if name not in known:
             raise UserError(f"unknown {option} {name!r}", where=f"--{option}", remedy=nearest(name, known))

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from harness import provenance
 from harness.files import whole_file, write_json
-from harness.names import run_command
+from harness.names import data_root, run_command
 from harness.recipes import resolve
 from harness.schema import dump
 from harness.search.analysis import Comparison, compare
@@ -91,7 +91,7 @@ def write_tables(study: Study) -> None:
     if best is not None:
         recipe = resolve(plan.recipe, plan.overrides).recipe
         remark = f"Hyper-parameters found by a search of {study.wanted} trials, {plan.objective.stamp}."
-        values: dict[str, Any] = {"remarks": [*recipe.remarks, remark]}
+        values: dict[str, Any] = {"extends": plan.recipe, "remarks": [*recipe.remarks, remark]}
         for key, value in best_overrides(study).items():
             *parents, last = key.split(".")
             table = values
@@ -99,7 +99,8 @@ def write_tables(study: Study) -> None:
                 table = table.setdefault(parent, {})
             table[last] = dump(value)
         with whole_file(plan.folder / "best.toml") as stream:
-            stream.write(f"# {verdict(study)}\n# wsss run {plan.recipe} --set @best.toml\n")
+            command = " ".join(filter(None, ["wsss run ./best.toml", data_root(plan.recipe, plan.overrides)]))
+            stream.write(f"# {verdict(study)}\n# {command}\n")
             stream.write(tomli_w.dumps(values))
 
 

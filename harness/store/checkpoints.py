@@ -33,7 +33,12 @@ def check_recorded(checkpoint: Path) -> None:
             checkpoint,
             f"it is not the checkpoint that was recorded: its SHA-256 is {found[:12]}, not {expected[:12]}",
             "restore the file, or move the trial's folder away and train it again: "
-            + run_command(record.name, record.data["overrides"], f"--seed {record.seed}"),
+            + run_command(
+                record.name,
+                record.data["overrides"],
+                f"--seed {record.seed}",
+                called=record.data.get("called", ""),
+            ),
         )
 
 
