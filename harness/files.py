@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,10 @@ def read_toml(file: Path) -> dict[str, Any]:
 _MOST_TOML = 16 << 20
 
 
+#: The system tells a process its mask by replacing it: two threads at once could leave none.
+_UMASK = threading.Lock()
+
+
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only if the block succeeds, with everything on disk."""
@@ -65,8 +70,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
+        with _UMASK:
+            umask = os.umask(0)
+            os.umask(umask)
         Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
         Path(name).replace(path)
     except BaseException as error:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -366,6 +367,10 @@ def read_curve(file: Path, upto: int | None = None) -> pd.DataFrame:
 _MOST_CURVE = 300 << 20
 
 
+#: Names of trials that were moved out of the way (:mod:`harness.store.aside`).
+_SET_ASIDE = re.compile(r"before-\d{8}T\d+-seed-\d+")
+
+
 def entries(place: Path) -> list[Path]:
     """What a folder holds, by name; nothing where there is no such folder.
 
@@ -403,8 +408,12 @@ class Store:
         self._room = _KEPT
 
     def note(self, error: Damaged) -> None:
-        """Remember what was left out; each place once."""
-        self.left_out.setdefault(str(error.where), error)
+        """Remember what was left out; each place once. A trial that moves away while it is read is sound."""
+        place = Path(str(error.where))
+        trial = Path(*place.parts[: len(self.root.parts) + 4])
+        within = self.holds(place) and place != trial and trial.name.startswith("seed-")
+        if not within or os.path.lexists(trial / "record.json"):
+            self.left_out.setdefault(str(error.where), error)
 
     def _keep(self, size: int) -> bool:
         fits = size <= self._room
@@ -450,7 +459,9 @@ class Store:
                             yield from self._found(trial)
 
     def _found(self, trial: Path) -> Iterator[Record]:
-        """The record of what may be a trial's folder."""
+        """The record of what may be a trial's folder, and no earlier one that was set aside."""
+        if _SET_ASIDE.fullmatch(trial.name):
+            return
         if _leads_nowhere(trial):
             self.note(damaged(trial, "a link that leads nowhere", "mend the link, or delete it"))
             return
