@@ -21,6 +21,7 @@ from typing import Any
 from harness import recipe_files
 from harness.errors import UserError, nearest
 from harness.files import expanded, read_toml
+from harness.fitting import OWN, fitted
 from harness.names import check_network, check_protocol
 from harness.registry import DATASETS, METHODS
 from harness.schema import (
@@ -52,6 +53,7 @@ class Resolved:
         config: the validated ``Config`` of its method.
         origins: dotted key -> ``default``, ``file``, ``inherited from ...`` or ``command line``.
         file: the TOML file.
+        chosen: dotted key -> what the user's pictures chose its value from, see :mod:`harness.fitting`.
         own: of values marked :class:`harness.schema.InferenceOnly` that the command line changed, by their
             key in ``config``, what they are in the recipe itself.
     """
@@ -62,6 +64,7 @@ class Resolved:
     origins: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trained(self) -> Resolved:
@@ -304,8 +307,16 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
             where=where,
             remedy=f"a file of recipes is called after its method; {nearest(method_name, METHODS.names())}",
         )
+    values, chosen = fitted(values)
     recipe = load(Recipe, values, where)
     method = METHODS.get(recipe.method)
+    if recipe.dataset == OWN and OWN not in DATASETS:
+        raise UserError(
+            "this recipe trains on pictures of your own",
+            where=f"{name}: dataset",
+            remedy=f"name their folder, which holds dataset.toml: --data-root {OWN}=FOLDER "
+            "(or --set dataset=NAME --data-root NAME=FOLDER); docs/own_pictures.md has it step by step",
+        )
     if recipe.dataset not in DATASETS:
         raise UserError(
             f"unknown data set {recipe.dataset!r}",
@@ -341,7 +352,8 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
     for evaluation in scored:
         check_protocol(evaluation.protocol, where)
         check_network(method, evaluation.network, where)
-    return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where)
+    origins = {**origins, **{key: f"chosen from {why}" for key, why in chosen.items()}}
+    return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where, chosen=chosen)
 
 
 def _config(method: Any, recipe: Recipe, where: str) -> Any:
@@ -371,14 +383,22 @@ def _refuse_unusable(target: str) -> None:
         raise error
 
 
+def awaits_pictures(name: str) -> bool:
+    """Whether a recipe is made for a user's own pictures, so that it says nothing before they are named."""
+    with suppress(UserError):
+        return _inherited(name)[0].get("dataset") == OWN
+    return False
+
+
 def usable() -> tuple[dict[str, Resolved], dict[str, UserError]]:
-    """Every recipe that can be used, resolved; and by name what is wrong with the others, and with whole
+    """Every recipe that can be used here, resolved (those for pictures that are not here are not among
+    them, see :func:`awaits_pictures`); and by name what is wrong with the others, and with whole
     files and packages of recipes."""
     found: dict[str, Resolved] = {}
     wrong = recipe_files.problems()
     for name in recipe_names():
-        if name.partition("/")[0] in wrong:
-            continue  # said once for its file
+        if name.partition("/")[0] in wrong or (OWN not in DATASETS and awaits_pictures(name)):
+            continue  # said once for its file; or there is nothing that it could be used on
         try:
             found[name] = resolve(name)
         except UserError as error:

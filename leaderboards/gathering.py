@@ -280,7 +280,8 @@ class Current:
             return []
         if record.name not in self._values:
             self._values[record.name] = _values_of(self.recipes[record.name])
-        return _changed(record, *self._values[record.name])
+        changed = _changed(record, *self._values[record.name])
+        return [key for key in changed if key not in self.recipes[record.name].chosen]
 
 
 def changed_keys(record: Record, resolved: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.fitting import OWN
 from harness.names import run_command
 from harness.schema import dump
 from leaderboards.gathering import Line, lines_of, method_title, weak_label
@@ -32,6 +33,8 @@ def holes(
     holes = []
     for name in sorted(recipes):
         recipe = recipes[name].recipe
+        if recipe.dataset == OWN:  # for whoever wants it: nobody misses a number
+            continue
         for spec in recipe.evaluation:
             if (name, spec.name) in answered:
                 continue

@@ -105,11 +105,12 @@ def _datasets() -> list[dict[str, str]]:
 
 
 def _recipes() -> list[dict[str, str]]:
-    from harness.recipes import usable
+    from harness.recipes import awaits_pictures, inherited, recipe_names, usable
 
     found, wrong = usable()
     left_out(wrong)
-    return [
+    waiting = {n: inherited(n, n) for n in recipe_names() if n not in {*found, *wrong} and awaits_pictures(n)}
+    rows = [
         {
             "name": name,
             "data set": r.recipe.dataset,
@@ -119,6 +120,17 @@ def _recipes() -> list[dict[str, str]]:
         }
         for name, r in found.items()
     ]
+    rows += [
+        {
+            "name": name,
+            "data set": values["dataset"],
+            "supervision": values["supervision"],
+            "backbone": values["backbone"],
+            "suites": "",
+        }
+        for name, values in waiting.items()
+    ]
+    return sorted(rows, key=lambda row: row["name"].partition("/")[0])
 
 
 def _suites() -> list[dict[str, str]]:

@@ -218,8 +218,11 @@ class Rounds:
 
     def _tell(self, prepared: Prepared) -> None:
         """What a user should know of a trial before it trains; of the seeds of a recipe once."""
-        for note in prepared.facts.get("notes", ()):
-            line = f"note     {prepared.trial.name}: {note}"
+        name, recipe, chosen = prepared.trial.name, prepared.resolved.recipe, prepared.resolved.chosen
+        numbers = {"crop": recipe.crop, "batch.per_group": recipe.batch.per_group}
+        lines = [f"chosen   {name}: {key}={numbers[key]}, from {why}" for key, why in chosen.items()]
+        lines += [f"note     {name}: {note}" for note in prepared.facts.get("notes", ())]
+        for line in lines:
             if line not in self.told and not prepared.done:
                 self.display.say(line)
             self.told.add(line)

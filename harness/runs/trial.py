@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import devices, distributed, evaluation
+from harness import devices, distributed, evaluation, fitting
 from harness.data import own, sense
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.label_store import LabelStore, prepare_labels, reads_masks, require_masks
@@ -234,6 +234,7 @@ def forget() -> None:
     """Look at data and labels anew: files may have changed since this process last did."""
     for remembered in (open_dataset, look, _labels):
         remembered.cache_clear()
+    fitting.forget()
 
 
 @dataclass(frozen=True)

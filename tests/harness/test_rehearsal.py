@@ -16,7 +16,7 @@ from harness.build import Build, ViewSpec
 from harness.contract import check_terms
 from harness.errors import UserError
 from harness.nn.encoders import create_encoder
-from harness.recipes import recipe_names, resolve
+from harness.recipes import all_recipes, resolve
 from harness.registry import DATASETS, METHODS
 from harness.rehearsal import rehearse, source_output
 from harness.runs.trial import Options, Trial, inspect
@@ -28,8 +28,7 @@ RECIPE = "pce/mini-scribble"
 def one_of_each(every: bool) -> list[str]:
     """A recipe for every network that a method builds, or for every method and backbone."""
     found: dict[str, str] = {}
-    for name in recipe_names():
-        r = resolve(name)
+    for name, r in all_recipes().items():
         key = (r.recipe.method, r.recipe.backbone)
         found.setdefault(str((*key, r.config, r.recipe.dataset, r.recipe.crop) if every else key), name)
     return list(found.values())
@@ -53,10 +52,9 @@ def test_every_registered_recipe_can_be_built(name):
 def steps() -> list[str]:
     """A recipe for every method and backbone whose phases are worth a step; others share their losses."""
     found: dict[tuple[str, str], str] = {}
-    for name in recipe_names():
-        recipe = resolve(name).recipe
+    for name, resolved in all_recipes().items():
         if "/mini-" not in name:
-            found.setdefault((recipe.method, recipe.backbone), name)
+            found.setdefault((resolved.recipe.method, resolved.recipe.backbone), name)
     return list(found.values())
 
 

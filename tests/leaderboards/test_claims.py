@@ -11,7 +11,7 @@ from synthetic import Factory
 
 from harness.cli import invoke
 from harness.errors import UserError
-from harness.recipes import recipe_names, resolve
+from harness.recipes import all_recipes, recipe_names, resolve
 from harness.recipes import suites as recipe_suites
 from harness.schema import dump
 from leaderboards import claims as module
@@ -58,7 +58,7 @@ def verdict(factory: Factory, recipes: Any, tmp_path: Path, text: str = GOOD) ->
 
 
 def test_packaged_claims_name_recipes_and_sources_that_exist() -> None:
-    recipes = {name: resolve(name) for name in recipe_names() if name.partition("/")[0] in module.METHODS}
+    recipes = {name: r for name, r in all_recipes().items() if name.partition("/")[0] in module.METHODS}
     assert validate(recipes) == []
 
 
