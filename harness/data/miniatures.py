@@ -8,6 +8,7 @@ so numbers say nothing about the data set. The seven labels of a scene become se
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from harness.data.images import save_index, write_index
 from harness.data.lists import packaged_list, write_tags
 from harness.data.voc2012 import VOC2012
 from harness.errors import UserError, nearest
-from harness.files import whole_file
+from harness.files import named, whole_file
 
 _VOID = 255
 #: Which class a scene's labels 0..6 become: their numbers in the masks (COCO: in the annotations).
@@ -62,7 +63,12 @@ def write_miniature(name: str, root: Path | str, *, train: int = 8, val: int = 4
             numbers = np.full(256, _VOID_NUMBERS[name], np.uint8)
             numbers[: len(_NUMBERS[name])] = _NUMBERS[name]
             scenes[image_id] = (split, picture, mask, numbers[mask])
-    _WRITERS[name](folder, scenes)
+    with named(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part")
+        with draft as place:  # half a data set would be taken for a whole one
+            _WRITERS[name](Path(place) / folder.name, scenes)
+            (Path(place) / folder.name).rename(folder)
     return root
 
 

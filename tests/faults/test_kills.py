@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -115,6 +116,25 @@ def test_two_drivers_share_a_store(tmp_path, first, small, ends):
     assert_same_numbers(records[0], first)
     assert (records[0].data["resumed"] > 0) == (not ends)
     assert not drafts(results)
+
+
+def _empty_cache(folder: str) -> None:
+    """Ends at the first step, when everything has been prepared."""
+    os.environ["WSSS_CACHE"] = folder
+    die_at("step", 1)
+
+
+def test_three_drivers_begin_with_an_empty_cache(tmp_path):
+    """All of them find neither the generated scenes nor prepared labels: they are made once."""
+    cache = tmp_path / "cache"
+    command = ["run", "pce/mini-scribble", "--local", "--device", "cpu", "--results", tmp_path / "results"]
+    drivers = [
+        driver(*command, "--seed", seed, prepare=_empty_cache, options=(str(cache),)) for seed in range(3)
+    ]
+    assert [exit_code(d) for d in drivers] == [-signal.SIGKILL] * 3
+    assert len(list(cache.rglob("JPEGImages"))) == 1
+    assert len(list((cache / "labels" / "mini").iterdir())) == 1
+    assert not list(cache.rglob("*.part"))
 
 
 def test_two_drivers_make_the_labels_of_a_source_once(tmp_path, small):
