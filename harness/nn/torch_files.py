@@ -37,9 +37,13 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # unpickling, zip and storage errors have no common base
         lines = str(error).splitlines()
         why = lines[0][:200] if lines else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in the file
-            told = next((line for line in lines if _REFUSED in line), "").partition(_REFUSED)[2].strip()
-            why = "it holds something else than weights" + (f" ({told[:160]})" if told else "")
+        if isinstance(
+            error, pickle.UnpicklingError | LookupError
+        ):  # torch advises to execute what is in the file
+            told = next((line for line in lines if _REFUSED in line), "").partition(_REFUSED)[2]
+            why = "it holds something else than weights" + (
+                f" ({told.partition(' was not')[0].strip()[:160]})" if told else ""
+            )
         empty = path.stat().st_size == 0
         raise damaged(path, "it is empty" if empty else f"it cannot be read: {why}") from error
 
