@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.commands.labels import labels, show
-from harness.commands.options import COUNT, DATA_ROOT, SEED, Output, opened, together
+from harness.commands.options import COUNT, DATA_ROOT, SEED, SET, Output, opened, together
 from harness.commands.usage import Verb
+
+if TYPE_CHECKING:
+    from harness.data.base import Dataset
+    from harness.data.label_report import Wanted
 
 PROCESSES = click.option(
     "--workers", type=COUNT, default=0, show_default=True, help="Processes (checks: threads)."
@@ -71,23 +76,72 @@ def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path |
 Examples:
   wsss data verify voc2012 --data-root ~/data --workers 2
   wsss data verify coco2014 --data-root ~/data --split val --json coco.json
+  wsss data verify own --data-root own=birds               with scribbles/, clicks.csv, boxes/, tags.csv
+  wsss data verify own --data-root own=birds --for pce/own-scribble --set labels.format=labelme
 Files that were sound and have not changed are not read again. Exit code 2 when something is wrong.""",
 )
 @click.argument("name")
 @together(DATA_ROOT, SPLIT, PROCESSES)
+@click.option(
+    "--for",
+    "recipe",
+    metavar="RECIPE",
+    help="Read the weak labels too that a run of it would train on [default: of your own data, those that "
+    "lie where the own-* recipes look for them].",
+)
+@SET
 @click.option("--json", "file", type=Output(file=True), help="Write all offenders here.")
 def verify(
-    name: str, data_roots: tuple[str, ...], splits: tuple[str, ...], workers: int, file: Path | None
+    name: str,
+    data_roots: tuple[str, ...],
+    splits: tuple[str, ...],
+    workers: int,
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    file: Path | None,
 ) -> int:
-    """Check every file against the official numbers; report the first offenders and a fingerprint."""
+    """Check every file against the official numbers; report the first offenders and a fingerprint.
+
+    Weak labels are read as a run reads them: what it would refuse is refused, in its words.
+    """
     from harness.data.report import verify as check
     from harness.files import cache_folder, write_json
 
-    report = check(opened(name, data_roots), cache=cache_folder(), workers=workers, splits=splits or None)
+    dataset = opened(name, data_roots)
+    labels = _wanted(dataset, recipe, assignments)
+    chosen = [one for one in labels if not splits or one.split in splits]
+    report = check(dataset, cache=cache_folder(), workers=workers, splits=splits or None, labels=chosen)
     click.echo("\n".join(report.lines()))
     if file is not None:
         write_json(file, report.as_json())
     return 0 if report.sound else 2
+
+
+def _wanted(dataset: Dataset, recipe: str | None, assignments: tuple[str, ...]) -> list[Wanted]:
+    """The labels to look at: those of a recipe, else those that lie where recipes for own pictures look."""
+    from harness.data.label_report import Wanted
+    from harness.data.own import is_own
+    from harness.given import one
+    from harness.recipes import awaits_pictures, parse_overrides, recipe_names, resolve
+    from harness.runs.trial import is_recipe
+
+    on = {"dataset": dataset.info.name}
+    if recipe is not None:
+        asked = one(recipe, {**parse_overrides(assignments), **on})
+        found = resolve(asked.name, asked.overrides).recipe
+        source = found.labels_from
+        if source is not None and is_recipe(source):  # it is trained first, on labels of its own
+            found, source = resolve(source.partition(":")[0], on).recipe, None
+        return [Wanted(found.train_split, found.supervision, found.labels, source)]
+    if not is_own(dataset.info.name):
+        return []
+    usual: dict[str, Wanted] = {}
+    for name in filter(awaits_pictures, recipe_names()):
+        found = resolve(name, on).recipe
+        wanted = Wanted(found.train_split, found.supervision, found.labels)
+        if wanted.split in dataset.info.splits and wanted.is_here(dataset):
+            usual.setdefault(wanted.kind, wanted)
+    return list(usual.values())
 
 
 @data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")

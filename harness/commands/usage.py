@@ -291,7 +291,10 @@ TABLE: Mapping[str, Usage] = {
             ),
         ),
     ),
-    "data verify": Usage("name data_roots splits workers file"),
+    "data verify": Usage(
+        "name data_roots splits workers file recipe",
+        (Only("assignments", lambda v: v["recipe"] is not None, "without --for", "to the recipe of --for"),),
+    ),
     "data labels": Usage(
         "name kind split out data_roots form workers",
         (

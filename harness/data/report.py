@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.base import IGNORE, Dataset
+from harness.data.label_report import LabelReport, Wanted, check_labels
 from harness.data.verify import SplitReport, check_split, overlap
 from harness.errors import UserError
 
@@ -29,6 +30,7 @@ class DatasetReport:
         absent: splits that are not here, with the reason.
         overlaps: training splits that share pictures with splits that are scored.
         classes: names in label order.
+        labels: what was found in weak labels.
     """
 
     name: str
@@ -37,16 +39,21 @@ class DatasetReport:
     absent: tuple[tuple[str, str], ...]
     overlaps: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    labels: tuple[LabelReport, ...] = ()
 
     @property
     def sound(self) -> bool:
         """Whether a run may trust what is here."""
+        return self._sound and not any(labels.error for labels in self.labels)
+
+    @property
+    def _sound(self) -> bool:
         return bool(self.splits) and not self.overlaps and not any(s.offenders for s in self.splits)
 
     @property
     def fingerprint(self) -> str | None:
         """SHA-256 over the fingerprints of all splits that are here; None where something is wrong."""
-        if not self.sound:
+        if not self._sound:
             return None
         text = "".join(f"{s.split}\0{s.fingerprint}\n" for s in self.splits)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -73,6 +80,8 @@ class DatasetReport:
                 yield f"    and {len(split.offenders) - _SHOWN} more"
             yield from (f"    warning: {text}" for text in split.warnings)
             yield from (f"    note: {note}" for note in split.notes)
+        for labels in self.labels:
+            yield from labels.lines()
         yield from (f"  {split}: not here ({why})" for split, why in self.absent)
         yield from (f"  OVERLAP: {text}" for text in self.overlaps)
         yield f"  fingerprint: {self.fingerprint or 'none, mend what is wrong first'}"
@@ -123,11 +132,17 @@ class DatasetReport:
             },
             "absent": dict(self.absent),
             "overlaps": list(self.overlaps),
+            **({"labels": [labels.as_json() for labels in self.labels]} if self.labels else {}),
         }
 
 
 def verify(
-    dataset: Dataset, *, cache: Path, workers: int = 0, splits: Sequence[str] | None = None
+    dataset: Dataset,
+    *,
+    cache: Path,
+    workers: int = 0,
+    splits: Sequence[str] | None = None,
+    labels: Sequence[Wanted] = (),
 ) -> DatasetReport:
     """Check a data set: every file opens, sizes agree, values are legal, lists do not overlap.
 
@@ -138,6 +153,7 @@ def verify(
         cache: where it is remembered what is sound.
         workers: threads; 0 checks in this one.
         splits: which splits; by default all whose pictures are here.
+        labels: weak labels to read as a run does; of pictures in which something is wrong, none are read.
 
     Raises:
         UserError: an unknown split is asked for, or a list is missing or malformed.
@@ -150,6 +166,12 @@ def verify(
             found.append(check_split(dataset, split, cache=cache, workers=workers))
         else:
             absent.append((split, why))
+    broken = {s.split for s in found if s.offenders}
+    read = [
+        check_labels(dataset, one, _scored(found), cache=cache, workers=workers)
+        for one in labels
+        if one.split not in broken
+    ]
     return DatasetReport(
         dataset.info.name,
         dataset.root,
@@ -157,6 +179,7 @@ def verify(
         tuple(absent),
         tuple(_overlaps(found)),
         tuple(dataset.info.classes),
+        tuple(read),
     )
 
 
@@ -169,11 +192,14 @@ def _absent(dataset: Dataset, split: str) -> str | None:
         return error.problem
 
 
+def _scored(found: Sequence[SplitReport]) -> list[SplitReport]:
+    return [s for s in found if s.split.startswith(("val", "test"))]
+
+
 def _overlaps(found: Sequence[SplitReport]) -> Iterator[str]:
     """Pictures that are trained on and scored, by id and by content."""
     training = [s for s in found if s.split.startswith("train") and s.split != "trainval"]
-    scored = [s for s in found if s.split.startswith(("val", "test"))]
     for one in training:
-        for other in scored:
+        for other in _scored(found):
             if shared := overlap(one, other):
                 yield shared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -118,6 +118,14 @@ def of_masks(info: DatasetInfo, split: str, pixels: np.ndarray) -> tuple[str, ..
             "must be the value of a class",
         )
     return (f"the masks of {split} show one class alone, {name!r}",)
+
+
+def taught(info: DatasetInfo, kind: str, classes: Iterable[str]) -> list[int]:
+    """Classes that something is trained to find: those of its labels, and under tags background as well."""
+    seen = [info.classes.index(name) for name in classes]
+    if info.background is not None and kind == "image":
+        seen.append(info.background)  # no image tag names it
+    return seen
 
 
 def unseen(info: DatasetInfo, split: str, occurs: np.ndarray, seen: Sequence[int]) -> tuple[str, ...]:

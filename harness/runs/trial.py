@@ -380,9 +380,7 @@ def prepare(
     # Seeds of one row have labels of their own where another trial of the same seed made them.
     fingerprint = origin or labels.fingerprint
     notes = [*checked.notes, *labels.warnings]
-    seen = [dataset.info.classes.index(name) for name in labels.statistics["classes"]]
-    if dataset.info.background is not None and recipe.supervision == "image":
-        seen.append(dataset.info.background)  # no image tag names it
+    seen = sense.taught(dataset.info, recipe.supervision, labels.statistics["classes"])
     for split, found in checked.splits.items():
         if split != recipe.train_split and split in {e.split for e in recipe.evaluation}:
             notes += sense.unseen(dataset.info, split, found.occurs, seen)

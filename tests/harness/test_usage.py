@@ -126,6 +126,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         },
     ),
     ("data labels mini --kind point --out o --clicks 3", {"--stroke": ["3"]}),
+    ("data verify mini", {"--set": ["a=1"]}),
     ("data labels mini --kind point --out o --format png", {"--clicks": ["3"], "--seed": ["1"]}),
     ("data labels mini --kind block --out o --format png", {"--block-share": ["0.1"], "--stroke": ["1"]}),
     ("data labels mini --kind box --out o --format png", {"--box-inside": ["fill"]}),
