@@ -221,3 +221,14 @@ def test_a_file_of_values_may_not_hold_such_numbers_either(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match="not valid TOML"):
             parse_overrides([f"@{file}"])
+
+
+def test_all_on_the_tiny_transformer_learn_at_the_same_rates():
+    on_it = [r for r in map(resolve, expand(["*/mini-*"])) if r.recipe.backbone == "mini_vit"]
+    assert {r.recipe.method for r in on_it} >= {"toco", "fsr", "dskd_gc", "cam", "full"}
+    for resolved in on_it:
+        rate, config = resolved.recipe.optimiser.lr, resolved.config
+        scales = (
+            (1, config.head_lr_scale) if hasattr(config, "head_lr_scale") else (config.backbone_lr_scale, 1)
+        )
+        assert [rate * s for s in scales] == pytest.approx([5e-4, 5e-3]), resolved.recipe.method
