@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from harness.batch import View as View
     from harness.build import Build as Build
     from harness.build import ViewSpec as ViewSpec
-    from harness.cluster.session import Resources as Resources
     from harness.data.base import IGNORE as IGNORE
     from harness.data.base import UNLABELLED as UNLABELLED
     from harness.data.base import Dataset as Dataset
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from harness.evaluation import summarise as summarise
     from harness.export import export as export
     from harness.finite import require_finite as require_finite
+    from harness.jobs.job import Resources as Resources
     from harness.networks import load_network as load_network
     from harness.nn.cam import cam_to_label as cam_to_label
     from harness.nn.cam import multi_scale_cam as multi_scale_cam
@@ -85,7 +85,7 @@ _PLACES = {
     "harness": ("__version__",),
     "harness.batch": ("Batch", "Progress", "View"),
     "harness.build": ("Build", "ViewSpec"),
-    "harness.cluster.session": ("Resources",),
+    "harness.jobs.job": ("Resources",),
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),
     "harness.data.roots": ("open_dataset",),

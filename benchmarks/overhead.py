@@ -212,12 +212,12 @@ def bare(steps: int) -> float:
 def in_turns(steps: int, trials: int, place: Path) -> None:
     """Run trials as ``wsss run`` does, each in turn with a bare loop of its steps, in this process and
     Ray's; leaves ``<seed>.json`` for each: when it ended, and the seconds of the bare loop's turns."""
-    from harness.cluster import trials as ray_trials
-    from harness.cluster.session import Resources
+    from harness.jobs import on_ray
+    from harness.jobs.job import Resources
     from harness.runs.execution import execute
     from harness.runs.trial import Options, Trial
 
-    class Both(ray_trials.Actor):
+    class Both(on_ray.Worker):
         """After every turn of the trial (about a second) the loop makes the steps that it is behind."""
 
         def setup(self, config: dict) -> None:
@@ -228,7 +228,7 @@ def in_turns(steps: int, trials: int, place: Path) -> None:
         def step(self) -> dict[str, Any]:
             report = super().step()
             clock = time.monotonic()
-            prepared, status = self.steps.prepared, report["status"]
+            prepared, status = self.job.ready, report["event"].status
             if self.loop is None:
                 self.loop = bare_loop(prepared)
             reached = prepared.steps if status.note else status.step
@@ -241,7 +241,7 @@ def in_turns(steps: int, trials: int, place: Path) -> None:
                 file.write_text(json.dumps({"ended": time.time(), "bare": self.seconds}))
             return report
 
-    ray_trials.Actor = Both  # type: ignore[misc]
+    on_ray.Worker = Both  # type: ignore[misc]
     execute(
         [Trial(RECIPE, seed, {"schedule.steps": steps}) for seed in range(trials)],
         Options(results=place / "results", device="cpu"),

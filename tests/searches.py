@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 
-from harness.search.objective import END, Event
+from harness.jobs.job import Event
+from harness.search.objective import END
 from harness.search.plan import plan_search
 from harness.search.report import write_tables
-from harness.search.study import open_study, search_local
+from harness.search.study import open_study, run_study
 
 RECIPE = "pce/mini-scribble"
 TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}
@@ -25,7 +26,7 @@ def value_of(values) -> float:
     return 80 - 20 * distance - 5 * (values["config.backbone_lr_scale"] - 0.5) ** 2
 
 
-def pretend(job, again=False):
+def pretend(job):
     """A trial without training: half its value at the middle, its value at the end."""
     value = value_of(job.trial.overrides)
     for point in job.points:
@@ -39,7 +40,7 @@ def plan(options, trials=12, **changes):
 
 def finish(plan):
     with open_study(plan) as study:
-        search_local(study, nothing)
+        run_study(study, nothing)
         write_tables(study)
         return [(t.number, t.state.name, t.params, t.value) for t in study.trials]
 

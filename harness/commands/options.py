@@ -254,7 +254,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
     """All options of where and how trials run.
 
     The decorated function receives them as ``options`` (:class:`harness.runs.trial.Options`) and
-    ``resources`` (:class:`harness.cluster.session.Resources`; None with ``--local``).
+    ``resources`` (:class:`harness.jobs.job.Resources`; None with ``--local``).
     """
 
     @together(*_EXECUTION)
@@ -277,7 +277,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         **own: Any,
     ) -> Any:
         from harness import devices
-        from harness.cluster.session import Resources
+        from harness.jobs.job import Resources
         from harness.runs.trial import Options
 
         machine = devices.machine()

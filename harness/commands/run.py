@@ -14,7 +14,7 @@ from harness.commands.usage import Verb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.cluster.session import Resources
+    from harness.jobs.job import Resources
     from harness.runs.trial import Options, Trial
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ from harness.commands.usage import Verb
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from harness.cluster.session import Resources
+    from harness.jobs.job import Event, Resources
     from harness.runs.trial import Options
-    from harness.search.objective import Event, Job
+    from harness.search.objective import SearchJob
     from harness.search.study import Study
 
 
@@ -136,17 +136,14 @@ class _Display:
         for state in ("finished", "pruned"):
             self.board.count(state, counts[state])
         study.on_end = self.end
+        study.on_again = partial(self.board.write, style="yellow")
 
-    def update(self, job: Job, event: Event) -> None:
+    def update(self, job: SearchJob, event: Event) -> None:
         """A trial has come to a step, or was measured."""
-        from harness.training import Status
         from harness.watching.board import Work
 
-        status = event.status or Status(event.step, event.total, 0.0)
-        if event.values:
-            status = replace(status, miou=event.values[-1][1])
-        if status.total:
-            self.board.update(job.number, status, Work(f"trial {job.number}"))
+        if event.status is not None and not event.ended:
+            self.board.update(job.number, event.status, Work(job.label))
 
     def end(self, trial: FrozenTrial) -> None:
         """A trial has ended."""

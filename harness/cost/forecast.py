@@ -12,8 +12,8 @@ from statistics import median
 
 import torch
 
-from harness.cluster.session import Resources
 from harness.cost.smoke_report import Row, read, values_digest
+from harness.jobs.job import Resources
 from harness.runs.execution import waves
 from harness.runs.trial import Options, Prepared, Trial, check_processes, inspect, prepare, source_of
 from harness.store.records import Record

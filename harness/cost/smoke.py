@@ -7,12 +7,10 @@ a checkpoint, by the code that resumes a killed run. Nothing enters the record s
 
 from __future__ import annotations
 
-import gc
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from harness import devices, distributed, evaluation, faults, interruption, provenance
+from harness import devices, distributed, evaluation, faults, provenance
 from harness.boundary import BoundaryCounter
-from harness.cluster.session import Resources, ray_session
 from harness.cost.forecast import labels_ready, state_of
 from harness.cost.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
 from harness.cost.stand_in import stand_in_labels
@@ -35,14 +31,17 @@ from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.files import check_writable
+from harness.jobs.job import Event, Job, Resources, Source, on, release
+from harness.jobs.run import run
 from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
 from harness.rehearsal import source_output
 from harness.runs.execution import waves
-from harness.runs.trial import Options, Trial, check_processes, inspect, prepare, source_of
+from harness.runs.trial import Options, Trial, check_processes, choose_device, inspect, prepare, source_of
 from harness.schema import digest
-from harness.specs import EvaluationSpec, SelectionSpec
-from harness.training import Trainer
+from harness.specs import EvaluationSpec, Recipe, SelectionSpec
+from harness.training import Status, Trainer
+from harness.watching.board import Board, Work
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -62,29 +61,105 @@ EXPORT = "labels for others: "
 STAND_IN = "trained on stand-in labels, as those of its source do not exist yet"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A recipe to try.
+@dataclass
+class _Found:
+    """Figures of a recipe while they are being found."""
+
+    notes: list[str] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    sizes: dict[str, float] = field(default_factory=dict)
+    workers_mib: float = 0.0
+
+
+@dataclass
+class SmokeJob(Job):
+    """A recipe to try; its number is its place in the table.
 
     Attributes:
-        number: its place in the table.
         trial: recipe, overrides and the first of the seeds still to run.
         seeds: how many trials are still to run.
         outputs: ``labels_from`` of chosen recipes that train on this one's pseudo labels.
         options: as the run would have them.
-        processes: that share the groups of a trial.
-        place: an empty folder for checkpoints.
+        folder: an empty one for checkpoints.
         row: what is known before it ran.
+        found: figures so far, in the process that finds them.
     """
 
-    number: int
     trial: Trial
     seeds: int
     outputs: tuple[str, ...]
     options: Options
-    processes: int
-    place: Path
+    folder: Path
     row: Row
+    found: _Found = field(default_factory=_Found, init=False)
+
+    @property
+    def label(self) -> str:
+        """The recipe."""
+        return self.trial.name
+
+    @property
+    def place(self) -> Path:
+        """Where a failure of its process is noted."""
+        return self.folder
+
+    @property
+    def recipe(self) -> Recipe:
+        """With the overrides of the run."""
+        return resolve(self.trial.name, self.trial.overrides).recipe
+
+    def begin(self, gpus: float | None = None) -> torch.device:
+        """Find the device. Arguments as in :class:`harness.jobs.job.Job`."""
+        self.options = replace(self.options, device=on(self.options.device, gpus))
+        return choose_device(self.options.device)
+
+    def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
+        """Make the steps and evaluations of a recipe; its row is the result.
+
+        The stage that it has come to is written beside the checkpoints, for the case that the process dies.
+        """
+        device = choose_device(self.options.device)
+        if device.type == "cpu":
+            torch.set_num_threads(self.options.threads)
+        else:
+            devices.check_kernels(devices.machine(thoroughly=True))
+        provenance.reset_peak_memory(device)
+        for stage in _stages(self, self.found):
+            write_stage(self.place, stage)
+            yield Event(Status(0, STEPS, 0.0, note=stage))
+        memory = distributed.collected(_memory(device, self.found.workers_mib))
+        yield Event(ended="passed", result=self._row(device, _of_all(memory)))
+        release()
+
+    def failed(self, error: BaseException) -> Event:
+        """The row says where it came to, and why it went no further."""
+        reason, whole = faults.told(error, self.recipe)
+        trace = "" if whole else faults.trace_of(error)
+        try:
+            device = choose_device(self.options.device)
+        except UserError:
+            device = torch.device("cpu")
+        row = self._row(device, _memory(device, self.found.workers_mib))
+        row = replace(row, status="failed", stage=read_stage(self.place), reason=reason, trace=trace)
+        return Event(ended="failed", reason=reason, lost=faults.poisons(error), result=row)
+
+    def died(self, reason: str, trace: str = "") -> Row:
+        """The row where the process gives none itself."""
+        return replace(self.row, status="failed", stage=read_stage(self.place), reason=reason, trace=trace)
+
+    def _row(self, device: torch.device, memory: dict[str, Any]) -> Row:
+        found = self.found
+        return replace(
+            self.row,
+            notes=tuple(found.notes),
+            phases=tuple(found.phases),
+            passes=tuple(found.passes),
+            hardware=provenance.hardware(device),
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+            **memory,
+            **found.sizes,  # type: ignore[arg-type]
+        )
 
 
 # --- what is tried -----------------------------------------------------------------------------------
@@ -120,64 +195,20 @@ def _sample(dataset: Dataset, split: str) -> list[str]:
 # --- one recipe --------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Found:
-    """Figures of a recipe while they are being found."""
-
-    notes: list[str] = field(default_factory=list)
-    phases: list[Phase] = field(default_factory=list)
-    passes: list[Pass] = field(default_factory=list)
-    sizes: dict[str, float] = field(default_factory=dict)
-    workers_mib: float = 0.0
-
-
-def try_recipe(job: Job) -> Row:
-    """Make the steps and evaluations of a recipe; an error ends it and is part of the row.
-
-    The stage that it has come to is written beside the checkpoints, for the case that the process dies.
-    """
-    found, stage = _Found(), ""
-    failure: dict[str, Any] = {}
-    device = torch.device("cpu")
-    try:
-        checked = inspect(job.trial, job.options)
-        device = checked.device
-        if device.type == "cpu":
-            torch.set_num_threads(job.options.threads)
-        else:
-            devices.check_kernels(devices.machine(thoroughly=True))
-        provenance.reset_peak_memory(device)
-        for stage in _stages(job, found):
-            write_stage(job.place, stage)
-    except BaseException as error:
-        if interruption.asked(error):
-            raise
-        reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
-        failure = {"status": "failed", "reason": reason, "gone": faults.consequence(error)}
-        if not whole:
-            failure["trace"] = faults.trace_of(error)
-    row = replace(
-        job.row,
-        **failure,
-        stage=stage if failure else "",
-        notes=tuple(found.notes),
-        phases=tuple(found.phases),
-        passes=tuple(found.passes),
-        hardware=provenance.hardware(device),
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
-        **_memory(device, found.workers_mib),
-        **found.sizes,  # type: ignore[arg-type]
-    )
-    release(device)
-    return row
-
-
 def write_stage(place: Path, stage: str) -> None:
     """Leave word of what is being done."""
     if not distributed.first():
         return
     place.mkdir(parents=True, exist_ok=True)
     (place / "stage").write_text(stage, encoding="utf-8")
+
+
+def read_stage(place: Path) -> str:
+    """What was being done last."""
+    try:
+        return (place / "stage").read_text(encoding="utf-8")
+    except OSError:
+        return "starting"
 
 
 def _memory(device: torch.device, workers_mib: float) -> dict[str, Any]:
@@ -189,15 +220,14 @@ def _memory(device: torch.device, workers_mib: float) -> dict[str, Any]:
     }
 
 
-def release(device: torch.device) -> None:
-    """Give back what nobody refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        with suppress(RuntimeError):  # of a GPU that is lost
-            torch.cuda.empty_cache()
+def _of_all(memory: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Memory of all processes of a recipe: the largest of a GPU, and that of the host together."""
+    device = [found["device_mib"] for found in memory if found["device_mib"] is not None]
+    host = [found["host_mib"] for found in memory if found["host_mib"] is not None]
+    return {"device_mib": max(device, default=None), "host_mib": sum(host) if host else None}
 
 
-def _stages(job: Job, found: _Found) -> Iterator[str]:
+def _stages(job: SmokeJob, found: _Found) -> Iterator[str]:
     """Do the work; yields what comes next."""
     options, seed = job.options, job.trial.seed
     yield "preparing labels"
@@ -225,7 +255,7 @@ def _stages(job: Job, found: _Found) -> Iterator[str]:
             if distributed.first():
                 found.sizes |= {"checkpoint_mib": _mib(trainer.checkpoint), "save_seconds": seconds}
             del method, trainer
-            release(device)
+            release()
             yield f"resuming at step {start}"
             method, trainer = create()
         yield f"steps {start} to {start + steps - 1}"
@@ -249,7 +279,7 @@ def _stages(job: Job, found: _Found) -> Iterator[str]:
         found.passes.append(Pass(name, pictures, work() / share, times))
 
 
-def _labels(job: Job, found: _Found) -> LabelStore:
+def _labels(job: SmokeJob, found: _Found) -> LabelStore:
     """The recipe's labels, or a stand-in for those that its source has not made yet."""
     if labels_ready(job.trial, job.options):
         return prepare(job.trial, job.options).labels
@@ -288,7 +318,7 @@ _Work = tuple[str, int, Callable[[], float], int]
 
 
 def _passes(
-    job: Job, resolved: Resolved, dataset: Dataset, method: Method, trainer: Trainer
+    job: SmokeJob, resolved: Resolved, dataset: Dataset, method: Method, trainer: Trainer
 ) -> Iterator[_Work]:
     """(name, times in a trial, work that gives seconds for one picture, pictures of the split)."""
     recipe, device = resolved.recipe, trainer.device
@@ -381,7 +411,7 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
     work = folder(options.results) / "work"
     check_writable(work)
     rows: list[Row] = []
-    jobs: list[Job] = []
+    jobs: list[SmokeJob] = []
     errors: list[UserError] = []
     groups = _by_recipe(trials)
     for number, group in enumerate(groups):
@@ -400,10 +430,7 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
     if errors and len(errors) == len(groups):
         raise errors[0]
     try:
-        done = _on_ray(jobs, resources) if resources is not None and jobs else _here(jobs)
-        for number, row in done:
-            rows[number] = row
-            write(row, options.results)
+        _try(jobs, rows, options, resources)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     write_table(rows, options.results)
@@ -424,7 +451,7 @@ def _job(
     options: Options,
     resources: Resources | None,
     place: Path,
-) -> Job:
+) -> SmokeJob:
     """What is to be done for a recipe; nothing where all of its trials are finished."""
     group = groups[number]
     checked = inspect(group[0], options)
@@ -463,21 +490,64 @@ def _job(
         checkpoint_seconds=options.checkpoint_seconds,
     )
     processes = options.processes or recipe.batch.groups
-    if resources is not None:
-        options = replace(options, device=devices.of_workers(options.device, resources.gpus_per_process))
-    return Job(number, left[0] if left else group[0], len(left), outputs, options, processes, place, row)
+    trial = left[0] if left else group[0]
+    return SmokeJob(number, trial, len(left), outputs, options, place, row, processes=processes)
 
 
-def _here(jobs: Sequence[Job]) -> Iterator[tuple[int, Row]]:
-    """One after another in this process."""
-    for job in tqdm(jobs, desc="trying", unit="recipe", disable=None, leave=False):
-        yield job.number, try_recipe(job)
+class _Recipes(Source):
+    """Recipes to try, each in a process of its own on Ray, since memory is that of a process.
+
+    Args:
+        jobs: one for each.
+        board: shows them.
+        ended: receives the row of each.
+    """
+
+    reused = False
+
+    def __init__(
+        self, jobs: Sequence[SmokeJob], board: Board, ended: Callable[[SmokeJob, Row], None]
+    ) -> None:
+        self.waiting, self.board, self.ended = list(jobs), board, ended
+        self.processes = max((job.processes for job in jobs), default=1)
+
+    def next(self) -> Job | None:
+        """In the order of the table."""
+        return self.waiting.pop(0) if self.waiting else None
+
+    def take(self, job: Job, event: Event) -> bool:
+        """Show what is being done; keep the row at the end."""
+        assert isinstance(job, SmokeJob)
+        if event.ended:
+            row = event.result or job.died(event.reason)
+            self.board.end(job.number, row.status, f"{row.status:8s} {job.label}")
+            self.ended(job, row)
+        elif event.status is not None:
+            self.board.update(job.number, event.status)
+        return False
+
+    def again(self, job: Job, why: str) -> None:
+        """Nothing is tried twice."""
+
+    def gave_up(self, job: Job, fault: faults.TransientFault, trace: str) -> Event:
+        """It died."""
+        why = f"its worker process died (out of host memory?): {str(fault).removeprefix('tried once: ')}"
+        return Event(ended="failed", reason=why)
 
 
-def _on_ray(jobs: Sequence[Job], resources: Resources) -> Iterator[tuple[int, Row]]:
-    """In processes of their own, with a trial's resources, as many at a time as trials would be."""
-    with ray_session(resources, max(job.processes for job in jobs)):
-        from harness.cluster.smoke import on_ray  # imports Ray
+def _try(jobs: Sequence[SmokeJob], rows: list[Row], options: Options, resources: Resources | None) -> None:
+    """Try recipes, with the resources of a trial and as many at a time as trials would be; rows are kept as
+    they come."""
 
-        done = on_ray(jobs, resources, try_recipe)
-        yield from tqdm(done, total=len(jobs), desc="trying", unit="recipe", disable=None, leave=False)
+    def ended(job: SmokeJob, row: Row) -> None:
+        rows[job.number] = row
+        write(row, options.results)
+
+    board = Board(len(jobs), states=("passed", "failed"), unit="recipes")
+    for job in jobs:
+        board.add(job.number, Work(job.label))
+    try:
+        once = None if resources is None else replace(resources, retries=0)
+        run(_Recipes(jobs, board, ended), once, retries=0)
+    finally:
+        board.close()

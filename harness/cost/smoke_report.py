@@ -65,7 +65,6 @@ class Row:
         stage: what it was doing when it failed.
         reason: why it failed.
         trace: the traceback of an error that is no user's mistake.
-        gone: whether the error says only that another process of the trial had gone.
         notes: what a reader of the figures must know.
         trials: seeds still to run.
         total: optimiser steps of a whole trial.
@@ -89,7 +88,6 @@ class Row:
     stage: str = ""
     reason: str = ""
     trace: str = ""
-    gone: bool = False
     notes: tuple[str, ...] = ()
     trials: int = 1
     total: int = 0

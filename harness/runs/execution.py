@@ -1,4 +1,4 @@
-"""Trials on Ray Tune with explicit resources, or one after another in this process.
+"""Trials on Ray with explicit resources, or one after another in this process.
 
 Neither changes a number: a trial is a function of recipe, seed and data. What is finished stays; a
 trial whose worker dies is started again and goes on from its last checkpoint.
@@ -6,25 +6,26 @@ trial whose worker dies is started again and goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from harness import faults, foreign, interruption
-from harness.cluster.session import Resources, ray_session
+from harness import distributed, faults, foreign, interruption
 from harness.data.own import register
 from harness.errors import UserError
 from harness.files import check_writable
 from harness.given import given
-from harness.runs.apart import run_apart
+from harness.jobs.job import Event, Job, Resources, Source, on
+from harness.jobs.run import run as run_jobs
 from harness.runs.display import Display
 from harness.runs.running import record_failure, run
 from harness.runs.trial import (
@@ -38,8 +39,11 @@ from harness.runs.trial import (
     prepare,
     source_of,
 )
+from harness.specs import Recipe
 from harness.store import aside
 from harness.store.locks import Elsewhere, is_free
+from harness.store.remote import reported
+from harness.training import Status
 from harness.watching.trackers import require
 
 #: Seconds between two looks at trials that another driver runs.
@@ -131,22 +135,102 @@ def execute(
         session.enter_context(interruption.handled())
         if again:
             set_aside(trials, options, tqdm.write)
-        return Rounds([t for wave in ordered for t in wave], options, resources, session).run()
+        source = Trials([t for wave in ordered for t in wave], options, resources is not None, session)
+        run_jobs(source, resources)
+        return list(source.ended.values())
 
 
-class Rounds:
-    """Runs what can run, again and again, until every trial has ended.
+@dataclass
+class TrialJob(Job):
+    """A trial of a run.
 
-    A trial has to wait where it trains on the labels of another one, and where another driver runs it.
+    Attributes:
+        trial: which.
+        options: where and how it runs.
+        dependents: trials that train on its labels; a worker writes these when the trial has ended.
+        prepared: the trial after all checks, in a process that has made them.
     """
 
-    def __init__(
-        self, trials: Sequence[Trial], options: Options, resources: Resources | None, session: ExitStack
-    ) -> None:
-        self.options, self.resources, self.session = options, resources, session
+    trial: Trial
+    options: Options
+    dependents: tuple[Trial, ...] = ()
+    prepared: Prepared | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process makes all checks itself, for its own disk and device."""
+        return vars(self) | {"prepared": None}
+
+    @property
+    def label(self) -> str:
+        """Recipe and seed."""
+        return str(self.trial)
+
+    @property
+    def ready(self) -> Prepared:
+        """The trial after all checks."""
+        assert self.prepared is not None, "the job has begun"
+        return self.prepared
+
+    @property
+    def place(self) -> Path:
+        """The folder of the trial."""
+        return self.ready.folder
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Of the trial."""
+        return self.prepared.resolved.recipe if self.prepared else None
+
+    def begin(self, gpus: float | None = None) -> torch.device:
+        """Make the checks where they have not been made. Arguments as in :class:`harness.jobs.job.Job`."""
+        if self.prepared is None:
+            self.options = replace(self.options, device=on(self.options.device, gpus))
+            self.prepared = prepare(self.trial, self.options)
+        return self.prepared.device
+
+    def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
+        """Train, evaluate, record; then write labels for those that train on them, while the GPU is here."""
+        for status in run(self.ready):
+            yield Event(status)
+        if not distributed.first():
+            return
+        alone()
+        for trial in self.dependents:
+            yield Event(Status(0, self.ready.steps, 0.0, note="writing labels"))
+            with suppress(Exception):  # the driver meets it again, and reports it
+                prepare(trial, self.options)
+
+    def failed(self, error: BaseException) -> Event:
+        """Recorded; where the checks have failed, the driver records it, which knows where."""
+        if isinstance(error, Elsewhere):
+            return Event(ended=error.status, reason=str(error))
+        if self.prepared is None:
+            sent = faults.relayed(error)
+            return Event(ended="failed", reason=sent.text, trace=sent.trace, lost=sent.kind.poison)
+        return Event(ended="failed", reason=record_error(self.ready, error), lost=faults.poisons(error))
+
+
+class Trials(Source):
+    """The trials of a run, until every one has ended.
+
+    A trial has to wait where it trains on the labels of another one, and where another driver runs it. On
+    Ray one trial of each recipe comes first; then those that take longest, as far as that is known from the
+    first ones, so that no long trial runs alone at the end.
+
+    Args:
+        trials: those that make labels for others among them.
+        options: where and how they run.
+        on_ray: whether they run on Ray, or in the order in which they can.
+        session: closes the display in the end.
+    """
+
+    def __init__(self, trials: Sequence[Trial], options: Options, on_ray: bool, session: ExitStack) -> None:
+        self.options, self.on_ray, self.session = options, on_ray, session
         self.open = dict.fromkeys(trials)
         self.ended: dict[Trial, Outcome] = {}
         self.prepared: dict[Trial, Prepared] = {}
+        #: Trials that can run now.
+        self.waiting: dict[Trial, Prepared] = {}
         #: Trials that another driver runs, and when the record they had was written.
         self.busy: dict[Trial, str | None] = {}
         #: Notes that were shown.
@@ -156,6 +240,11 @@ class Rounds:
         for trial in trials:
             if (source := source_of(trial)) is not None:
                 self.dependents.setdefault(source, []).append(trial)
+        self._numbers = itertools.count()
+        self._names: set[str] = set()  # recipes of which a trial has begun
+        self._seconds: dict[str, float] = {}
+        self._pace = 1.0  # seconds per unit of cost
+        self._looked = self._said = False
 
     @cached_property
     def display(self) -> Display:
@@ -164,22 +253,87 @@ class Rounds:
         self.session.callback(display.close)
         return display
 
-    def run(self) -> list[Outcome]:
-        """Outcomes in the order of ending."""
-        waiting = {t for found in self.dependents.values() for t in found}
-        ready = self._ready([t for t in self.open if t not in waiting], strict=True)
-        said = False
-        while self.open:
-            left = self._run(ready) if ready else []
-            ready = [*left, *self._ready(list(self.busy))]
-            if not ready and self.open:
-                if not said:
-                    self.display.say(f"waiting for {len(self.busy)} trial(s) that run elsewhere")
-                said = True
-                time.sleep(POLL_SECONDS)
-        return list(self.ended.values())
+    @property
+    def processes(self) -> int:  # type: ignore[override]
+        """Of the largest trial that is known."""
+        return max((one.processes for one in self.prepared.values()), default=1)
 
-    def take(self, outcome: Outcome) -> list[Prepared]:
+    # --- what comes next ----------------------------------------------------------------------------
+
+    def next(self) -> Job | None:
+        """The next trial that can run. Mistakes of those that need not wait are raised at the first call."""
+        if not self._looked:
+            self._looked = True
+            later = {t for found in self.dependents.values() for t in found}
+            self._admit(self._ready([t for t in self.open if t not in later], strict=True))
+        if not self.waiting:
+            return None
+        one = (
+            max(self.waiting.values(), key=self._urgency)
+            if self.on_ray
+            else next(iter(self.waiting.values()))
+        )
+        del self.waiting[one.trial]
+        self._names.add(one.trial.name)
+        dependents = tuple(self.dependents.get(one.trial, ())) if self.on_ray else ()
+        return TrialJob(next(self._numbers), one.trial, one.options, dependents, one, processes=one.processes)
+
+    def _urgency(self, one: Prepared) -> tuple[bool, float]:
+        name = one.trial.name
+        first = bool(self.dependents.get(one.trial)) or name not in self._names
+        return first, self._seconds.get(name, one.cost * self._pace)
+
+    def wait(self) -> bool:
+        """Until another driver has ended one of the trials that it runs."""
+        if not self.open:
+            return False
+        self._admit(self._ready(list(self.busy)))
+        if self.open and not self.waiting:
+            if not self._said:
+                self.display.say(f"waiting for {len(self.busy)} trial(s) that run elsewhere")
+            self._said = True
+            time.sleep(POLL_SECONDS)
+        return True
+
+    # --- what has happened --------------------------------------------------------------------------
+
+    def take(self, job: Job, event: Event) -> bool:
+        """Show where a trial stands; note how it ended, and let those run that waited for it."""
+        assert isinstance(job, TrialJob)
+        one = job.ready
+        if not event.ended:
+            if event.status is not None:
+                self.display.update(one.trial, event.status)
+            return False
+        if self.on_ray:
+            with reported():  # it may have run on another node
+                one.store.pull(one.folder)
+        reason = event.reason
+        if event.trace is not None:
+            reason = record_failure(one, reason, event.trace)
+        seconds = event.seconds if event.ended == "finished" else 0.0
+        if seconds:
+            self._seconds[one.trial.name] = seconds  # the last is as good as a mean
+            self._pace = seconds / one.cost
+        self._end(one, Outcome(one.trial, event.ended, reason, seconds))
+        return False
+
+    def again(self, job: Job, why: str) -> None:
+        """A trial goes on from its last checkpoint."""
+        self.display.say(f"again    {job.label}: {why}")
+
+    def gave_up(self, job: Job, fault: faults.TransientFault, trace: str) -> Event:
+        """Record it."""
+        assert isinstance(job, TrialJob)
+        with reported():
+            job.ready.store.pull(job.ready.folder)
+        return Event(ended="failed", reason=record_error(job.ready, fault, trace))
+
+    def _end(self, one: Prepared, outcome: Outcome) -> None:
+        self.display.end(one, outcome)
+        self._admit(self._noted(outcome))
+
+    def _noted(self, outcome: Outcome) -> list[Prepared]:
         """Note how a trial ended; returns those that can run now because of it."""
         trial = outcome.trial
         if outcome.status == "busy":
@@ -188,6 +342,16 @@ class Rounds:
         self.ended[trial] = outcome
         del self.open[trial]
         return self._ready(self.dependents.get(trial, []))
+
+    def _admit(self, prepared: Sequence[Prepared]) -> None:
+        """Trials that can run now; what is done already ends at once."""
+        for one in prepared:
+            self.display.add(one)
+        for one in prepared:
+            if one.done:
+                self._end(one, kept(one))
+            else:
+                self.waiting[one.trial] = one
 
     def _ready(self, trials: Sequence[Trial], strict: bool = False) -> list[Prepared]:
         """Those of some trials that can run now; with ``strict`` a mistake is raised."""
@@ -202,7 +366,7 @@ class Rounds:
                     raise
                 reason, _ = faults.told(error, None)  # it has no folder for a trace
                 self.display.fail(trial, reason)
-                found += self.take(Outcome(trial, "failed", reason))
+                found += self._noted(Outcome(trial, "failed", reason))
                 continue
             one = self.prepared[trial]
             if trial in self.busy:
@@ -211,7 +375,7 @@ class Rounds:
                 before, record = self.busy.pop(trial), one.record
                 if _ended(one) != before and record is not None and not record.finished:
                     self.display.fail(trial, f"elsewhere: {record.data['reason']}")
-                    found += self.take(Outcome(trial, "failed", record.data["reason"]))
+                    found += self._noted(Outcome(trial, "failed", record.data["reason"]))
                     continue
             found.append(one)
         return found
@@ -226,17 +390,6 @@ class Rounds:
             if line not in self.told and not prepared.done:
                 self.display.say(line)
             self.told.add(line)
-
-    def _run(self, ready: list[Prepared]) -> list[Prepared]:
-        """Run trials; returns those that have become ready and were not run."""
-        for one in ready:
-            self.display.add(one)
-        if self.resources is None or all(p.done for p in ready):
-            return [later for outcome in run_local(ready, self.display) for later in self.take(outcome)]
-        processes = max(p.processes for p in ready)
-        self.session.enter_context(ray_session(self.resources, processes))  # for all rounds
-        run_ray(ready, self.resources, self)
-        return []
 
 
 def _with_a_place(prepared: Prepared) -> Prepared:
@@ -279,38 +432,6 @@ def set_aside(trials: Sequence[Trial], options: Options, say: Callable[[str], No
             say(f"aside    {trial}: its record is now {prepared.store.shown(place)}")
 
 
-def guarded(prepared: Prepared, work: Callable[[], Any], *, again: bool = False) -> Outcome | None:
-    """Run a piece of a trial; an error becomes an outcome, and a failure is recorded.
-
-    Args:
-        prepared: the trial.
-        work: what to do.
-        again: the caller can start the trial once more, so a transient fault is left to it.
-
-    Raises:
-        Exception: a transient fault, where ``again`` is true.
-        KeyboardInterrupt: work was asked to stop.
-    """
-    try:
-        work()
-        return None
-    except Elsewhere as found:
-        return Outcome(prepared.trial, found.status, str(found))
-    except BaseException as error:
-        if interruption.asked(error):
-            raise
-        if faults.transient(error):
-            interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
-            if again:
-                raise
-        reason, lost = record_error(prepared, error), faults.poisons(error)
-    gc.collect()  # the frames of the error may have kept tensors alive
-    if prepared.device.type == "cuda":
-        with suppress(RuntimeError):  # of a GPU that is lost
-            torch.cuda.empty_cache()
-    return Outcome(prepared.trial, "failed", reason, lost=lost)
-
-
 def record_error(prepared: Prepared, error: BaseException, trace: str | None = None) -> str:
     """Record that an error ended a trial; returns what a user should know.
 
@@ -321,56 +442,3 @@ def record_error(prepared: Prepared, error: BaseException, trace: str | None = N
     """
     reason, whole = faults.told(error, prepared.resolved.recipe)
     return record_failure(prepared, reason, trace or ("" if whole else error))
-
-
-def run_local(
-    prepared: Sequence[Prepared], display: Display, retries: int = faults.RETRIES
-) -> Iterator[Outcome]:
-    """All trials, one after another, in this process; yields how each has ended.
-
-    Should this process lose its GPU, the others run in processes of their own.
-    """
-    here = True
-    for one in prepared:
-        interruption.stop_if_noted()
-        clock, outcome = time.monotonic(), kept(one) if one.done else None
-        for left in range(retries, -1, -1):
-            if outcome is not None:
-                break
-            try:
-                outcome = _attempt(one, display, here=here, again=left > 0)
-            except Exception as fault:
-                here = here and not faults.poisons(fault)
-                display.say(f"again    {one.trial}: {faults.first_line(fault)}")
-        assert outcome is not None
-        here = here and not outcome.lost
-        if outcome.status == "finished":
-            outcome = replace(outcome, seconds=time.monotonic() - clock)
-        display.end(one, outcome)
-        yield outcome
-
-
-def _attempt(one: Prepared, display: Display, *, here: bool, again: bool) -> Outcome:
-    """Run a trial in this process or one of its own; a transient fault is raised where ``again``."""
-
-    def work() -> None:
-        for status in run(one) if here else run_apart(one):
-            display.update(one.trial, status)
-
-    outcome = guarded(one, work, again=again) or Outcome(one.trial, "finished")
-    return outcome if here else replace(outcome, lost=False)
-
-
-# --- Ray ---------------------------------------------------------------------------------------------
-
-
-def run_ray(prepared: Sequence[Prepared], resources: Resources, rounds: Rounds) -> None:
-    """All trials on Ray Tune, as many at a time as their resources allow, and those that they make ready.
-
-    Ray must run (:func:`ray_session`).
-    """
-    from harness.cluster.trials import run_trials  # imports Ray
-
-    run_trials(prepared, resources, rounds)
-    if any(t not in rounds.busy for t in rounds.open):
-        raise interruption.error()  # Tune swallows Ctrl-C and returns when running trials have stopped

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
-from harness.files import recordable, sha256_of, whole_file
+from harness.files import recordable, sha256_of
 from harness.history import gaps
+from harness.jobs.job import ERROR, write_trace
 from harness.networks import build_method, load_weights
 from harness.recipes import training_overrides
 from harness.registry import METHODS
@@ -35,9 +35,6 @@ from harness.training import Status, Trainer
 
 if TYPE_CHECKING:
     from methods.base import Method
-
-#: Trace of a failure, in the trial's folder.
-ERROR = "error.txt"
 
 
 def _now() -> str:
@@ -167,18 +164,6 @@ def _known(prepared: Prepared) -> dict[str, Any]:
         return _common(prepared)
     except RuntimeError:  # the GPU does not even tell its name
         return _common(replace(prepared, device=torch.device("cpu")))
-
-
-def write_trace(folder: Path, trace: str | BaseException) -> str:
-    """Keep where in the code an error arose; returns a line that says where, or why it is not kept."""
-    if isinstance(trace, BaseException):
-        trace = faults.trace_of(trace)
-    try:
-        with whole_file(folder / ERROR) as stream:
-            stream.write(trace)
-    except Exception as error:
-        return f"\n  (trace not kept: {getattr(error, 'problem', None) or faults.first_line(error)})"
-    return f"\n  trace:  {folder / ERROR}"
 
 
 def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[str, Any]]:

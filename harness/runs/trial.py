@@ -69,13 +69,12 @@ class Trial:
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
-    ``busy`` while another process runs it. ``lost``: the process that ran it can no longer use its GPU."""
+    ``busy`` while another process runs it."""
 
     trial: Trial
     status: str
     reason: str = ""
     seconds: float = 0.0
-    lost: bool = False
 
 
 @dataclass(frozen=True)

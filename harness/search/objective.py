@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import evaluation, faults, interruption
+from harness import distributed, evaluation, interruption
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteError, UserError
 from harness.files import write_json
+from harness.jobs.job import Event, Job, on
 from harness.networks import build_method
 from harness.reading import remembered
 from harness.recipes import resolve
-from harness.runs.running import write_trace
 from harness.runs.tracked import allocated_mib, subject_of
-from harness.runs.trial import Options, Prepared, Trial, prepare
+from harness.runs.trial import Options, Prepared, Trial, choose_device, prepare
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec, Recipe
 from harness.store.locks import Elsewhere, trial_lock
@@ -126,12 +127,11 @@ def held_out(ids: Sequence[str], share: float) -> np.ndarray:
 # --- one trial of a search ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """One trial of a search, as a worker receives it.
+@dataclass
+class SearchJob(Job):
+    """One trial of a search; its number is that in the study.
 
     Attributes:
-        number: number in the study.
         trial: recipe, seed, and the overrides that the study suggests.
         options: where and how trials run.
         objective: what is measured.
@@ -139,28 +139,46 @@ class Job:
         folder: where the trial keeps its checkpoint, history and measured values.
     """
 
-    number: int
     trial: Trial
     options: Options
     objective: Objective
     points: tuple[int, ...]
     folder: Path
 
+    @property
+    def label(self) -> str:
+        """Its number in the study."""
+        return f"trial {self.number}"
 
-@dataclass(frozen=True)
-class Event:
-    """What happened in a trial: it came to a step (in the state ``status``), or ``values`` (percent of
-    training -> mIoU in percent) were measured, or it ended as ``diverged`` or ``failed`` for a ``reason``."""
+    @property
+    def place(self) -> Path:
+        """The folder of the trial."""
+        return self.folder
 
-    step: int = 0
-    total: int = 0
-    values: tuple[tuple[int, float], ...] = ()
-    status: Status | None = None
-    ended: str = ""
-    reason: str = ""
+    @property
+    def recipe(self) -> Recipe:
+        """With the values that the study suggests."""
+        return resolve(self.trial.name, self.trial.overrides).recipe
+
+    def begin(self, gpus: float | None = None) -> torch.device:
+        """Find the device. Arguments as in :class:`harness.jobs.job.Job`."""
+        self.options = replace(self.options, device=on(self.options.device, gpus))
+        return choose_device(self.options.device)
+
+    def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
+        """:func:`measure`."""
+        return measure(self)
+
+    def failed(self, error: BaseException) -> Event:
+        """``diverged`` where the loss or a score is not finite."""
+        if isinstance(error, NonFiniteError):
+            return Event(ended="diverged", reason=str(error))
+        if isinstance(error, Elsewhere):
+            return Event(ended="failed", reason=str(error))
+        return super().failed(error)
 
 
-def measure(job: Job) -> Iterator[Event]:
+def measure(job: SearchJob) -> Iterator[Event]:
     """Train one trial and measure it; a stopped one goes on from its checkpoint, with the same values.
 
     Measured values are on disk (``objective.json``) before training goes on, and are yielded again
@@ -169,13 +187,21 @@ def measure(job: Job) -> Iterator[Event]:
     Raises:
         UserError: the trial cannot run, its loss became non-finite, or nothing can be scored.
     """
-    with trial_lock(job.folder, timeout=ORPHAN_SECONDS), job.options.store.work(job.folder):
+    with ExitStack() as stack:
+        if distributed.first():  # one lock for all processes of the trial
+            stack.enter_context(trial_lock(job.folder, timeout=ORPHAN_SECONDS))
+            stack.enter_context(job.options.store.work(job.folder))
         yield from _measure(job)
 
 
-def _measure(job: Job) -> Iterator[Event]:
+def _known(file: Path) -> dict[int, float]:
+    """Values that were measured before, by share of training in percent."""
+    return remembered(file, lambda found: {int(p): float(v) for p, v in found.items()}, {})
+
+
+def _measure(job: SearchJob) -> Iterator[Event]:
     file = job.folder / "objective.json"
-    known: dict[int, float] = remembered(file, lambda found: {int(p): float(v) for p, v in found.items()}, {})
+    known = distributed.from_first(_known(file) if distributed.first() else {})
     if known:
         yield Event(values=tuple(known.items()))
     if END in known:
@@ -219,10 +245,12 @@ def _measure(job: Job) -> Iterator[Event]:
                 "no class occurs in the pictures that the search scores", where="--objective-split"
             )
         known.update(dict.fromkeys(points, value))
-        write_json(file, {str(p): v for p, v in known.items()})
-        prepared.store.save(job.folder)
+        if distributed.first():
+            write_json(file, {str(p): v for p, v in known.items()})
+            prepared.store.save(job.folder)
         method.train()
-        return Event(trainer.step, trainer.total, tuple((p, value) for p in points))
+        at = Status(trainer.step, trainer.total, 0.0, miou=value)
+        return Event(at, tuple((p, value) for p in points))
 
     def due() -> list[int]:
         reached = [p for p in job.points if math.ceil(p * trainer.total / END) <= trainer.step]
@@ -239,7 +267,7 @@ def _measure(job: Job) -> Iterator[Event]:
                 yield score(due())
             for status in following.rows(trainer.run()):
                 status = replace(status, memory_mib=allocated_mib(prepared.device))
-                yield Event(status.step, status.total, status=status)
+                yield Event(status)
                 if due():
                     event = score(due())
                     following.flush()
@@ -247,7 +275,7 @@ def _measure(job: Job) -> Iterator[Event]:
         yield score([END])
 
 
-def _following(job: Job, prepared: Prepared, values: Callable[[], Sequence[Point]]) -> Following:
+def _following(job: SearchJob, prepared: Prepared, values: Callable[[], Sequence[Point]]) -> Following:
     """The trackers of one trial of a search; its points are the measured objective."""
     plain = subject_of(prepared)
     study = job.folder.parent.parent.name
@@ -260,31 +288,3 @@ def _following(job: Job, prepared: Prepared, values: Callable[[], Sequence[Point
         metrics=("objective/miou",),
     )
     return Following(job.options.trackers, subject, values)
-
-
-def events(job: Job, *, again: bool = False) -> Iterator[Event]:
-    """:func:`measure` with errors as a last event; a traceback goes to ``error.txt``.
-
-    Args:
-        job: the trial.
-        again: the caller can start it once more, so a transient fault is raised.
-    """
-    try:
-        yield from measure(job)
-    except NonFiniteError as error:
-        yield Event(ended="diverged", reason=str(error))
-    except Elsewhere as error:
-        yield Event(ended="failed", reason=str(error))
-    except GeneratorExit:  # nobody listens any more
-        raise
-    except BaseException as error:
-        if interruption.asked(error):
-            raise
-        if faults.transient(error):
-            interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
-            if again:
-                raise
-        reason, whole = faults.told(error, resolve(job.trial.name, job.trial.overrides).recipe)
-        if not whole:
-            reason += write_trace(job.folder, error)
-        yield Event(ended="failed", reason=reason)

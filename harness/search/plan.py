@@ -77,6 +77,11 @@ class Plan:
         """The record store of the search's trials."""
         return self.options.store
 
+    @property
+    def processes(self) -> int:
+        """Processes that share the groups of each trial."""
+        return self.options.processes or resolve(self.recipe, self.overrides).recipe.batch.groups
+
 
 def _space_of(method: Any) -> Mapping[str, Any]:
     """What a method's class gives as its search space. Raises UserError where it is none."""
@@ -145,14 +150,8 @@ def plan_search(
         )
     if trials < 1:
         raise UserError(f"a search needs at least one trial, not {trials}", where="--trials")
-    if options.processes != 1:
-        raise UserError(
-            "a search trains each of its trials in one process, which loops over the groups",
-            where="--processes-per-trial, --gpus-per-trial",
-            remedy="one GPU per trial, or a fraction of one: more trials run side by side",
-        )
     resolved = resolve(recipe, overrides)
-    distributed.check_groups(resolved.recipe, 1)
+    distributed.check_groups(resolved.recipe, options.processes or resolved.recipe.batch.groups)
     method = METHODS.get(resolved.recipe.method)
     whole = {k if "." in k else f"config.{k}": d for k, d in _space_of(method).items()}
     if not whole:

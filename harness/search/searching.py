@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.cluster.session import Resources
+from harness.jobs.job import Event, Resources
 from harness.runs.trial import Options
 from harness.search.analysis import compare
-from harness.search.objective import HELD_OUT, Event, Job
+from harness.search.objective import HELD_OUT, SearchJob
 from harness.search.plan import plan_search
 from harness.search.plots import write_plots
 from harness.search.report import (
@@ -22,14 +22,14 @@ from harness.search.report import (
     write_report,
     write_tables,
 )
-from harness.search.study import Study, best_trial, open_study, search_local, search_ray
+from harness.search.study import Study, best_trial, open_study, run_study
 from harness.watching.trackers import require
 
 
 class Display(Protocol):
     """What shows a search while it runs."""
 
-    def update(self, job: Job, event: Event) -> None:
+    def update(self, job: SearchJob, event: Event) -> None:
         """A trial has come to a step, or was measured."""
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class _Silent:
     def __init__(self, study: Study) -> None:
         pass
 
-    def update(self, job: Job, event: Event) -> None:
+    def update(self, job: SearchJob, event: Event) -> None:
         """Nothing is shown."""
 
     def close(self) -> None:
@@ -127,10 +127,7 @@ def search(
         failed_before = study.counts()["failed"]
         board = display(study)
         try:
-            if resources is None:
-                search_local(study, board.update)
-            else:
-                search_ray(study, resources, board.update)
+            run_study(study, board.update, resources)
         finally:
             board.close()
             write_tables(study)

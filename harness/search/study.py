@@ -5,9 +5,10 @@ suggestions (``ask``), pruning and results (``tell``) happen in the driver alone
 search that was killed therefore goes on from the journal: trials that were running continue from
 their checkpoints, and the study ends with exactly the number of finished trials asked for.
 
-Ray Tune receives the study through its searcher and scheduler interfaces. Ray's own ``OptunaSearch``
-drives an Optuna study in the same way, but it switches Optuna's pruners off, tells pruned trials as
-complete ones, which misleads samplers, and cannot restore a study from a persistent storage.
+Ray Tune receives the study through its searcher and scheduler interfaces (:mod:`harness.jobs.on_ray`).
+Ray's own ``OptunaSearch`` drives an Optuna study in the same way, but it switches Optuna's pruners off,
+tells pruned trials as complete ones, which misleads samplers, and cannot restore a study from a persistent
+storage.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ import orjson
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from harness import faults, foreign, interruption
-from harness.cluster.session import Resources, ray_session
+from harness import foreign
 from harness.errors import UserError
 from harness.files import check_writable
+from harness.jobs.job import Event, Job, Resources, Source
+from harness.jobs.run import run as run_jobs
 from harness.reading import damaged, read_bytes
 from harness.recipes import resolve
 from harness.runs.trial import Trial
 from harness.schema import digest
-from harness.search.objective import END, Event, Job, events
+from harness.search.objective import END, SearchJob
 from harness.search.plan import SCHEDULERS, Plan, contains, grid_values
 from harness.store.locks import locked
 from harness.store.remote import reported
@@ -152,6 +154,8 @@ class Study:
         self.plan, self.study = plan, study
         #: Called whenever a trial has ended.
         self.on_end: Callable[[FrozenTrial], None] = lambda trial: None
+        #: Told of trials that are started again, in a line.
+        self.on_again: Callable[[str], None] = lambda line: None
         self._running: dict[int, optuna.trial.Trial] = {}
         self._since: dict[int, float] = {}
         wanted = plan.trials
@@ -176,7 +180,7 @@ class Study:
         """Number of trials by state; diverged ones are pruned."""
         return Counter(STATES.get(t.state, "running") for t in self.trials)
 
-    def next(self) -> Job | None:
+    def next(self) -> SearchJob | None:
         """The next trial to run: one that was interrupted, else a new suggestion; None at the end."""
         trial = (self._continued() or self._asked()) if self.left > 0 else None
         if trial is None:
@@ -186,13 +190,14 @@ class Study:
         self._running[trial.number] = trial
         self._since[trial.number] = time.monotonic()
         plan = self.plan
-        return Job(
+        return SearchJob(
             number=trial.number,
             trial=Trial(plan.recipe, plan.seed, {**plan.overrides, **trial.params}),
             options=plan.options,
             objective=plan.objective,
             points=SCHEDULERS[plan.scheduler],
             folder=plan.folder / "trials" / f"{trial.number:04d}",
+            processes=plan.processes,
         )
 
     def _continued(self) -> optuna.trial.Trial | None:
@@ -411,48 +416,54 @@ def _check_code(plan: Plan, study: optuna.Study) -> None:
 # --- running it --------------------------------------------------------------------------------------
 
 
-def search_local(study: Study, progress: Callable[[Job, Event], None], retries: int = faults.RETRIES) -> None:
-    """All trials, one after another, in this process.
+class StudyTrials(Source):
+    """The trials of a study, as long as it asks for more; it stops those that it has no hope for.
 
-    Raises:
-        UserError: this process has lost its GPU.
+    Args:
+        study: decides.
+        progress: hears of every event.
     """
-    with interruption.handled():
-        while (job := study.next()) is not None:
-            for left in range(retries, -1, -1):
-                try:
-                    for event in events(job, again=left > 0):
-                        progress(job, event)
-                        if study.absorb(job.number, event):
-                            break
-                    break
-                except Exception as fault:
-                    if faults.poisons(fault):
-                        raise UserError(
-                            f"this process has lost its GPU: {faults.first_line(fault)}",
-                            where=f"trial {job.number}",
-                            remedy="run the same command again; without --local the search goes on by itself",
-                        ) from fault
-                    if not faults.transient(fault):
-                        raise
+
+    ahead = False  # a suggestion that is asked for before there is room for it would know less
+
+    def __init__(self, study: Study, progress: Callable[[SearchJob, Event], None]) -> None:
+        self.study, self.progress = study, progress
+
+    @property
+    def processes(self) -> int:  # type: ignore[override]
+        """Of each trial."""
+        return self.study.plan.processes
+
+    def next(self) -> SearchJob | None:
+        """As the study suggests."""
+        return self.study.next()
+
+    def again(self, job: Job, why: str) -> None:
+        """The trial goes on from its checkpoint, with the values that were measured."""
+        self.study.on_again(f"again    {job.label}: {why}")
+
+    def take(self, job: Job, event: Event) -> bool:
+        """Show it, and let the study judge."""
+        assert isinstance(job, SearchJob)
+        self.progress(job, event)
+        return self.study.absorb(job.number, event)
 
 
-def search_ray(study: Study, resources: Resources, progress: Callable[[Job, Event], None]) -> None:
-    """The same on Ray Tune, as many trials at a time as their resources allow.
+def run_study(
+    study: Study, progress: Callable[[SearchJob, Event], None], resources: Resources | None = None
+) -> None:
+    """Run what is left of a study.
 
-    Workers see the study's folder under the same path as the driver.
+    Args:
+        study: from :func:`open_study`. Workers see its folder under the same path as the driver.
+        progress: hears of every event.
+        resources: of each process of a trial on Ray; None runs one trial after another in this process.
 
     Raises:
         UserError: Ray cannot start, or a trial asks for more than there is.
+        KeyboardInterrupt: the search was interrupted; what has run of it is on disk.
     """
-    if not study.left:
-        return
-    with ray_session(resources):
-        from harness.cluster.search import run_search  # imports Ray
-
-        run_search(study, resources, progress)
-        if study.left or study.counts()["running"]:  # Tune ends early, without an error, on Ctrl-C
-            raise interruption.error()
+    run_jobs(StudyTrials(study, progress), resources)
 
 
 def best_trial(study: Study) -> FrozenTrial | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import fault_tools
@@ -19,9 +20,9 @@ import harness.runs.execution
 import harness.training
 from harness import faults, files
 from harness.errors import NonFiniteLossError, UserError
+from harness.jobs.run import run as run_jobs
 from harness.recipes import parse_overrides, resolve
-from harness.runs.display import Display
-from harness.runs.execution import run_local
+from harness.runs.execution import Trials
 from harness.runs.trial import Options, Trial, prepare
 from harness.store.locks import Elsewhere, is_free, trial_lock
 from harness.store.records import Store
@@ -39,6 +40,15 @@ def first(tmp_path_factory, small):
     results = tmp_path_factory.mktemp("first")
     assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", results) == 0
     return only(results)
+
+
+def outcome_of(prepared, retries=3):
+    """How a trial ends that is prepared already."""
+    with ExitStack() as session:
+        trials = Trials([prepared.trial], prepared.options, False, session)
+        trials.prepared[prepared.trial] = prepared
+        run_jobs(trials, None, retries)
+    return trials.ended[prepared.trial]
 
 
 def fail_with(error: Exception):
@@ -163,12 +173,12 @@ def test_an_unexpected_error_is_recorded_with_its_trace_and_the_others_go_on(
 def test_an_evaluation_that_fails_leaves_a_finished_record_alone(small, tmp_path, first, monkeypatch):
     options = Options(results=tmp_path, data_roots=(str(small),), device="cpu", checkpoint_seconds=0)
     trial = Trial(RECIPE, 0, parse_overrides([a for a in TINY if a != "--set"]))
-    assert [o.status for o in run_local([prepare(trial, options)], Display(1))] == ["finished"]
+    assert outcome_of(prepare(trial, options)).status == "finished"
     before = only(tmp_path).data
     spec = prepare(trial, options).resolved.recipe.evaluation[0]
     more = type(spec)(split="val", protocol="agmm-voc")
     monkeypatch.setattr(harness.evaluation, "count", lambda *a: (_ for _ in ()).throw(MemoryError()))
-    (outcome,) = run_local([prepare(trial, options, (spec, more))], Display(1))
+    outcome = outcome_of(prepare(trial, options, (spec, more)))
     assert outcome.status == "failed"
     assert "out of memory" in outcome.reason
     assert only(tmp_path).data == before
@@ -212,7 +222,7 @@ def test_loader_workers_that_die_every_time_fail_the_trial_with_a_remedy(small, 
     _killed_worker(None)
     options = Options(results=tmp_path, data_roots=(str(small),), device="cpu", workers=1)
     trial = Trial(RECIPE, 0, parse_overrides([a for a in TINY if a != "--set"]))
-    (outcome,) = run_local([prepare(trial, options)], Display(1), retries=1)
+    outcome = outcome_of(prepare(trial, options), retries=1)
     assert outcome.status == "failed"
     assert "fewer --workers" in outcome.reason
     assert "a loader worker died" in only(tmp_path).data["reason"]  # torch has several words for how

@@ -11,7 +11,7 @@ import pytest
 from fault_tools import drafts, driver, exit_code, holders, wait_for
 from runs import RECIPE, TINY, assert_same_numbers, wsss
 
-from harness.cluster.session import Resources
+from harness.jobs.job import Resources
 from harness.recipes import parse_overrides
 from harness.runs.execution import execute
 from harness.runs.trial import Options, Trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from searches import pretend
 
-import harness.search.study
+import harness.search.objective
 from harness.runs.trial import Options
 
 
@@ -17,4 +17,4 @@ def options(small, tmp_path) -> Options:
 @pytest.fixture
 def quick(monkeypatch):
     """Trials cost nothing."""
-    monkeypatch.setattr(harness.search.study, "events", pretend)
+    monkeypatch.setattr(harness.search.objective, "measure", pretend)

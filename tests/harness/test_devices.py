@@ -152,7 +152,8 @@ def test_a_booked_gpu_that_torch_cannot_use_ends_the_run_and_not_each_trial(monk
     """Ray finds GPUs by the driver's own tools, whatever torch can do with them."""
     import ray
 
-    from harness.cluster.session import Resources, start_ray
+    from harness.jobs.job import Resources
+    from harness.jobs.session import start_ray
 
     monkeypatch.setattr(devices, "machine", lambda **how: OLD)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.cluster import session
-from harness.cluster.session import Resources
 from harness.errors import UserError
+from harness.jobs import session
+from harness.jobs.job import Event, Job, Resources, Source
 from harness.runs import execution
 from harness.runs.execution import execute, plan, waves
-from harness.runs.trial import Options, Outcome, Trial, source_of
+from harness.runs.trial import Options, Trial, source_of
 
 
 def test_a_plan_is_every_recipe_with_every_seed():
@@ -38,7 +38,7 @@ def test_trials_that_need_anothers_labels_come_after_it_and_bring_it_along():
 
 def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(execution, "run_local", lambda prepared, display: ran.append(prepared) or [])
+    monkeypatch.setattr(execution, "run", lambda prepared: iter(ran.append(prepared) or ()))
     trials = [Trial("pce/mini-point", 0), Trial("agmm/mini-image", 0, {"batch.per_group": 100_000})]
     with pytest.raises(UserError, match="per_group"):
         execute(trials, Options(results=tmp_path, device="cpu"), None)
@@ -46,10 +46,11 @@ def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch,
 
 
 def test_what_depends_on_a_failed_trial_fails_with_the_reason_and_others_go_on(monkeypatch, tmp_path, capsys):
-    def failed(prepared, display):
-        return [Outcome(p.trial, "failed", "why") for p in prepared]
+    def failing(prepared):
+        raise UserError("why")
+        yield
 
-    monkeypatch.setattr(execution, "run_local", failed)
+    monkeypatch.setattr(execution, "run", failing)
     trials = [Trial("agmm/mini-image", 0, {"schedule.steps": 1})]
     outcomes = execute(trials, Options(results=tmp_path, device="cpu"), None)
     assert [(o.trial.name, o.status) for o in outcomes] == [
@@ -83,39 +84,63 @@ def test_trials_are_equal_by_value():
     assert trial != Trial("a/b", 1, {"x": 2})
 
 
-def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch, tmp_path):
-    options = Options(results=tmp_path, device="cpu")
-    trial = Trial("pce/mini-point", 0)
-    monkeypatch.setattr("harness.cluster.trials.run_trials", lambda *arguments: None)
-    with ExitStack() as session, pytest.raises(KeyboardInterrupt):
-        rounds = execution.Rounds([trial], options, Resources(), session)
-        execution.run_ray([execution.prepare(trial, options)], Resources(), rounds)
+def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch):
+    """Tune returns on Ctrl-C as it does at the end."""
+    from harness.jobs import on_ray
+
+    class Waiting(Source):
+        def next(self):
+            return Nothing(1)
+
+        def take(self, job, event):
+            raise AssertionError("nothing has happened")
+
+        def again(self, job, why):
+            raise AssertionError("nothing has happened")
+
+    monkeypatch.setattr(on_ray.tune.Tuner, "fit", lambda self: None)
+    with pytest.raises(KeyboardInterrupt):
+        on_ray.run_on_ray(Waiting(), Nothing(0), Resources())
 
 
-def test_the_queue_shows_every_recipe_early_and_keeps_no_long_trial_for_the_end():
-    from harness.cluster.trials import Queue
+class Nothing(Job):
+    """A job without work."""
 
-    def trial(name, seed, cost):
+    label, place = "nothing", None
+
+    def work(self, alone=None):
+        return iter(())
+
+
+def test_every_recipe_runs_early_and_no_long_trial_alone_at_the_end(monkeypatch):
+    def prepared(name, seed, cost):
         options = Options(device="cpu")
         return SimpleNamespace(trial=Trial(name, seed), cost=cost, options=options, processes=1, done=False)
 
-    short, long, source = (trial(n, 0, c) for n, c in (("a/short", 3.0), ("a/long", 2.0), ("a/source", 1.0)))
-    later = [trial(p.trial.name, 1, p.cost) for p in (short, long, source)]
-    rounds = SimpleNamespace(dependents={p.trial: [Trial("b/d", p.trial.seed)] for p in (source, later[2])})
-    queue = Queue(rounds)
-    for p in (short, long, source, *later):
-        queue.add(p)
-    begun = [queue.suggest("")["job"].trial for _ in range(4)]
-    # One of each by its guessed cost, those that others wait for among them; then the other source.
-    assert begun == [short.trial, long.trial, source.trial, later[2].trial]
-    queue.ended(short, 10.0)
-    queue.ended(long, 30.0)
-    assert [queue.suggest("")["job"].trial for _ in range(2)] == [later[1].trial, later[0].trial]
-    assert queue.suggest("") is None, "labels may become ready when a running trial ends"
-    assert queue.begun[2].trial == source.trial
-    for p in (source, *later):
-        queue.ended(p, 1.0)
-    assert queue.suggest("") == "FINISHED"
+    short, long, source = (
+        prepared(n, 0, c) for n, c in (("a/short", 3.0), ("a/long", 2.0), ("a/source", 1.0))
+    )
+    later = [prepared(p.trial.name, 1, p.cost) for p in (short, long, source)]
+    everything = {p.trial: p for p in (short, long, source, *later)}
+    fed = {Trial("b/d", p.trial.seed): p.trial for p in (source, later[2])}
+    monkeypatch.setattr(execution, "source_of", fed.get)
+    with ExitStack() as session:
+        trials = execution.Trials([*everything, *fed], Options(), True, session)
+        trials._looked = True
+        trials._admit(list(everything.values()))
+        monkeypatch.setattr(trials, "_ready", lambda trials, strict=False: [])
+        monkeypatch.setattr(trials.display, "end", lambda one, outcome: None)
+        begun = [trials.next() for _ in range(4)]
+        # One of each by its guessed cost, those that others wait for among them; then the other source.
+        assert [job.trial for job in begun] == [short.trial, long.trial, source.trial, later[2].trial]
+        monkeypatch.setattr(execution, "reported", ExitStack)
+        for one in everything.values():
+            one.store, one.folder = SimpleNamespace(pull=lambda folder: None), None
+        trials.take(begun[0], Event(ended="finished", seconds=10.0))
+        trials.take(begun[1], Event(ended="finished", seconds=30.0))
+        assert [trials.next().trial for _ in range(2)] == [later[1].trial, later[0].trial]
+        assert trials.next() is None
+        assert trials.open, "labels may become ready when a running trial ends"
 
 
 def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from troubles import KINDS, PLACES, troubled_package
 
-from harness.cluster.session import Resources
 from harness.cost.smoke import smoke
+from harness.jobs.job import Resources
 from harness.runs.execution import execute
 from harness.runs.trial import Options, Trial
 from harness.store.records import Store
@@ -76,9 +76,8 @@ def test_on_ray(troubled, small, processes):
 
 
 @pytest.mark.faults
-def test_smoke_on_two_processes_says_the_cause(troubled, small, monkeypatch):
+def test_smoke_on_two_processes_says_the_cause(troubled, small):
     """Whichever process met it, and whatever the other one says of a connection that broke."""
-    monkeypatch.setattr("harness.cluster.smoke.GRACE", 3.0)
     mixed = [("value", "set-up", 1), ("key", "step", 1)]
     options = Options(results=troubled / "results", data_roots=(str(small),), device="cpu", processes=2)
     rows = smoke([trial(*one) for one in mixed], options, Resources(cpus_per_process=0.5))

@@ -23,12 +23,13 @@ from harness import foreign
 from harness.cli import cli, invoke
 from harness.data.mini import Mini
 from harness.errors import UserError
+from harness.jobs.job import Event
 from harness.recipes import parse_overrides, resolve
 from harness.registry import METHODS
-from harness.search.objective import END, HELD_OUT, Event, held_out, measure
+from harness.search.objective import END, HELD_OUT, held_out, measure
 from harness.search.plan import grid_values, plan_search
 from harness.search.report import best_overrides
-from harness.search.study import open_study, search_local
+from harness.search.study import open_study, run_study
 from methods.baselines import PartialCrossEntropy
 
 
@@ -62,7 +63,7 @@ def test_a_study_from_before_code_was_noted_goes_on_without_packages_alone(optio
     monkeypatch.setattr(harness.search.study, "_check_code", lambda *a: None)
     finish(plan(options, trials=2))
     monkeypatch.undo()
-    monkeypatch.setattr(harness.search.study, "events", pretend)
+    monkeypatch.setattr(harness.search.objective, "measure", pretend)
     finish(plan(options, trials=3))
     monkeypatch.setattr(foreign, "packages_of", lambda resolved: [package("a")])
     with pytest.raises(UserError, match="code that was not recorded"):
@@ -150,7 +151,7 @@ def test_more_trials_continue_a_study_and_other_settings_are_another_one(options
 
 
 def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(options, monkeypatch, tmp_path):
-    def events(job, again=False):
+    def measure(job):
         if job.number == 2:
             yield Event(ended="failed", reason="disk full")
         elif job.trial.overrides["optimiser.lr"] > 0.02:
@@ -158,7 +159,7 @@ def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(opti
         else:
             yield from pretend(job)
 
-    monkeypatch.setattr(harness.search.study, "events", events)
+    monkeypatch.setattr(harness.search.objective, "measure", measure)
     search = plan(options, 8, sampler="random")
     states = [t[1] for t in finish(search)]
     assert states.count("FAIL") == 1
@@ -207,14 +208,14 @@ def test_a_trial_whose_scores_are_no_numbers_is_diverged_and_never_the_best(opti
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_measurement_that_is_no_number_makes_a_trial_diverge(value, late, options, monkeypatch):
-    def events(job, again=False):
+    def measure(job):
         if job.number == 1:
             yield Event(values=((25, 99.0),)) if late else Event(values=((25, value),))
             yield Event(values=((END, value),))
         else:
             yield from pretend(job)
 
-    monkeypatch.setattr(harness.search.study, "events", events)
+    monkeypatch.setattr(harness.search.objective, "measure", measure)
     search = plan(options, 3, sampler="random", scheduler="none")
     finish(search)
     rows = table(search)["trials"]
@@ -230,7 +231,7 @@ def test_a_warm_start_learns_from_earlier_trials_without_counting_them(options, 
     with open_study(search) as study:
         assert study.warm_start(earlier.folder) == 6
         assert study.warm_start(earlier.folder) == 0
-        search_local(study, nothing)
+        run_study(study, nothing)
         assert len(study.trials) == 4
         assert len(study.study.trials) == 10
         with pytest.raises(UserError, match="no study"):
@@ -272,10 +273,10 @@ class Coins:
 
 
 def test_nothing_is_tried_twice_and_a_space_can_be_exhausted(options, monkeypatch):
-    def events(job, again=False):
+    def measure(job):
         yield Event(values=((END, 50 + job.trial.overrides["config.dropout"]),))
 
-    monkeypatch.setattr(harness.search.study, "events", events)
+    monkeypatch.setattr(harness.search.objective, "measure", measure)
     monkeypatch.setitem(METHODS._registered, "pce", type("Changed", (Coins, METHODS.get("pce")), {}))
     search = plan(options, 9, sampler="tpe", scheduler="none")
     rows = finish(search)

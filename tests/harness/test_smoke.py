@@ -14,7 +14,6 @@ import torch
 
 from harness import provenance
 from harness.cli import cli, invoke
-from harness.cluster.session import Resources
 from harness.cost import smoke
 from harness.cost.smoke import ROW, STAND_IN, STEPS, segments
 from harness.cost.smoke_report import Pass, Phase, Row, read, table, write
@@ -22,6 +21,7 @@ from harness.cost.stand_in import bands, stand_in_labels
 from harness.data.base import UNLABELLED
 from harness.data.images import read_index
 from harness.data.mini import Mini
+from harness.jobs.job import Resources
 from harness.runs.execution import plan
 from harness.runs.trial import Options, Trial, exported, prepare
 from harness.store.records import Store
@@ -208,16 +208,15 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
 
 @pytest.mark.faults
 def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch):
-    real = smoke.try_recipe
+    class Dying(smoke.SmokeJob):
+        def work(self, alone=lambda: None):
+            if self.trial.name == RECIPE:
+                self.place.mkdir(parents=True)
+                (self.place / "stage").write_text("steps 0 to 9")
+                os.kill(os.getpid(), 9)
+            yield from super().work(alone)
 
-    def sometimes(job):
-        if job.trial.name == RECIPE:
-            job.place.mkdir(parents=True)
-            (job.place / "stage").write_text("steps 0 to 9")
-            os.kill(os.getpid(), 9)
-        return real(job)
-
-    monkeypatch.setattr(smoke, "try_recipe", sometimes)
+    monkeypatch.setattr(smoke, "SmokeJob", Dying)
     trials = [Trial(RECIPE, 0, TINY), Trial("pce/mini-scribble", 0, TINY | {"batch.groups": 2})]
     resources = Resources(cpus_per_process=0.5)
     rows = smoke.smoke(trials, replace(options, processes=0), resources)

@@ -21,7 +21,7 @@ from harness.runs.running import run
 from harness.runs.tracked import allocated_mib
 from harness.runs.trial import Options, Trial, prepare
 from harness.schema import digest
-from harness.search.objective import END, choose_objective, events
+from harness.search.objective import END, choose_objective, measure
 from harness.training import Status
 from harness.watching import following
 from harness.watching.following import Following, read_history
@@ -405,15 +405,15 @@ def test_memory_is_read_from_the_allocator_and_on_gpus_alone(monkeypatch):
 
 
 def test_the_trials_of_a_search_are_followed_too(tmp_path, small):
-    from harness.search.objective import HELD_OUT, Job
+    from harness.search.objective import HELD_OUT, SearchJob
 
     options = Options(tmp_path / "results", (str(small),), device="cpu", trackers=("tensorboard",))
     trial = Trial("pce/mini-scribble", 0, TINY)
     objective = choose_objective(resolve(trial.name, trial.overrides).recipe, HELD_OUT, 0.25)
-    job = Job(3, trial, options, objective, (50,), tmp_path / "study" / "digest" / "trials" / "0003")
-    found = list(events(job))
+    job = SearchJob(3, trial, options, objective, (50,), tmp_path / "study" / "digest" / "trials" / "0003")
+    found = list(measure(job))
     assert not any(e.ended for e in found)
-    assert [e.status.step for e in found if e.status] == [10, 20, 30]
+    assert [e.status.step for e in found if not e.values] == [10, 20, 30]
     values = {p: v for e in found for p, v in e.values}
     points = tensorboard_points(tmp_path)
     assert [s for s, _ in points["train/loss"]] == [10, 20, 30]

@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.files import check_writable
 from harness.nn.mini_pretraining import pretrain
 from harness.runs import execution
+from harness.search import objective
 from harness.store.records import Store
 from tests.harness.test_usage import VERBS
 from tests.runs import ONE, RECIPE, TINY, wsss
@@ -169,9 +170,8 @@ def test_no_verb_trains_without_a_place_for_its_results(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(execution, "run_local", trained)
-    monkeypatch.setattr(smoke, "try_recipe", trained)
-    monkeypatch.setattr("harness.search.searching.search_local", trained)
+    for job in (execution.TrialJob, smoke.SmokeJob, objective.SearchJob):
+        monkeypatch.setattr(job, "work", trained)
     one = ["--local", "--device", "cpu"]
     command = {
         "run": ["run", RECIPE, *TINY, *ONE],

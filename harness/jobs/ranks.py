@@ -1,8 +1,8 @@
-"""The processes of one trial on Ray. Importing this module imports Ray.
+"""The processes of one job on Ray. Importing this module imports Ray.
 
-A trial of several processes holds a placement group with one bundle for each. Rank 0 is the trial's own
-worker, which trains, evaluates and writes as it does alone; the others are actors in the other bundles,
-on the same node or not, which do their share of the same steps and write nothing.
+A job of several processes holds a placement group with one bundle for each. Rank 0 is the job's own
+worker, which works and writes as it does alone; the others are actors in the other bundles, on the same
+node or not, which do their share of the same work and write nothing.
 """
 
 from __future__ import annotations
@@ -11,78 +11,85 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness import distributed, faults, interruption
+from harness.errors import UserError
 from harness.faults import TransientFault
-from harness.runs.running import run, write_trace
-from harness.runs.trial import Options, Prepared, Trial, prepare
+from harness.files import write_json
+from harness.jobs.job import Event, Job, write_trace
+from harness.reading import read_json
 
 #: Seconds that rank 0 may take to notice by itself that another rank has died, before it ends too.
 GRACE = 20.0
+#: Word, in a job's folder, that an attempt left which could not report that it has failed.
+WORD = "given-up.json"
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Rank:
-    """A process of a trial, other than the one that writes."""
+    """A process of a job, other than the one that writes."""
 
-    def prepare(self, trial: Trial, options: Options) -> None:
+    def begin(self, job: Job, gpus: float) -> None:
         """Find what can be found before the others are waited for."""
         interruption.leave_to_driver()
+        self.job = job
         with faults.sent():
-            self.prepared = prepare(trial, options)
+            self.device = job.begin(gpus)
 
     def work(self, number: int, world: int, address: str) -> None:
         """Do this rank's share from the last checkpoint to the end."""
-        prepared = self.prepared
         with (
-            faults.sent(prepared.resolved.recipe),
-            distributed.session(address, number, world, prepared.device),
+            faults.sent(self.job.recipe),
+            distributed.session(address, number, world, self.device),
         ):
-            for _ in run(prepared):
-                pass
+            for event in self.job.work():
+                if event.ended:
+                    break
 
 
 class Ranks:
-    """All processes of a trial, from rank 0's point of view; :meth:`stop` ends the others.
+    """All processes of a job, from rank 0's point of view; :meth:`stop` ends the others.
 
     Should one of them die, this process notices by a broken connection, or, where a GPU waits for ever,
-    ends itself: the trial is then started again from its checkpoint, all processes new. Should one of them
-    meet an error, that error is the trial's (:meth:`cause`).
+    ends itself: the job is then started again from its checkpoint, all processes new. Should one of them
+    meet an error, that error is the job's (:meth:`cause`).
 
     Args:
-        prepared: a trial of more than one process.
-        given_up: leaves word that the trial need not be started again, and why, where this process ends
-            itself.
+        job: of more than one process, begun in this one.
+        device: where this process computes.
+        gpus: booked for each process.
+        run: name of the run that the job belongs to.
 
     Raises:
         Exception: what any of the processes met before they worked together.
     """
 
-    def __init__(self, prepared: Prepared, given_up: Callable[[BaseException], None]) -> None:
-        world = prepared.processes
+    def __init__(self, job: Job, device: torch.device, gpus: float, run: str) -> None:
+        world = job.processes
         address = free_address()
         group = ray.util.get_current_placement_group()
-        assert group is not None, "a trial of several processes runs in a placement group"
+        assert group is not None, "a job of several processes runs in a placement group"
         self._stack = ExitStack()
         self._stopped = threading.Event()
         self._broken = threading.Event()
         self._errors: list[BaseException] = []
-        self._folder, self._given_up = prepared.folder, given_up
+        self._job, self._run = job, run
         self._actors = [
             Rank.options(**placed(group, number)).remote()  # type: ignore[attr-defined]
             for number in range(1, world)
         ]
         try:
             try:
-                ray.get([a.prepare.remote(prepared.trial, prepared.options) for a in self._actors])
+                ray.get([actor.begin.remote(job, gpus) for actor in self._actors])
             except ray.exceptions.RayError as error:
                 raise met(error) from error
             self._work = [
@@ -90,7 +97,7 @@ class Ranks:
             ]
             threading.Thread(target=self._watch, name="ranks", daemon=True).start()
             try:
-                self._stack.enter_context(distributed.session(address, 0, world, prepared.device))
+                self._stack.enter_context(distributed.session(address, 0, world, device))
             except Exception as error:
                 cause = self.cause(error)
                 if cause is error:
@@ -106,6 +113,20 @@ class Ranks:
         if faults.consequence(error):
             self._broken.wait(GRACE / 4)
         return faults.first_cause([error, *self._errors])
+
+    def work(self) -> Iterator[Event]:
+        """The events of the job, to which the others do their share."""
+        try:
+            yield from self._job.work(self.stop)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            cause = self.cause(error)
+            if cause is error:
+                raise
+            raise cause from error
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """End the other processes and leave the group; may be called twice."""
@@ -147,10 +168,23 @@ class Ranks:
         """Rank 0 waits for a dead one: leave word and end, as nothing else interrupts a GPU."""
         error = faults.first_cause(self._errors)
         if faults.transient(error):
-            write_trace(self._folder, error)
+            write_trace(self._job.place, error)
         else:
-            self._given_up(error)
+            event = self._job.failed(error)
+            write_json(self._job.place / WORD, {"run": self._run, "reason": event.reason})
         os._exit(1)
+
+
+def word(job: Job, run: str) -> Event | None:
+    """What an attempt of the same run has left word of: that the job cannot succeed, and why. Heard once."""
+    file = job.place / WORD
+    if file.exists():
+        with suppress(OSError, UserError):
+            found = read_json(file)
+            file.unlink()
+            if isinstance(found, dict) and found.get("run") == run:
+                return Event(ended="failed", reason=str(found.get("reason", "")))
+    return None
 
 
 def met(error: Exception) -> BaseException:
@@ -180,7 +214,7 @@ def placed(group: PlacementGroup, number: int) -> dict[str, Any]:
 
 
 def bundles(processes: int, cpus: float, gpus: float) -> Any:
-    """The resources of a trial, as Tune asks for them: as much for each of its processes."""
+    """The resources of a job, as Tune asks for them: as much for each of its processes."""
     each = {"CPU": cpus, "GPU": gpus}
     if processes == 1:
         return tune.PlacementGroupFactory([each])
@@ -188,7 +222,7 @@ def bundles(processes: int, cpus: float, gpus: float) -> Any:
 
 
 def free_address() -> str:
-    """``host:port`` of this node, for the processes of one trial to meet at."""
+    """``host:port`` of this node, for the processes of one job to meet at."""
     with socket.socket() as s:
         s.bind(("", 0))
         return f"{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Ray for the length of a run, and what trials may use of it. Ray is imported when it is started."""
+"""Ray for the length of a run. Ray is imported when it is started."""
 
 from __future__ import annotations
 
@@ -7,35 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 import wsss_bench
-from harness import devices, faults, interruption
+from harness import devices, interruption
 from harness.errors import UserError
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What trials may use.
-
-    Attributes:
-        cpus_per_process: cores of each process of a trial, its loader workers included.
-        gpus_per_process: GPUs of each process of a trial; a fraction lets trials share one (bookkeeping,
-            not a limit of memory).
-        max_concurrent: most trials at a time; as many as fit by default.
-        address: a running Ray cluster to join; a local Ray starts without it.
-        retries: how often a trial whose worker died, or met a transient fault, is started again.
-    """
-
-    cpus_per_process: float = 1.0
-    gpus_per_process: float = 0.0
-    max_concurrent: int | None = None
-    address: str | None = None
-    retries: int = faults.RETRIES
+from harness.jobs.job import Resources
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A trial in a process of its own, for a process that has lost its GPU and cannot get it back."""
+"""A job in a process of its own, for a process that has lost its GPU and cannot get it back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from multiprocessing.connection import Connection
 import wsss_bench
 from harness import faults, interruption
 from harness.errors import UserError
-from harness.runs.running import run
-from harness.runs.trial import Options, Prepared, Trial, prepare
-from harness.specs import Recipe
+from harness.jobs.job import Event, Job
 from harness.store.locks import Elsewhere
-from harness.training import Status
 
 
-def run_apart(prepared: Prepared) -> Iterator[Status]:
-    """As :func:`harness.runs.running.run`; errors of the other process are raised here.
+def apart(job: Job) -> Iterator[Event]:
+    """The events of a job's work in another process; errors of that process are raised here.
 
     Raises:
         TransientFault: the process died.
@@ -25,7 +22,7 @@ def run_apart(prepared: Prepared) -> Iterator[Status]:
     ours, theirs = multiprocessing.Pipe()
     # Forking would copy the lost GPU along.
     process = multiprocessing.get_context("spawn").Process(
-        target=wsss_bench.begin, args=(__name__, "_work", prepared.trial, prepared.options, theirs)
+        target=wsss_bench.begin, args=(__name__, "_work", job, theirs)
     )
     process.start()
     theirs.close()
@@ -46,16 +43,14 @@ def run_apart(prepared: Prepared) -> Iterator[Status]:
         process.join()
 
 
-def _work(trial: Trial, options: Options, pipe: Connection) -> None:
-    recipe: Recipe | None = None
+def _work(job: Job, pipe: Connection) -> None:
     with interruption.handled():
         try:
-            prepared = prepare(trial, options)
-            recipe = prepared.resolved.recipe
-            for status in run(prepared):
-                pipe.send(status)
+            job.begin()
+            for event in job.work():
+                pipe.send(event)
             pipe.send(None)
         except BaseException as error:
             if not interruption.asked(error):  # else the parent stops too
                 plain = isinstance(error, UserError | Elsewhere)
-                pipe.send(faults.portable(error) if plain else faults.relayed(error, recipe))
+                pipe.send(faults.portable(error) if plain else faults.relayed(error, job.recipe))
