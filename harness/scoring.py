@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json
 from harness.given import one
+from harness.jobs.calls import Call, results
+from harness.jobs.job import Event, Resources
 from harness.names import SEGMENTATION, check_scored, run_command
 from harness.networks import build_method, load_noted
 from harness.reading import Damaged
@@ -27,7 +30,9 @@ from harness.runs.running import evaluate_into_record
 from harness.runs.trial import Options, Trial, choose_device, forget, open_dataset, prepare
 from harness.schema import dump
 from harness.specs import EvaluationSpec
+from harness.store.locks import trial_lock
 from harness.store.records import Record, Store
+from harness.store.remote import reported
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def evaluate(
     save: Path | None = None,
     encoding: Numbering = "classes",
     options: Options | None = None,
+    resources: Resources | None = None,
     store: Store | None = None,
     say: Callable[[str], None] = warnings.warn,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda pairs, number: pairs,
@@ -106,6 +112,7 @@ def evaluate(
         save: with ``checkpoint``: folder for predictions, counts and figures.
         encoding: with ``save``: ``files`` writes predictions in the numbers of the data set's own files.
         options: records, data and device; usual ones by default.
+        resources: of each record on Ray; None scores one after another in this process.
         store: the store of ``options``, for who asks it afterwards what was left out.
         say: is told what a reader of the figures must know.
         progress: with ``checkpoint``: wraps what is counted, of which the number is given.
@@ -132,7 +139,8 @@ def evaluate(
         split=split or usual.split, protocol=protocol or usual.protocol, network=network, output=output
     )
     if checkpoint is None:
-        yield from _records(recipe, spec, options, store or options.store, dict(overrides or {}), say)
+        at = store or options.store
+        yield from _records(recipe, spec, options, resources, at, dict(overrides or {}), say)
     else:
         yield _checkpoint(resolved, checkpoint, table, spec, options, save, encoding, say, progress)
 
@@ -208,31 +216,57 @@ def _records(
     name: str,
     spec: EvaluationSpec,
     options: Options,
+    resources: Resources | None,
     store: Store,
     overrides: dict[str, Any],
     say: Callable[[str], None],
 ) -> Iterator[Scored]:
-    for record in recorded(name, store, overrides):
-        prepared = prepare(Trial(name, record.seed, overrides), options, evaluations=(spec,))
-        if prepared.digest != record.digest:
-            say(f"skipped {record.path}: its recipe, data or weights have changed since")
+    records = recorded(name, store, overrides)
+    calls = [
+        Call(
+            number,
+            f"{name} seed {record.seed}",
+            partial(_score, Trial(name, record.seed, overrides), spec, record.digest),
+            options,
+            record.path,
+        )
+        for number, record in enumerate(records)
+    ]
+    for call, found in zip(calls, results(calls, resources, "records"), strict=True):
+        if isinstance(found, Damaged):  # the other seeds go on
+            store.note(found)
             continue
-        try:
-            if prepared.missing_evaluations():
-                check_writable(prepared.folder)
-                method = build_method(prepared.resolved, prepared.device, record.seed)
-                with store.work(prepared.folder):
-                    for line in make_way(prepared):
-                        say(line)
-                    for _ in evaluate_into_record(prepared, method, spec):
-                        pass
-        except Damaged as error:  # the other seeds go on
-            store.note(error)
+        if isinstance(found, UserError):
+            raise found
+        place, title, notes = found
+        for note in notes:
+            say(note)
+        if title is None:
             continue
-        done = prepared.store.get(prepared.folder)
+        with reported():  # it may have been scored on another node
+            store.pull(place)
+        done = store.get(place)
         assert done is not None
-        title = prepared.evaluation_name(spec)
-        yield Scored(f"{name} seed {record.seed}: {title}", done.evaluations[title].data)
+        yield Scored(f"{call.label}: {title}", done.evaluations[title].data)
+
+
+def _score(trial: Trial, spec: EvaluationSpec, digest: str, options: Options) -> Iterator[Event]:
+    """Score a record, unless it has been; gives its folder, the evaluation's name, and what is to be said.
+    The name is None where recipe, data or weights have changed since it was trained."""
+    notes: list[str] = []
+    prepared = prepare(trial, options, evaluations=(spec,))
+    if prepared.digest != digest:
+        notes.append(f"skipped {trial} {digest}: its recipe, data or weights have changed since")
+        yield Event(ended="finished", result=(prepared.folder, None, notes))
+        return
+    if prepared.missing_evaluations():
+        check_writable(prepared.folder)
+        method = build_method(prepared.resolved, prepared.device, trial.seed)
+        with trial_lock(prepared.folder, timeout=-1), prepared.store.work(prepared.folder):
+            if prepared.missing_evaluations():  # nobody else has scored it meanwhile
+                notes += make_way(prepared)
+                yield from map(Event, evaluate_into_record(prepared, method, spec))
+    yield Event(ended="finished", result=(prepared.folder, prepared.evaluation_name(spec), notes))
 
 
 def _checkpoint(

@@ -16,6 +16,8 @@ from harness.store.object_store import is_uri
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
+    from harness.jobs.job import Resources
+    from harness.runs.trial import Options
     from harness.store.records import Store
 
 
@@ -158,13 +160,51 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_MOST = click.option("--max-concurrent", type=click.IntRange(1, 100_000), help="Most of them at a time.")
+_ADDRESS = click.option("--address", help="Join this Ray cluster instead of starting a local one.")
+
+#: Work that is done in this process unless Ray is asked for: ``ray``, ``max_concurrent``, ``gpus_each`` and
+#: ``address``, see :func:`on_request`.
+ON_REQUEST = (
+    click.option(
+        "--ray",
+        is_flag=True,
+        help="Records side by side on Ray, not one after another here; so does each of the next three.",
+    ),
+    _MOST,
+    click.option(
+        "--gpus-each", type=Real(0, 1), help="GPUs of each record on Ray [default: 1 with CUDA, else 0]."
+    ),
+    _ADDRESS,
+)
+
+
+def on_request(
+    ray: bool, max_concurrent: int | None, gpus_each: float | None, address: str | None, options: Options
+) -> Resources | None:
+    """What :data:`ON_REQUEST` comes to; None where Ray was not asked for.
+
+    Raises:
+        UserError: the device and the GPUs contradict each other.
+    """
+    from harness import devices
+    from harness.jobs.job import Resources
+
+    if not ray and max_concurrent is None and gpus_each is None and address is None:
+        return None
+    cuda = devices.choose(options.device, devices.machine()).type == "cuda"
+    gpus = float(cuda) if gpus_each is None else gpus_each
+    devices.of_workers(options.device, gpus)  # refuses what contradicts itself
+    return Resources(options.workers + 1.0, gpus, max_concurrent, address)
+
+
 _EXECUTION = (
     DATA_ROOT,
     RESULTS,
     DEVICE,
     WORKERS,
     click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
-    click.option("--max-concurrent", type=click.IntRange(1, 100_000), help="Most trials at a time."),
+    _MOST,
     click.option(
         "--cpus-per-trial",
         type=Real(0.1, 4096),
@@ -182,7 +222,7 @@ _EXECUTION = (
         type=click.IntRange(1, 4096),
         help="Processes that share a trial's groups [default: one for each GPU of the trial].",
     ),
-    click.option("--address", help="Join this Ray cluster instead of starting a local one."),
+    _ADDRESS,
     click.option(
         "--threads", type=click.IntRange(1, 4096), default=1, show_default=True, help="CPU threads per trial."
     ),

@@ -12,6 +12,7 @@ from harness.commands.options import (
     DATA_ROOT,
     DEVICE,
     ENCODING,
+    ON_REQUEST,
     RESULTS,
     SET,
     TRAINED,
@@ -20,6 +21,7 @@ from harness.commands.options import (
     aside,
     ended,
     left_out,
+    on_request,
     progress,
     together,
     undecided,
@@ -43,6 +45,8 @@ Examples:
         label maps in the numbers of the data set's own files, 1 to 150
   wsss evaluate agmm/mini-scribble --protocol agmm-voc
         adds a protocol to finished records, without training
+  wsss evaluate agmm/voc-point-r101 --protocol agmm-voc --data-root ~/data --address auto
+        the same on a cluster, a GPU for each record; the same command again goes on
   wsss evaluate cam/mini-image --split train --output cam --set config.background_score=0.2
         another threshold of the trained network's maps: an evaluation of its own
   wsss evaluate agmm/voc-point-r101 --checkpoint resnet101_67.80.pth --table agmm-sass --data-root ~/data
@@ -59,7 +63,7 @@ Examples:
 @click.option("--output", default="segmentation", show_default=True, help="Or a pseudo label's name.")
 @click.option("--save", type=Output(), help="With --checkpoint: keep counts and predictions here.")
 @ENCODING
-@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS, *ON_REQUEST)
 def evaluate(
     recipe: str | None,
     predictions: Path | None,
@@ -77,6 +81,10 @@ def evaluate(
     results: Path | str,
     device: str,
     workers: int,
+    ray: bool,
+    max_concurrent: int | None,
+    gpus_each: float | None,
+    address: str | None,
 ) -> int:
     """Score a folder of predictions, a checkpoint, or finished records by another protocol."""
     from harness.recipes import parse_overrides
@@ -106,6 +114,7 @@ def evaluate(
         save=save,
         encoding=encoding or "classes",
         options=options,
+        resources=on_request(ray, max_concurrent, gpus_each, address, options),
         store=store,
         say=aside,
         progress=progress,

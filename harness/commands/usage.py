@@ -264,7 +264,7 @@ TABLE: Mapping[str, Usage] = {
         (
             Only(
                 "recipe checkpoint table protocol_name network output save assignments results device "
-                "workers",
+                "workers ray max_concurrent gpus_each address",
                 _lacks("predictions"),
                 "with --predictions, which stands alone: label maps are counted as they are",
                 "to a recipe's records and checkpoints",
@@ -277,7 +277,12 @@ TABLE: Mapping[str, Usage] = {
                 "where no label maps are read or written",
                 "to --predictions, and to what --save writes",
             ),
-            Only("results", _lacks("checkpoint"), "with --checkpoint", "to records, without it"),
+            Only(
+                "results ray max_concurrent gpus_each address",
+                _lacks("checkpoint"),
+                "with --checkpoint",
+                "to records, without it",
+            ),
         ),
     ),
     "data prepare": Usage(

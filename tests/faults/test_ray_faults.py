@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -139,6 +141,64 @@ def test_sigterm_lets_workers_write_checkpoints(command, tmp_path, undisturbed):
     assert wsss(*command) == 0
     records = assert_all_as(undisturbed, tmp_path, 2)
     assert next(r for r in records if r.path == history.parent).data["resumed"] > 0
+
+
+def test_a_search_with_two_processes_per_trial_finds_what_one_process_finds(cluster, small, tmp_path):
+    """Each trial holds both nodes; sums over groups differ in their last bits alone."""
+    found = {}
+    for processes, place in ((1, ["--local"]), (2, ["--address", cluster.address])):
+        out = tmp_path / str(processes)
+        search = ["search", RECIPE, *TINY, "--set", "batch.groups=2", "--set", "batch.per_group=2", *place]
+        search += ["--trials", 3, "--sampler", "random", "--data-root", small, "--out", out]
+        search += ["--device", "cpu", "--processes-per-trial", processes, "--results", tmp_path / "results"]
+        assert wsss(*search) == 0
+        found[processes] = json.loads((out / "search.json").read_text())["trials"]
+    for one, two in zip(found[1], found[2], strict=True):
+        assert (one["values"], one["state"]) == (two["values"], two["state"])
+        assert two["miou"] == pytest.approx(one["miou"], abs=0.5)
+
+
+def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
+    """Another protocol for thirty records: none twice, and none lost with the node."""
+    train = ["run", RECIPE, *TINY, "--set", "schedule.steps=2", "--data-root", small, "--device", "cpu"]
+    where = ["--results", tmp_path / "results"]
+    assert wsss(*train, "--local", "--seed", 0, *where) == 0
+    (first,) = Store(tmp_path / "results").records()
+    for seed in range(1, 30):  # what is scored is the network, which may be the same
+        copy = first.path.with_name(f"seed-{seed}")
+        shutil.copytree(first.path, copy)
+        record = json.loads((copy / "record.json").read_text()) | {"seed": seed}
+        (copy / "record.json").write_text(json.dumps(record))
+
+    def scored():
+        return list((tmp_path / "results").rglob("val-agmm-voc-*/evaluation.json"))
+
+    node = list(cluster.worker_nodes)[-1]
+
+    def kill():
+        wait_for(lambda: len(scored()) >= 5)
+        cluster.remove_node(node, allow_graceful=False)
+
+    more = [
+        "evaluate",
+        RECIPE,
+        *TINY,
+        "--set",
+        "schedule.steps=2",
+        "--protocol",
+        "agmm-voc",
+        "--data-root",
+        small,
+    ]
+    more += [*where, "--device", "cpu", "--address", cluster.address]
+    meanwhile(kill)
+    assert wsss(*more) == 0
+    assert len(scored()) == 30
+    times = {file: file.stat().st_mtime_ns for file in scored()}
+    assert wsss(*more) == 0
+    assert {file: file.stat().st_mtime_ns for file in scored()} == times
+    assert capfd.readouterr().out.count("agmm-voc") == 60
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 
 
 def test_a_killed_node_loses_no_finished_record_and_changes_no_number(
