@@ -13,7 +13,7 @@ import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,28 +192,28 @@ def attempt(job: Job, work: Iterator[Event], *, again: bool) -> Iterator[Event]:
         Exception: a transient fault, where ``again`` is true.
         KeyboardInterrupt: this process was asked to stop.
     """
-    clock = time.monotonic()
+    clock, event = time.monotonic(), Event()
     try:
-        with closing(work):  # type: ignore[type-var]
-            for event in work:
-                yield replace(event, seconds=time.monotonic() - clock) if event.ended else event
-                if event.ended:
-                    return
-    except GeneratorExit:  # nobody listens any more
-        raise
-    except BaseException as error:
-        if interruption.asked(error):
-            raise
-        if faults.transient(error):
-            interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
-            if again:
-                raise
-        event = job.failed(error)
-    else:
-        event = Event(ended="finished", seconds=time.monotonic() - clock)
-    if event.ended != "finished":
-        release()
-    yield event
+        while not event.ended:
+            try:
+                event = next(work)
+            except StopIteration:
+                event = Event(ended="finished")
+            except BaseException as error:
+                if interruption.asked(error):
+                    raise
+                if faults.transient(error):
+                    interruption.stop_if_noted()  # a signal that ends a group of processes breaks much else
+                    if again:
+                        raise
+                event = job.failed(error)
+            if event.ended:
+                event = replace(event, seconds=time.monotonic() - clock)
+                if event.ended == "failed":
+                    release()
+            yield event
+    finally:
+        work.close()  # type: ignore[attr-defined]
 
 
 def release() -> None:
