@@ -40,6 +40,13 @@ def test_the_table_names_every_parameter_of_a_verb(verb: str):
     assert {p.name for p in command.params} == TABLE[verb].names()
 
 
+ON_RAY: dict[str, list[str]] = {
+    "--ray": [],
+    "--max-concurrent": ["2"],
+    "--gpus-each": ["0"],
+    "--address": ["host:6379"],
+}
+
 #: Words that put a verb into a mode, and what may not stand beside them: spelling and value.
 REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     (
@@ -56,12 +63,13 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--results": ["r"],
             "--device": ["cpu"],
             "--workers": ["0"],
+            **ON_RAY,
         },
     ),
     (f"evaluate {RECIPE}", {"--dataset": ["mini"], "--table": ["t"], "--save": ["y"]}),
     (
         f"evaluate {RECIPE} --checkpoint c",
-        {"--dataset": ["mini"], "--results": ["r"], "--encoding": ["files"]},
+        {"--dataset": ["mini"], "--results": ["r"], "--encoding": ["files"], **ON_RAY},
     ),
     (f"predict {RECIPE} a.png", {"--table": ["t"]}),
     (
