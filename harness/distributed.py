@@ -87,7 +87,7 @@ def check_groups(recipe: Recipe, processes: int, device: torch.device | None = N
             f"{groups} group{'s' * (groups > 1)} cannot be shared evenly by {processes} processes: "
             "every process takes whole groups, and gradients are averaged over groups",
             where="batch.groups",
-            remedy=f"use {' or '.join(map(str, able))} GPUs per trial, or --set batch.groups=...",
+            remedy=f"use {' or '.join(map(str, able))} GPU{'s' * (able != [1])} per trial, or --set batch.groups=...",
         )
     if recipe.batch.sync_bn == "off" or groups == 1:
         return

@@ -288,7 +288,7 @@ def test_bad_data_is_named_before_training_starts(damage, small, tmp_path, capsy
         (["rum", "mini"], "did you mean 'run'"),
         (["run", RECIPE, "--sed", "1"], "--seed"),
         (["run", RECIPE, "--processes-per-trial", "2"], "drop --local"),
-        (["search", RECIPE, "--processes-per-trial", "2"], "one process"),
+        (["search", RECIPE, "--processes-per-trial", "2"], "cannot be shared evenly"),
         (["run", RECIPE, "--gpus-per-trial", "1.5"], "cannot be shared out"),
         (["run", RECIPE, "--gpus-per-trial", "some"], "neither a number nor 'groups'"),
         (["run", RECIPE, "--gpus-per-trial", "4", "--processes-per-trial", "2"], "each takes one of its own"),
