@@ -82,12 +82,12 @@ def check_groups(recipe: Recipe, processes: int, device: torch.device | None = N
     """
     groups = recipe.batch.groups
     if groups % processes:
-        able = [n for n in range(1, groups + 1) if groups % n == 0]
+        able = " or ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
         raise UserError(
             f"{groups} group{'s' * (groups > 1)} cannot be shared evenly by {processes} processes: "
             "every process takes whole groups, and gradients are averaged over groups",
             where="batch.groups",
-            remedy=f"use {' or '.join(map(str, able))} GPU{'s' * (able != [1])} per trial, or --set batch.groups=...",
+            remedy=f"use {able} GPU{'s' * (groups > 1)} per trial, or --set batch.groups=...",
         )
     if recipe.batch.sync_bn == "off" or groups == 1:
         return

@@ -146,11 +146,12 @@ def test_sigterm_lets_workers_write_checkpoints(command, tmp_path, undisturbed):
 def test_a_search_with_two_processes_per_trial_finds_what_one_process_finds(cluster, small, tmp_path):
     """Each trial holds both nodes; sums over groups differ in their last bits alone."""
     found = {}
-    for processes, place in ((1, ["--local"]), (2, ["--address", cluster.address])):
+    both = ["--address", cluster.address, "--processes-per-trial", 2]
+    for processes, place in ((1, ["--local"]), (2, both)):
         out = tmp_path / str(processes)
         search = ["search", RECIPE, *TINY, "--set", "batch.groups=2", "--set", "batch.per_group=2", *place]
-        search += ["--trials", 3, "--sampler", "random", "--data-root", small, "--out", out]
-        search += ["--device", "cpu", "--processes-per-trial", processes, "--results", tmp_path / "results"]
+        search += ["--trials", 2, "--sampler", "random", "--data-root", small, "--out", out]
+        search += ["--device", "cpu", "--results", tmp_path / "results"]
         assert wsss(*search) == 0
         found[processes] = json.loads((out / "search.json").read_text())["trials"]
     for one, two in zip(found[1], found[2], strict=True):

@@ -502,7 +502,7 @@ def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path)
 
 @pytest.mark.faults
 def test_ray_finds_the_values_that_one_process_finds(small, tmp_path):
-    more = ["--trials", "6"]
+    more = ["--trials", "4"]
     assert wsss(*command(small, tmp_path / "ray", *more, "--max-concurrent", "1")) == 0
     assert wsss(*command(small, tmp_path / "local", *more, "--local")) == 0
     ray, local = (

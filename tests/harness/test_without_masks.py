@@ -13,6 +13,7 @@ from runs import wsss
 from harness.data.lists import write_tags
 from harness.runs.splits import look
 from harness.runs.trial import Options, Trial, prepare
+from harness.specs import ScheduleSpec
 from harness.store.records import Store
 
 TINY = ("schedule.steps=3", "batch.per_group=2", "crop=32", "weights=none")
@@ -165,8 +166,9 @@ def test_labels_of_which_nothing_is_legal_to_learn_from(birds, capsys):
     assert "not one pixel of the 4 pictures of train is labelled" in capsys.readouterr().err
 
 
-def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys):
+def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys, monkeypatch):
     """Labels of another recipe are made on the user's pictures, not on those of its table."""
+    monkeypatch.setattr(ScheduleSpec, "total_steps", lambda self, epoch: 10)  # of the source, too
     for i in range(4, 16):
         picture = np.full((48, 64, 3), 16 * i, np.uint8)
         Image.fromarray(picture).save(birds / "images" / f"p{i}.png")
