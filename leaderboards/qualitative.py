@@ -256,6 +256,7 @@ class _Grid:
             (left / WIDTH, self._bottom(line) / self.total, self.width / WIDTH, self.height / self.total)
         )
         axes.set_axis_off()
+        axes.set(xticks=(), yticks=())  # else they are made as soon as anything looks for text
         axes.set_anchor("N")
         if head:
             axes.set_title(head, fontsize=7, loc="center", pad=2)
