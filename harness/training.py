@@ -185,6 +185,8 @@ class Trainer:
         self.best = Best()
         #: Steps that a resumed run did not repeat.
         self.resumed_at = 0
+        #: Whether the checkpoint on disk is the last one, which evaluations may name by its hash.
+        self.ended = False
         #: Sums of the loss terms since the last row of the history, and the step of that row.
         self.sums: dict[str, float] = {}
         self.logged = 0
@@ -228,7 +230,8 @@ class Trainer:
         try:
             trained.compared(self.method, state.get(trained.KEY), self.checkpoint)
             self.method.load_state_dict(state["method"])
-            if not state["final"]:
+            self.ended = state["final"]
+            if not self.ended:
                 self.optimiser.load_state_dict(state["optimiser"])
                 self.scaler.load_state_dict(state["scaler"])
                 self.best = Best(*state["best"])
@@ -387,7 +390,10 @@ class Trainer:
                 raise interruption.error()
         if self.step < self.total:
             raise RuntimeError(f"the loader ended after step {self.step} of {self.total}")
-        self.save(final=True)
+        if not self.ended:
+            self.save(final=True)
+        elif distributed.first():
+            self.saved()  # a stop may have come between the file and its copy elsewhere
 
     def _select(self) -> float | None:
         """Validate where the recipe asks for it, keep the best network; the mIoU if it validated."""

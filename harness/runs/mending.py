@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.boundary import Boundary
 from harness.files import sha256_of
@@ -24,7 +24,7 @@ def is_scored(prepared: Prepared, spec: EvaluationSpec) -> bool:
         return False
     try:
         record = prepared.record
-        counts = read_evaluation(place, None if record is None else record.data).load()
+        counts = read_evaluation(place, _checkpoint(prepared, spec) if record is None else record.data).load()
         if counts.ids != tuple(prepared.dataset.ids(spec.split)):
             return False
         if spec.output != "segmentation":
@@ -37,6 +37,13 @@ def is_scored(prepared: Prepared, spec: EvaluationSpec) -> bool:
     return bands is not None and bands.fits(
         (counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))
     )
+
+
+def _checkpoint(prepared: Prepared, spec: EvaluationSpec) -> dict[str, Any]:
+    """What a record would say of the checkpoint that an evaluation scores; nothing where there is none."""
+    file = prepared.folder / "checkpoint" / f"{spec.checkpoint}.pt"
+    where = "best" if spec.checkpoint == "best" else "checkpoint"
+    return {where: {"sha256": sha256_of(file)}} if file.is_file() else {}
 
 
 def make_way(prepared: Prepared) -> list[str]:

@@ -47,6 +47,23 @@ def test_a_record_carries_its_provenance(first):
     assert len(first.history()) == 3
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_evaluation_of_another_checkpoint_is_made_again_after_a_stop(tmp_path, small, first, same):
+    shutil.copytree(first.path.parents[3], tmp_path / "results")
+    trial = only(tmp_path / "results").path
+    (trial / "record.json").unlink()  # stopped while it was scored
+    (file,) = trial.glob("evaluations/val-single-*/evaluation.json")
+    scored = json.loads(file.read_text())
+    if not same:
+        file.write_text(json.dumps(scored | {"checkpoint_sha256": "2" * 64}))
+    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", tmp_path / "results") == 0
+    again = only(tmp_path / "results")
+    assert again.data["resumed"] == 30
+    assert again.sound["val-single"].data["checkpoint_sha256"] == again.data["checkpoint"]["sha256"]
+    assert (again.sound["val-single"].data["written"] == scored["written"]) is same
+    assert again.sound["val-single"].miou == first.evaluations["val-single"].miou
+
+
 def test_the_recorded_miou_equals_a_count_of_the_saved_predictions(tmp_path, small, first, capsys):
     results = tmp_path / "results"
     shutil.copytree(first.path.parents[3], results)

@@ -193,6 +193,16 @@ def test_a_finished_run_is_not_trained_again(undisturbed):
     assert torch.equal(weights(again), undisturbed[0])
 
 
+def test_the_last_checkpoint_is_not_written_again(tmp_path):
+    list(make_trainer(tmp_path).run())
+    file = tmp_path / "checkpoint" / "last.pt"
+    torch.save(torch.load(file, weights_only=True) | {"of another version": 1}, file)
+    before, copied = file.read_bytes(), []
+    assert list(make_trainer(tmp_path, saved=lambda: copied.append(1)).run()) == []
+    assert file.read_bytes() == before, "evaluations name it by its hash"
+    assert copied == [1], "a stop may have come before it reached a store elsewhere"
+
+
 def damaged_copy(undisturbed, tmp_path):
     """A trial that has a checkpoint in the middle, and its curve."""
     run = make_trainer(tmp_path)
