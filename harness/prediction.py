@@ -332,28 +332,47 @@ def _side(image: np.ndarray, tile: int | None, num_classes: int, p: evaluation.P
 
 
 @contextmanager
-def _kept(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[np.ndarray | None]:
-    """An array on disk for probabilities, ``scores`` of the npz file; None where none are wanted."""
+def _kept(files: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[_Room | None]:
+    """A place on disk for probabilities, ``scores`` of the npz file; None where none are wanted."""
     if not files:
         yield None
         return
     files[0].parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=files[0].parent) as room:
-        room.truncate(2 * int(np.prod(shape)))
-        kept = np.memmap(room, np.float16, "r+", shape=shape)
+        kept = _Room(room, shape)
         yield kept
         write_with(files[0], lambda stream: _write_scores(stream, kept))
 
 
-def _write_scores(stream: IO[bytes], scores: np.ndarray) -> None:
+class _Room:
+    """``(K, H, W)`` float16 in a file, of which no more is in memory than what is just written or read: pages
+    of one mapping would stay until the last class is written."""
+
+    def __init__(self, room: IO[bytes], shape: tuple[int, int, int]) -> None:
+        self.room, self.shape = room, shape
+        room.truncate(2 * int(np.prod(shape)))
+
+    def __setitem__(self, where: Any, values: np.ndarray) -> None:
+        mapped = np.memmap(self.room, np.float16, "r+", shape=self.shape)
+        mapped[where] = values
+
+    def planes(self) -> Iterator[bytes]:
+        """The values of each class."""
+        self.room.flush()
+        self.room.seek(0)
+        for _ in range(self.shape[0]):
+            yield self.room.read(2 * self.shape[1] * self.shape[2])
+
+
+def _write_scores(stream: IO[bytes], scores: _Room) -> None:
     """``scores`` as an npz file, class by class: nobody holds all of it."""
     entry = zipfile.ZipInfo("scores.npy")  # without the time of day
     entry.compress_type = zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(stream, "w") as archive, archive.open(entry, "w", force_zip64=True) as member:
         header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": scores.shape}
         np.lib.format.write_array_header_1_0(member, header)
-        for plane in scores:
-            member.write(plane.tobytes())
+        for plane in scores.planes():
+            member.write(plane)
 
 
 def overlay(

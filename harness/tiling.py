@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Protocol as Typed
 
 import numpy as np
 import torch
@@ -28,6 +29,13 @@ _PIXELS, _SCORES = 1 << 22, 1 << 27
 _TILE_PIXELS, _TILE_SCORES = 1 << 20, 1 << 26
 #: Tiles have whole steps of every network in use.
 _STEP = 32
+
+
+class Keep(Typed):
+    """What receives probabilities, part by part: an array ``(K, H, W)``, or a file."""
+
+    def __setitem__(self, where: Any, values: np.ndarray, /) -> None:
+        """As of an array."""
 
 
 class Part(NamedTuple):
@@ -82,7 +90,7 @@ def segment(
     device: torch.device,
     network: str = "default",
     side: int | None = None,
-    keep: np.ndarray | None = None,
+    keep: Keep | None = None,
     name: str = "",
 ) -> np.ndarray:
     """The best class of every pixel of a picture.
@@ -94,7 +102,7 @@ def segment(
         device: where the method is.
         network: which of its networks.
         side: of tiles; whole by default.
-        keep: ``(K, H, W)``, receives probabilities; a file in memory where they are many.
+        keep: ``(K, H, W)``, receives probabilities.
         name: of the picture, for errors.
 
     Returns:
@@ -146,7 +154,7 @@ def _shrunk(
     device: torch.device,
     network: str,
     side: int,
-    keep: np.ndarray | None,
+    keep: Keep | None,
     name: str,
 ) -> np.ndarray:
     height, width = image.shape[:2]

@@ -108,9 +108,15 @@ def label_files(root: Path, image_id: str, spec: LabelSpec) -> tuple[Path, ...]:
     return (file, class_list(file)) if spec.format == "yolo" else (file,)
 
 
+#: Files that name YOLO's classes: a name for each line (labelImg, CVAT), or ``names`` in YAML (Ultralytics).
+YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+
+
 def class_list(file: Path) -> Path:
-    """Where ``classes.txt`` of YOLO's files stands: beside one, in the folder above, or beside by default."""
-    places = [file.parent / "classes.txt", file.parent.parent / "classes.txt"]
+    """Where it stands which classes YOLO's numbers mean: beside a file, or in one of the two folders above;
+    ``classes.txt`` beside it where it stands nowhere."""
+    folders = [file.parent, file.parent.parent, file.parent.parent.parent]
+    places = [folder / name for name in YOLO_NAMES for folder in folders]
     return next((place for place in places if place.is_file()), places[0])
 
 

@@ -33,6 +33,9 @@ from harness.store.arrays import read_arrays
 #: Values of :class:`LabelSpec` that the simulator does not read.
 _OFFICIAL = ("source", "format", "folder", "background", "unlabelled", "encoding")
 
+#: Source and format of labels whose files hold numbers, which may be others' numbers.
+_NUMBERED = (("official", "png"), ("official", "yolo"))
+
 #: Layout of prepared labels; raised when the files of an older version must not be used.
 _VERSION = 2
 
@@ -167,6 +170,8 @@ def prepare_labels(
     counts = np.stack([row.classes for row in rows])
     official = supervision == "image"
     tags = np.asarray(dataset.tags(ids), np.uint8) if official else np.stack([row.tags for row in rows])
+    numbered = labels_from is not None or (spec.source, spec.format) in _NUMBERED
+    odd = numbering.labels_fit(dataset, split, lambda i: read_index(folder / f"{i}.png")) if numbered else ""
     masks = {i: p for i in ids if (p := dataset.mask_path(i, split)) is not None} if own_masks else {}
     return LabelStore(
         ids=ids,
@@ -187,7 +192,8 @@ def prepare_labels(
             supervision if labels_from is None else "pseudo",
             counts,
             np.array([row.pixels for row in rows]),
-        ),
+        )
+        + ((f"labels of {split}: {odd}",) if odd else ()),
     )
 
 

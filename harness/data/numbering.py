@@ -10,7 +10,7 @@ where only one is possible, and never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,8 @@ from harness.scores import iou_from_counts
 
 Numbering = Literal["classes", "files"]
 
+#: Pictures whose labels are compared with their masks.
+_COMPARED = 30
 #: What lies beside label maps that this project wrote, and says so.
 _NOTES = ("export.json", "predict.json", "labels.json", "complete.json")
 
@@ -225,16 +227,17 @@ def settled(
 # --- how well a numbering fits -----------------------------------------------------------------------
 
 
-def better_fit(confusion: np.ndarray, dataset: Dataset, used: np.ndarray) -> str:
+def better_fit(confusion: np.ndarray, dataset: Dataset, used: np.ndarray, option: str = "--encoding ") -> str:
     """A warning where label maps would fit their masks far better in other numbers; empty otherwise.
 
     Args:
         confusion: ``(256, K)`` int64 pixels by value in the file and class of the mask.
         dataset: the data set.
         used: ``(256,)`` the numbering that was counted.
+        option: how another one is said.
     """
     count = dataset.info.num_classes
-    others: dict[str, np.ndarray] = {f"--encoding {n}": t for n, t in numberings(dataset).items()}
+    others: dict[str, np.ndarray] = {f"{option}{n}": t for n, t in numberings(dataset).items()}
     above, below = np.full(256, -1, np.int16), np.full(256, -1, np.int16)
     above[: count - 1] = np.arange(1, count)
     below[1 : count + 1] = np.arange(count)
@@ -247,6 +250,32 @@ def better_fit(confusion: np.ndarray, dataset: Dataset, used: np.ndarray) -> str
     if np.isnan(best) or best < max(2 * own, own + 10):
         return ""
     return f"with {found}, these label maps would score {best:.2f} instead of {own:.2f} mIoU: check numbering"
+
+
+def labels_fit(dataset: Dataset, split: str, read: Callable[[str], np.ndarray | None]) -> str:
+    """A warning where label PNGs would fit the masks far better in other numbers; empty otherwise, and where
+    there are no masks to compare with.
+
+    Args:
+        dataset: whose masks.
+        split: whose pictures; some of them are looked at.
+        read: image id to its label as class numbers ``(H, W)`` uint8.
+    """
+    count = dataset.info.num_classes
+    confusion = np.zeros((256, count), np.int64)
+    try:
+        masked = dataset.masked(split)
+        for k in range(number := min(len(masked), _COMPARED)):
+            image_id = masked[k * len(masked) // number]
+            mask, label = dataset.read_mask(image_id, split), read(image_id)
+            if label is not None and label.shape == mask.shape:
+                confusion += count_values(label, mask, count)
+    except UserError:  # a mask that is wrong: nobody trains on it
+        return ""
+    confusion[count:] = 0  # what is not labelled fits anything
+    if not confusion.any():
+        return ""
+    return better_fit(confusion, dataset, class_numbers(count, void=False), "labels.encoding=")
 
 
 def fit(confusion: np.ndarray, table: np.ndarray) -> float:

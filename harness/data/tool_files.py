@@ -2,7 +2,8 @@
 
 LabelMe, VOC and YOLO write one file for each picture, ``<id>.json``, ``<id>.xml`` or ``<id>.txt``; COCO
 and CSV one for all, which names pictures by their files. Classes go by name; YOLO's numbers mean the
-lines of a ``classes.txt`` beside its files, since they need not be those of the data set.
+lines of a ``classes.txt`` beside its files, or the names of its ``data.yaml``: they need not be those of the
+data set.
 """
 
 from __future__ import annotations
@@ -274,9 +275,9 @@ def _yolo(
             )
         if kind != int(kind) or not 0 <= kind < len(kinds):
             raise UserError(
-                f"class {kind:g} is no line of classes.txt, which has {len(kinds)}",
+                f"class {kind:g} is none of the {len(kinds)} classes that YOLO's list names",
                 where=where,
-                remedy="use the classes.txt that belongs to these files",
+                remedy="use the list (classes.txt, data.yaml) that belongs to these files",
             )
         if not all(-0.01 <= v <= 1.01 for v in numbers):
             raise UserError(
@@ -299,13 +300,44 @@ def _yolo(
 def _yolo_names(path: Path) -> list[str]:
     """Class names by number."""
     file = class_list(path)
+    if file.is_file() and file.suffix in (".yaml", ".yml"):
+        return _yaml_names(file)
     if file.is_file():
         return [line.strip() for line in read_text(file).splitlines() if line.strip()]
     raise UserError(
         "it is not said which classes YOLO's numbers mean",
         where=file,
-        remedy="write this file: the names of the classes in YOLO's order, one for each line",
+        remedy="write this file: the names of the classes in YOLO's order, one for each line; or put the "
+        "data.yaml there that has them",
     )
+
+
+def _yaml_names(file: Path) -> list[str]:
+    """``names`` of Ultralytics' ``data.yaml``: a list, or names by number from 0 on."""
+    from importlib import import_module
+
+    try:
+        yaml: Any = import_module("yaml")  # comes with timm
+        found = yaml.safe_load(read_text(file))
+    except UserError:
+        raise
+    except Exception as error:  # of its own kinds, and of a missing package
+        raise UserError(
+            f"cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=file,
+            remedy="mend it, or write classes.txt beside the labels: a name for each line",
+        ) from error
+    names = found.get("names") if isinstance(found, Mapping) else None
+    if isinstance(names, Mapping) and sorted(map(str, names)) == sorted(str(k) for k in range(len(names))):
+        by_number = {str(k): name for k, name in names.items()}
+        names = [by_number[str(k)] for k in range(len(by_number))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            "names: a list of names, or a name for every number from 0 on, is needed",
+            where=file,
+            remedy="mend it, or write classes.txt beside the labels: a name for each line",
+        )
+    return [name.strip() for name in names]
 
 
 # --- CSV ---------------------------------------------------------------------------------------------

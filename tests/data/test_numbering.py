@@ -330,3 +330,28 @@ def test_what_is_exported_in_the_numbers_of_files_are_the_files(
         expected = np.array(dataset.info.palette)[dict(labels)[path.stem][classes]]
         assert np.array_equal(colours[classes], expected), "each number has the colour of its class"
     assert score_predictions(dataset, tmp_path, "val", "files").figures["miou"] == 100.0
+
+
+@pytest.mark.parametrize("shift", [1, -1, 0])
+def test_labels_in_other_numbers_than_the_masks_are_warned_of(tmp_path: Path, shift: int) -> None:
+    (tmp_path / "dataset.toml").write_text('classes = ["sky", "bird", "tree", "sea", "sand"]\n')
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    for folder in ("images", "masks", "scribbles"):
+        (tmp_path / folder).mkdir()
+    mask = np.repeat(np.arange(1, 4, dtype=np.uint8), 12)[:, None].repeat(20, 1)
+    stroke = np.full(mask.shape, 255, np.uint8)
+    stroke[::6, 3:9] = (mask[::6, 3:9].astype(int) + shift).astype(np.uint8)
+    for name in "ab":
+        Image.fromarray(np.zeros((*mask.shape, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+        Image.fromarray(stroke).save(tmp_path / "scribbles" / f"{name}.png")
+    dataset = describe("numbered", tmp_path)(tmp_path)
+    spec = LabelSpec(source="official", format="png", folder="scribbles", unlabelled=255)
+    found = prepare_labels(dataset, "train", "scribble", spec, cache=tmp_path / "cache")
+    warned = [text for text in found.warnings if "check numbering" in text]
+    assert len(warned) == abs(shift)
+    assert all("higher" in text if shift < 0 else "lower" in text for text in warned)
+    (tmp_path / "masks" / "a.png").write_bytes(b"")  # which nobody trains on
+    again = prepare_labels(dataset, "train", "scribble", spec, cache=tmp_path / "cache")
+    assert again.fingerprint == found.fingerprint
+    DATASETS.forget("numbered")

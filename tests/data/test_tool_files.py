@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
         "unknown class 'bill'",
     ),
     "no such category, COCO": ("coco", "box", coco({"bbox": [1, 2, 3, 4], "category_id": 5}), "category 5"),
-    "no such class, YOLO": ("yolo", "box", "2 0.5 0.5 0.2 0.2", "class 2 is no line of classes.txt"),
+    "no such class, YOLO": ("yolo", "box", "2 0.5 0.5 0.2 0.2", "class 2 is none of the 2 classes"),
     "no number, YOLO": ("yolo", "box", "beak 0.5 0.5 0.2 0.2", "not an object"),
     "five numbers, YOLO": ("yolo", "box", "0 0.5 0.5 0.2 0.2 0.9", "not an object"),
     "other size, LabelMe": ("labelme", "box", labelme(imageWidth=31), "31x20 pixels, ours is 30x20"),
@@ -353,3 +353,37 @@ def test_official_files_may_have_strays_but_not_half_of_them(tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("1,4,4,90,4,14,60\n")
     with pytest.raises(UserError, match="and so do 1 more"):
         read_label(tmp_path, "a", "scribble", spec, size=(HEIGHT, WIDTH), names=names)
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("data.yaml", "train: images\nnames: [beak, left wing]\n"),
+        ("drawn/dataset.yml", "names:\n  0: beak\n  1: left wing\n"),
+        ("drawn/tree/data.yaml", "names:\n  '1': left wing\n  '0': beak\nnc: 2\n"),
+        ("drawn/obj.names", "beak\nleft wing\n"),
+    ],
+)
+def test_yolo_names_stand_in_lists_of_every_tool(place: str, text: str, birds: FileDataset) -> None:
+    usual = read(birds, "yolo", "block", YOLO_POLYGON)
+    (birds.root / "drawn" / "classes.txt").unlink()
+    (birds.root / place).write_text(text)
+    file = birds.root / "drawn" / "tree" / "a.txt"
+    spec = LabelSpec(source="official", format="yolo", folder="drawn")
+    assert (birds.read_official_label("tree/a", "block", spec) == usual).all()
+    assert birds.root / place in birds.label_files("tree/a", spec), "another list prepares labels anew"
+    assert file.is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["names: 3", "nc: 2", "names: {1: beak}", "names: [1, 2]", "names: [", "- beak", "", "&a [*a]"]
+)
+def test_yaml_without_names_is_refused(text: str, birds: FileDataset) -> None:
+    read(birds, "yolo", "block", YOLO_POLYGON)
+    (birds.root / "drawn" / "classes.txt").unlink()
+    (birds.root / "drawn" / "data.yaml").write_text(text)
+    spec = LabelSpec(source="official", format="yolo", folder="drawn")
+    with pytest.raises(UserError) as error:
+        birds.read_official_label("tree/a", "block", spec)
+    assert "data.yaml" in str(error.value)
+    assert error.value.remedy
