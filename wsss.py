@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from harness.finite import require_finite as require_finite
     from harness.jobs.job import Resources as Resources
     from harness.networks import load_network as load_network
-    from harness.nn.cam import cam_to_label as cam_to_label
-    from harness.nn.cam import multi_scale_cam as multi_scale_cam
     from harness.nn.decoders import DeepLabV3Plus as DeepLabV3Plus
     from harness.nn.ema import ema_copy as ema_copy
     from harness.nn.ema import ema_update as ema_update
@@ -74,11 +72,13 @@ if TYPE_CHECKING:
     from methods.base import Method as Method
     from methods.base import NoConfig as NoConfig
     from methods.base import Paper as Paper
-    from methods.baselines import partial_cross_entropy as partial_cross_entropy
-    from methods.segmenter import DeepLabConfig as DeepLabConfig
-    from methods.segmenter import DeepLabMethod as DeepLabMethod
-    from methods.vit_segmenter import ViTConfig as ViTConfig
-    from methods.vit_segmenter import ViTSegmenter as ViTSegmenter
+    from methods.parts.cam import cam_to_label as cam_to_label
+    from methods.parts.cam import multi_scale_cam as multi_scale_cam
+    from methods.parts.cross_entropy import partial_cross_entropy as partial_cross_entropy
+    from methods.parts.deeplab import DeepLabConfig as DeepLabConfig
+    from methods.parts.deeplab import DeepLabMethod as DeepLabMethod
+    from methods.parts.transformer import ViTConfig as ViTConfig
+    from methods.parts.transformer import ViTSegmenter as ViTSegmenter
 
 #: Where each name comes from: the module, and its name there if it is another.
 _PLACES = {
@@ -95,7 +95,7 @@ _PLACES = {
     "harness.export": ("export",),
     "harness.finite": ("require_finite",),
     "harness.networks": ("load_network",),
-    "harness.nn.cam": ("cam_to_label", "multi_scale_cam"),
+    "methods.parts.cam": ("cam_to_label", "multi_scale_cam"),
     "harness.nn.decoders": ("DeepLabV3Plus",),
     "harness.nn.ema": ("ema_copy", "ema_update"),
     "harness.nn.encoders": ("create_encoder",),
@@ -113,9 +113,9 @@ _PLACES = {
     "leaderboards.frames": ("class_table", "table"),
     "leaderboards.report": ("write_claims", "write_leaderboard", "write_report"),
     "methods.base": ("Method", "NoConfig", "Paper"),
-    "methods.baselines": ("partial_cross_entropy",),
-    "methods.segmenter": ("DeepLabConfig", "DeepLabMethod"),
-    "methods.vit_segmenter": ("ViTConfig", "ViTSegmenter"),
+    "methods.parts.cross_entropy": ("partial_cross_entropy",),
+    "methods.parts.deeplab": ("DeepLabConfig", "DeepLabMethod"),
+    "methods.parts.transformer": ("ViTConfig", "ViTSegmenter"),
 }
 _MODULES = {
     own: (module, theirs or own)

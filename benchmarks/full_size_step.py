@@ -23,9 +23,10 @@ import harness.nn.vit
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.evaluation import normalise
 from harness.networks import build_method
-from harness.nn import dense_crf, par, token_contrast
+from harness.nn import dense_crf
 from harness.recipes import resolve
 from harness.training import create_optimiser
+from methods.parts import par, token_contrast
 
 #: Parts of a step by name, wherever methods have imported them.
 PARTS: dict[str, Callable[..., Any]] = {

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.nn.projector import Projector
-from methods.fsr.distillation import (
+from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
+from methods.parts.distillation import (
     class_distillation,
     distillation_targets,
     masked_tokens,
     patch_distillation,
 )
-from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
+from methods.parts.projector import Projector
 
 BATCH, CLASSES, CROP, BLOCK, GRID, WIDTH = 2, 20, 448, 64, 28, 768
 MASK_TARGET, DISTILLATION_TARGET = 1 / 50, 2 / 5

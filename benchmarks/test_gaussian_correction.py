@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.nn.gaussian_mixture import fit_mixture
+from methods.dskd_gc.gaussian_mixture import fit_mixture
 
 BATCH, SIDE, STEPS, REG = 8, 448, 50, 5e-4
 pytestmark = pytest.mark.benchmark(timer=time.process_time)

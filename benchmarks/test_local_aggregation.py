@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.nn.local_aggregation import EPSILON, local_aggregation
+from methods.parts.local_aggregation import EPSILON, local_aggregation
 
 SIDE, CHANNELS, CLASSES, SIGMA = 96, 256, 21, 6.0
 #: Largest shares of the written-out formulation's cost, for the default.

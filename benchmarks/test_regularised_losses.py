@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.nn.affinity_head import affinity_loss
 from harness.nn.dense_crf import _Potts, dense_crf_loss, mean_field
-from harness.nn.gated_crf import gated_crf_loss
 from harness.nn.lattice import bilateral_features, build_lattice
-from harness.nn.tree_energy import tree_energy_loss
+from methods.parts.affinity_head import affinity_loss
+from methods.parts.gated_crf import gated_crf_loss
+from methods.parts.tree_energy import tree_energy_loss
 
 CLASSES = 21
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
@@ -124,7 +124,7 @@ def _rise(name: str, height: int, width: int) -> tuple[float, float]:
 def in_fresh_process(name: str, height: int, width: int) -> tuple[float, float]:
     """A job of :func:`job` in a process of its own: rise of resident memory in MiB, CPU seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.nn.dense_crf", "harness.nn.tree_energy"])
+    context.set_forkserver_preload(["harness.nn.dense_crf", "methods.parts.tree_energy"])
     with context.Pool(1) as pool:
         return pool.apply(_rise, (name, height, width))
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.batch import IGNORE
-from harness.nn.par import DILATIONS, DIRECTIONS, par, positions, refine_cams
-from harness.nn.projector import Projector
-from harness.nn.token_contrast import patch_token_contrast
+from methods.parts.par import DILATIONS, DIRECTIONS, par, positions, refine_cams
+from methods.parts.projector import Projector
+from methods.parts.token_contrast import patch_token_contrast
 
 #: Largest shares of the straightforward formulation's time.
 PAR_TARGET, REFINE_TARGET, PTC_TARGET = 1 / 20, 1 / 4, 1 / 2

@@ -27,11 +27,12 @@ from torch import Tensor
 
 from harness.batch import IGNORE, Batch, Progress
 from harness.data.base import Supervision
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize, transposed_resize
 from harness.schema import schema
 from methods.base import Paper
-from methods.baselines import partial_cross_entropy
-from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
+from methods.parts.cross_entropy import partial_cross_entropy
+from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -9,36 +9,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import IGNORE, Batch, Progress
+from harness.batch import Batch, Progress
 from harness.bounds import MOST, Stride
 from harness.data.base import Supervision
 from harness.finite import require_finite
-from harness.nn.cam import EPS, log_sum_exp_pool
 from harness.nn.choice import best_class
 from harness.nn.decoders import LargeFOVNetwork
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.schema import InferenceOnly, Neutral, Shapes, schema
 from methods.base import Build, Method
-from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
+from methods.parts.cam import EPS, log_sum_exp_pool
+from methods.parts.cross_entropy import partial_cross_entropy
+from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-
-def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the labelled pixels of a batch; 0 with zero gradient if there are none.
-
-    Args:
-        logits: ``(B, K, H, W)`` floating point.
-        labels: ``(B, H, W)`` int64; values outside ``0..K-1`` are not labelled.
-
-    Returns:
-        Scalar of the dtype of ``logits``.
-    """
-    labelled = labels < logits.shape[1]
-    targets = labels.where(labelled, IGNORE)
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return total / labelled.sum().clamp(min=1)
 
 
 @schema

@@ -29,12 +29,12 @@ from harness.data.base import Supervision
 from harness.errors import UserError
 from harness.nn.checkpoints import KeyTable
 from harness.nn.encoders import Encoder
-from harness.nn.local_aggregation import Epsilon, local_aggregation
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
 from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method, Paper
-from methods.segmenter import at_least_float32, outside_autocast
+from methods.parts.local_aggregation import Epsilon, local_aggregation
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

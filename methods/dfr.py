@@ -26,22 +26,18 @@ from harness.batch import UNLABELLED, Batch, Progress
 from harness.bounds import MOST, MOST_STEPS
 from harness.data.base import Supervision
 from harness.errors import UserError
-from harness.nn.affinity_head import affinity_loss, affinity_regulariser
 from harness.nn.decoders import DeepLabV3Plus, conv_bn_relu
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.encoders import Encoder
-from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
 from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method, Paper
-from methods.baselines import partial_cross_entropy
-from methods.segmenter import (
-    DeepLabConfig,
-    at_least_float32,
-    outside_autocast,
-    two_sided_cross_entropy,
-)
+from methods.parts.affinity_head import affinity_loss, affinity_regulariser
+from methods.parts.cross_entropy import partial_cross_entropy, two_sided_cross_entropy
+from methods.parts.deeplab import DeepLabConfig
+from methods.parts.gated_crf import GatedCRFKernel, gated_crf_loss
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -433,7 +429,7 @@ class Embedding(nn.Module):
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> Tensor:
     """Mean cross-entropy over annotated background plus that over annotated foreground (RRM myTool.py).
 
-    Arguments as :func:`methods.segmenter.two_sided_cross_entropy`.
+    Arguments as :func:`methods.parts.cross_entropy.two_sided_cross_entropy`.
     """
     behind, before = two_sided_cross_entropy(logits, labels, background)
     return behind + before

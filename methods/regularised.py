@@ -21,13 +21,14 @@ from harness.bounds import MOST
 from harness.data.base import Supervision
 from harness.nn.decoders import conv_bn_relu
 from harness.nn.dense_crf import dense_crf_loss
-from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
-from harness.nn.tree_energy import tree_energy_loss
 from harness.schema import TrainingOnly, schema
 from methods.base import Build, Paper
-from methods.baselines import partial_cross_entropy
-from methods.segmenter import DeepLabConfig, DeepLabMethod, at_least_float32, outside_autocast
+from methods.parts.cross_entropy import partial_cross_entropy
+from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
+from methods.parts.gated_crf import GatedCRFKernel, gated_crf_loss
+from methods.parts.tree_energy import tree_energy_loss
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

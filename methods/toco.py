@@ -26,16 +26,16 @@ from harness.batch import Batch, Progress
 from harness.bounds import MOST, MOST_STEPS
 from harness.build import ViewSpec
 from harness.data.base import Supervision
-from harness.nn.cam import roi_code
 from harness.nn.checkpoints import KeyTable
 from harness.nn.ema import ema_copy, ema_update
-from harness.nn.projector import Projector
 from harness.nn.resize import resize
-from harness.nn.token_contrast import class_token_contrast, patch_token_contrast
 from harness.schema import TrainingOnly, schema
 from harness.specs import AugmentSpec
 from methods.base import Build, Paper
-from methods.vit_segmenter import (
+from methods.parts.cam import roi_code
+from methods.parts.projector import Projector
+from methods.parts.token_contrast import class_token_contrast, patch_token_contrast
+from methods.parts.transformer import (
     Output,
     Terms,
     ViTConfig,

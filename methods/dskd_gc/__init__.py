@@ -30,11 +30,9 @@ from harness.batch import IGNORE, Batch, Progress
 from harness.bounds import MOST, MOST_STEPS, in_order
 from harness.data.base import Supervision
 from harness.finite import require_finite
-from harness.nn.cam import cam_to_label, present_cam
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
-from harness.nn.projector import Projector
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
-from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens, ViTEncoder
 from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Lazy, Paper
@@ -55,9 +53,11 @@ from methods.dskd_gc.losses import (
     segmentation_loss,
     uncertain_patch_loss,
 )
-from methods.fsr.distillation import Centre, teacher_temperature
-from methods.segmenter import at_least_float32, outside_autocast
-from methods.vit_segmenter import (
+from methods.parts.cam import cam_to_label, present_cam
+from methods.parts.distillation import Centre, teacher_temperature
+from methods.parts.projector import Projector
+from methods.parts.token_contrast import patch_token_contrast
+from methods.parts.transformer import (
     Terms,
     ViTNetwork,
     ViTSegmenter,

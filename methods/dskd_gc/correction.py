@@ -2,7 +2,7 @@
 "Gaussian correction" of the paper, E1, E3, E9 to E21), with every reading that the paper leaves open.
 
 The confidence of a position is a mixture of two normal densities, clean and noise. Where noise is
-likely, the neighbours' features decide (:mod:`harness.nn.label_correction`). Fitted over all pixels, the
+likely, the neighbours' features decide (:mod:`methods.dskd_gc.label_correction`). Fitted over all pixels, the
 component with the smaller mean is largely the background, and most background labels are lost: read the
 coverage beside every mIoU of such labels.
 """
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from harness.batch import IGNORE
 from harness.bounds import MOST, in_order
-from harness.nn.cam import activation_maps, cam_to_label, present_cam
-from harness.nn.gaussian_mixture import fit_mixture, noise_probability
-from harness.nn.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
 from harness.nn.resize import resize
 from harness.schema import Shapes, schema
-from methods.vit_segmenter import ViTConfig
+from methods.dskd_gc.gaussian_mixture import fit_mixture, noise_probability
+from methods.dskd_gc.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
+from methods.parts.cam import activation_maps, cam_to_label, present_cam
+from methods.parts.transformer import ViTConfig
 
 
 @schema

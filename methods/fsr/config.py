@@ -9,7 +9,7 @@ from pydantic import Field
 from harness.bounds import MOST, MOST_STEPS, in_order
 from harness.schema import TrainingOnly, schema
 from methods.fsr.masking import Sampling
-from methods.vit_segmenter import ViTConfig
+from methods.parts.transformer import ViTConfig
 
 
 @schema

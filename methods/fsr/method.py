@@ -30,13 +30,15 @@ from harness.batch import Batch, Progress
 from harness.data.base import Supervision
 from harness.errors import UserError
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
+from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
-from harness.nn.token_contrast import patch_token_contrast
 from harness.nn.vit import Tokens
 from harness.specs import AugmentSpec
 from methods.base import Build, Paper, ViewSpec
 from methods.fsr.config import FSRConfig
-from methods.fsr.distillation import (
+from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
+from methods.fsr.network import FSRNetwork, part, released_checkpoint
+from methods.parts.distillation import (
     Centre,
     class_distillation,
     distillation_targets,
@@ -44,10 +46,8 @@ from methods.fsr.distillation import (
     patch_distillation,
     teacher_temperature,
 )
-from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
-from methods.fsr.network import FSRNetwork, part, released_checkpoint
-from methods.segmenter import at_least_float32, outside_autocast
-from methods.vit_segmenter import (
+from methods.parts.token_contrast import patch_token_contrast
+from methods.parts.transformer import (
     Output,
     Terms,
     ViTNetwork,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.nn.checkpoints import KeyTable
-from harness.nn.projector import Projector
 from harness.nn.vit import Tokens, ViTEncoder
 from methods.fsr.aggregation import AggregationBlock
 from methods.fsr.config import FSRConfig
-from methods.vit_segmenter import ViTNetwork
+from methods.parts.projector import Projector
+from methods.parts.transformer import ViTNetwork
 
 
 class FSRNetwork(ViTNetwork):

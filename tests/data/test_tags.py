@@ -15,7 +15,7 @@ from harness.data.lists import write_tags
 from harness.data.own import describe
 from harness.errors import UserError
 from harness.registry import METHODS
-from methods.vit_segmenter import ViTSegmenter
+from methods.parts.transformer import ViTSegmenter
 
 OBJECTS = ("wing", "beak", "left foot")
 #: What the pictures show.

@@ -266,7 +266,7 @@ def test_terms_have_the_dtype_of_their_input_under_autocast():
     labels[:, 3:6, 3:6] = 2
     labels[:, 9, :] = 0
     plain = agmm_loss(features, logits, labels, tags, AGMMConfig())
-    from methods.segmenter import outside_autocast
+    from harness.nn.precision import outside_autocast
 
     with torch.autocast("cpu", dtype=torch.bfloat16), outside_autocast(logits.device):
         inside = agmm_loss(features, logits, labels, tags, AGMMConfig())

@@ -8,18 +8,13 @@ import torch.nn.functional as F
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
-from harness.nn.cam import normalised
 from harness.recipes import resolve
 from methods.base import Build
-from methods.baselines import (
-    CAMConfig,
-    ClassActivationMap,
-    FullSupervision,
-    PartialCrossEntropy,
-    partial_cross_entropy,
-)
+from methods.baselines import CAMConfig, ClassActivationMap, FullSupervision, PartialCrossEntropy
+from methods.parts.cam import normalised
+from methods.parts.cross_entropy import partial_cross_entropy
+from methods.parts.transformer import classification_loss
 from methods.toco import ToCo
-from methods.vit_segmenter import classification_loss
 
 START = Progress(0, 100, 10)
 

@@ -18,7 +18,6 @@ from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
 from harness.nn.encoders import Encoder
-from harness.nn.local_aggregation import local_aggregation
 from harness.recipes import resolve
 from harness.schema import load as load_config
 from harness.training import lr_factor
@@ -33,6 +32,7 @@ from methods.blpseg import (
     blp_loss,
     self_training_target,
 )
+from methods.parts.local_aggregation import local_aggregation
 
 BLP = ["normal", "voc21", "border255", "one_image_unlabelled", "all_unlabelled", "gamma0", "gamma05"]
 

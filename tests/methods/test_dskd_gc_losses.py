@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.batch import IGNORE
-from harness.nn.cam import cam_to_label, present_cam
 from harness.nn.ema import cosine_momentum, ema_update
-from harness.nn.projector import Projector
-from harness.nn.token_contrast import patch_token_contrast
 from methods.dskd_gc import binary
 from methods.dskd_gc.correction import class_maps
 from methods.dskd_gc.losses import (
@@ -22,7 +19,10 @@ from methods.dskd_gc.losses import (
     segmentation_loss,
     uncertain_patch_loss,
 )
-from methods.vit_segmenter import classification_loss
+from methods.parts.cam import cam_to_label, present_cam
+from methods.parts.projector import Projector
+from methods.parts.token_contrast import patch_token_contrast
+from methods.parts.transformer import classification_loss
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
 

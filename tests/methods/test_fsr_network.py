@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
 from harness.evaluation import count, iou_from_counts, predict_scores, protocol
-from harness.nn.cam import multi_scale_cam
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.vit import ViTEncoder, resize_positions
 from methods.base import Build
 from methods.fsr import FSR, FSRConfig
 from methods.fsr.network import FSRNetwork, released_checkpoint
-from methods.vit_segmenter import optimiser_groups
+from methods.parts.cam import multi_scale_cam
+from methods.parts.transformer import optimiser_groups
 
 FOLDER = Path(__file__).parents[1] / "golden" / "networks" / "fsr"
 

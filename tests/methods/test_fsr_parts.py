@@ -15,7 +15,8 @@ from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.specs import OptimiserSpec, ScheduleSpec
 from harness.training import create_optimiser, lr_factor
 from methods.fsr.aggregation import AggregationBlock
-from methods.fsr.distillation import (
+from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
+from methods.parts.distillation import (
     Centre,
     class_distillation,
     distillation_targets,
@@ -23,7 +24,6 @@ from methods.fsr.distillation import (
     patch_distillation,
     teacher_temperature,
 )
-from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
 
 # --- masks -------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from test_contract import build, make_batch
 
 from harness.batch import UNLABELLED, Progress
 from harness.nn.dense_crf import dense_crf_loss
-from harness.nn.gated_crf import gated_crf_loss
 from harness.nn.resize import resize
 from harness.recipes import resolve
+from methods.parts.gated_crf import gated_crf_loss
 
 NAMES = ("rloss", "gated_crf", "tree_energy")
 MIDDLE = Progress(500, 1000, 10)

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.evaluation import normalise
-from harness.nn.cam import multi_scale_cam
 from harness.recipes import resolve
 from harness.registry import DATASETS, METHODS
 from harness.schema import load
 from harness.specs import Recipe
 from harness.training import Trainer, step_seed
 from methods.base import Build, Method
-from methods.vit_segmenter import dense_energy
+from methods.parts.cam import multi_scale_cam
+from methods.parts.transformer import dense_energy
 
 STEPS, SIDE, CLASSES = 8, 32, 7
 SEED = 3

@@ -12,18 +12,18 @@ from golden_arrays import arrays, boxes
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.errors import UserError
 from harness.evaluation import gather, iou_from_counts, normalise
-from harness.nn.colours import colours
 from harness.nn.dense_crf import dense_crf_loss
-from harness.nn.token_contrast import patch_token_contrast
 from harness.registry import DATASETS
 from methods.base import Build
-from methods.toco import ToCo, ToCoConfig, cut_local_crops
-from methods.vit_segmenter import (
+from methods.parts.colours import colours
+from methods.parts.token_contrast import patch_token_contrast
+from methods.parts.transformer import (
     balanced_cross_entropy,
     classification_loss,
     dense_energy,
     optimiser_groups,
 )
+from methods.toco import ToCo, ToCoConfig, cut_local_crops
 
 SIDE = 48
 SMALL = {

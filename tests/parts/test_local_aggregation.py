@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.nn.local_aggregation import EPSILON, _Distance, local_aggregation
+from methods.parts.local_aggregation import EPSILON, _Distance, local_aggregation
 
 CASES = ["lam_12x16_moderate", "lam_12x16_init", "lam_12x16_batch2_voc21", "lam_oddsize_45x61"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

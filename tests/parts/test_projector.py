@@ -7,7 +7,7 @@ import torch
 
 from harness.nn.decoders import LargeFOV
 from harness.nn.ema import ema_copy, ema_update
-from harness.nn.projector import Projector
+from methods.parts.projector import Projector
 
 
 def by_formula(module: torch.nn.Module, order: np.ndarray) -> torch.nn.Module:

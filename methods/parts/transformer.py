@@ -19,22 +19,23 @@ from harness.batch import IGNORE
 from harness.bounds import MOST, Factor, Stride, in_order
 from harness.errors import UserError
 from harness.finite import require_finite
-from harness.nn.cam import (
+from harness.nn.decoders import LargeFOV
+from harness.nn.dense_crf import dense_crf_loss
+from harness.nn.precision import at_least_float32, outside_autocast
+from harness.nn.resize import resize
+from harness.nn.vit import Tokens, ViTEncoder
+from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
+from methods.base import Build, Lazy, Method
+from methods.parts.cam import (
     activation_maps,
     cam_to_label,
     log_sum_exp_pool,
     multi_scale_cam,
     present_cam,
 )
-from harness.nn.colours import colours, denormalise
-from harness.nn.decoders import LargeFOV
-from harness.nn.dense_crf import dense_crf_loss
-from harness.nn.par import refine_cams
-from harness.nn.resize import resize
-from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
-from methods.base import Build, Lazy, Method
-from methods.segmenter import at_least_float32, outside_autocast, two_sided_cross_entropy
+from methods.parts.colours import colours, denormalise
+from methods.parts.cross_entropy import two_sided_cross_entropy
+from methods.parts.par import refine_cams
 
 ENERGY_SCALE = 1e-7  # ToCo and FSR: weight of the dense energy before the loss weight
 
@@ -226,7 +227,7 @@ class ViTSegmenter(Method):
     def refined_labels(
         self, images: Tensor, cam: Tensor, tags: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """Pseudo labels ``(B, H, W)``, 255 undecided: :func:`harness.nn.par.refine_cams` as configured.
+        """Pseudo labels ``(B, H, W)``, 255 undecided: :func:`methods.parts.par.refine_cams` as configured.
 
         Args:
             images: ``(B, 3, H, W)`` normalised.

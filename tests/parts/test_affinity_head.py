@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.nn.affinity_head import (
+from methods.parts.affinity_head import (
     affinity_loss,
     affinity_regulariser,
     window_distance,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.nn.gated_crf import GatedCRFKernel, gated_crf_loss, half_window, neighbours_inside
+from methods.parts.gated_crf import GatedCRFKernel, gated_crf_loss, half_window, neighbours_inside
 
 
 @pytest.fixture(params=["kept", pytest.param("full", marks=pytest.mark.golden)])

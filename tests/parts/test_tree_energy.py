@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csgraph, csr_array
 from torch import Tensor
 
-from harness.nn.tree_energy import grid_edges, spanning_tree, tree_energy_loss, tree_filter
+from methods.parts.tree_energy import grid_edges, spanning_tree, tree_energy_loss, tree_filter
 
 
 @pytest.fixture(params=["kept", pytest.param("full", marks=pytest.mark.golden)])

@@ -1,19 +1,16 @@
-"""What AGMM and its baselines share: one DeepLabV3+ network, so that only the losses differ."""
+"""One DeepLabV3+ network for AGMM and its baselines, so that only the losses differ."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from harness.bounds import MOST, Stride
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
-from harness.nn.precision import outside_autocast as outside_autocast  # methods take it from here
 from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method
 
@@ -73,28 +70,3 @@ class DeepLabMethod(Method):
     def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
         """``agmm-sass``: state dicts saved by the AGMM-SASS code (``model.module.state_dict()``)."""
         return {"agmm-sass": KeyTable(((r"((backbone|head|reduce|fuse|classifier)\..+)", r"network.\1"),))}
-
-
-def two_sided_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over annotated background pixels, and that over annotated foreground pixels.
-
-    Args:
-        logits: ``(B, K, H, W)`` float32 or float64.
-        labels: ``(B, H, W)`` int64; values outside ``0..K-1`` do not count.
-        background: its label; None makes everything foreground.
-
-    Returns:
-        Two scalars; a side without pixels is 0 with zero gradient.
-    """
-    known = labels < logits.shape[1]
-    cost = F.cross_entropy(logits, labels.where(known, 0), reduction="none")
-    behind = known & (labels == (-1 if background is None else background))
-    first, second = (
-        torch.where(side, cost, 0).sum() / side.sum().clamp(min=1) for side in (behind, known & ~behind)
-    )
-    return first, second
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_cam import arrays, boxes
 
-from harness.nn.colours import denormalise
-from harness.nn.par import DILATIONS, affinity, neighbours, par, positions, propagate, refine_cams
+from methods.parts.colours import denormalise
+from methods.parts.par import DILATIONS, affinity, neighbours, par, positions, propagate, refine_cams
 
 
 @pytest.fixture(scope="module")

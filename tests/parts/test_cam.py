@@ -8,9 +8,16 @@ import torch.nn.functional as F
 from golden_arrays import arrays, boxes
 from torch import Tensor
 
-from harness.nn.cam import activation_maps, cam_to_label, multi_scale_cam, normalised, present_cam, roi_code
-from harness.nn.colours import colours, denormalise
 from harness.nn.resize import resize
+from methods.parts.cam import (
+    activation_maps,
+    cam_to_label,
+    multi_scale_cam,
+    normalised,
+    present_cam,
+    roi_code,
+)
+from methods.parts.colours import colours, denormalise
 
 
 def test_labels_are_the_authors(golden):

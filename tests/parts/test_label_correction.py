@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from harness.nn.label_correction import correct_labels, neighbour_similarity, noise_regions
+from methods.dskd_gc.label_correction import correct_labels, neighbour_similarity, noise_regions
 
 BORDERS = ("valid", "zero", "replicate")
 SOURCES = ("initial", "after_rh")

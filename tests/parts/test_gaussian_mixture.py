@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from harness.nn.gaussian_mixture import Mixture, fit_mixture, histogram, noise_probability
+from methods.dskd_gc.gaussian_mixture import Mixture, fit_mixture, histogram, noise_probability
 
 CASES = (
     "A_fixed",

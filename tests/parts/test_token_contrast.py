@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from test_cam import arrays
 from torch import Tensor
 
-from harness.nn.token_contrast import affinity_labels, class_token_contrast, patch_token_contrast
+from methods.parts.token_contrast import affinity_labels, class_token_contrast, patch_token_contrast
 
 
 def written_out(features: Tensor, labels: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.batch import UNLABELLED
-from harness.nn.gated_crf import half_window, neighbours_inside
 from harness.nn.precision import outside_autocast
+from methods.parts.gated_crf import half_window, neighbours_inside
 
 
 def window_distance(features: Tensor, radius: int) -> Tensor:
