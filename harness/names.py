@@ -48,7 +48,7 @@ def configuration_name(called: str, overrides: Mapping[str, Any]) -> str:
 
 
 def run_command(recipe: str, overrides: Mapping[str, Any], *more: str, called: str = "") -> str:
-    """The command line that trains a recipe with these values, and finds a data set of the user's own.
+    """The command line that trains a recipe with these values, and finds its data set.
 
     Args:
         recipe: its name.
@@ -64,7 +64,9 @@ def run_command(recipe: str, overrides: Mapping[str, Any], *more: str, called: s
 
 
 def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
-    """The option by which a command finds the data set of a recipe, where it is a user's own; else empty."""
+    """The option by which a command finds the data set of a recipe: the file of a user's own, or a folder
+    that this process was given; empty where it was given none."""
+    from harness.data.own import given
     from harness.recipes import resolve
 
     try:
@@ -72,7 +74,9 @@ def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
         file = getattr(DATASETS.get(dataset), "file", None) if dataset in DATASETS else None
     except UserError:  # whose values are legal no more
         return ""
-    return "" if file is None else f"--data-root {shlex.quote(f'{dataset}={file}')}"
+    if place := file or given.get(dataset):
+        return f"--data-root {shlex.quote(f'{dataset}={place}')}"
+    return f"--data-root {shlex.quote(str(given['']))}" if "" in given else ""
 
 
 def check_network(method: type[Method], name: str, where: str = "--network") -> None:

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from harness.errors import UserError, nearest
 from harness.files import read_toml
+from harness.names import data_root
 from harness.registry import METHODS
 from harness.schema import Aside, differing, load, marks, neutral_values, schema
 from leaderboards.published import Published, published
@@ -355,7 +356,8 @@ def _not_run(
             notes.append(f"{name}: only stale records ({stale.notes[0]})")
         elif hole is not None:
             notes.append(f"{name}: {hole.notes[0]}")
-    command = "" if absent else f"wsss run {' '.join(missing)}"
+    roots = dict.fromkeys(data_root(name, {}) for name in missing)
+    command = "" if absent else " ".join(filter(None, ["wsss run", *missing, *roots]))
     return Judged(claim, pair, missing=missing, command=command, notes=tuple(notes))
 
 

@@ -102,8 +102,9 @@ RESULTS = click.option(
 
 def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tuple[str, ...]) -> Any:
     """Data sets of the user's own are known by name as soon as their roots are."""
-    from harness.data.own import register
+    from harness.data.own import given, register
 
+    given.clear()  # of another command of this process
     register(data_roots)
     return data_roots
 

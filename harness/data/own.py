@@ -374,10 +374,15 @@ def _colours(table: Encoding) -> tuple[tuple[int, int, int], ...]:
     return tuple(known[k] for k in range(len(table.classes))) if known else ()
 
 
+#: Folders that this process was given, by the name of their data set; under no name, parents of many.
+given: dict[str, Path] = {}
+
+
 def register(data_roots: Iterable[str]) -> None:
     """Make the user's own data sets among ``NAME=PATH`` known, once per process.
 
-    Names of other data sets, and paths without a name, are left to them.
+    Names of other data sets, and paths without a name, are left to them; all are remembered as
+    :data:`given`, for commands that are printed.
 
     Raises:
         UserError: see :func:`describe`.
@@ -385,7 +390,11 @@ def register(data_roots: Iterable[str]) -> None:
     for text in data_roots:
         name, equals, path = text.partition("=")
         place = expanded(path)
-        if not equals or Path(text).exists() or not place.exists():
+        if not equals or Path(text).exists():
+            given[""] = expanded(text).absolute()
+            continue
+        given[name] = place.absolute()
+        if not place.exists():
             continue
         if name not in DATASETS or (
             is_own(name) and DATASETS.get(name).file != (place / FILE if place.is_dir() else place).absolute()

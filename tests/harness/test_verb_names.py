@@ -58,3 +58,19 @@ def test_labels_from_names_a_pseudo_label_that_is_made():
         check_labels_from(f"{CAM}:cma")
     with pytest.raises(UserError, match="makes no pseudo labels"):
         check_labels_from(RECIPE)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_printed_command_finds_the_data_that_this_one_was_given(
+    named: bool, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = f"mini={small}" if named else str(small)
+    where = ["--results", str(tmp_path / "none"), "--data-root", root]
+    for verb in (
+        ["evaluate", "pce/mini-point"],
+        ["export", "pce/mini-point", "--out", str(tmp_path / "out")],
+    ):
+        assert wsss(*verb, *where) == 2
+        assert f"wsss run pce/mini-point --data-root {root}" in capsys.readouterr().err
+    assert wsss("evaluate", "pce/mini-point", *where[:2]) == 2
+    assert "--data-root" not in capsys.readouterr().err, "each command has its own"
