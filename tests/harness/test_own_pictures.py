@@ -103,7 +103,7 @@ def test_labels_alone_of_every_kind(birds: Path, recipe: str, capsys) -> None:
     assert wsss("run", recipe, *RUN, *TRY) == 0
     assert "nothing" not in capsys.readouterr().err
     assert wsss("predict", recipe, "birds/images", "--data-root", "own=birds", *TRY) == 0
-    assert wsss("leaderboard") == 0  # the data set is not at hand: its record says what is needed
+    assert wsss("report") == 0  # the data set is not at hand: its record says what is needed
     (record,) = Store("results").records()
     assert (record.recipe["crop"], record.recipe["batch"]["per_group"]) == (64, 4)
 
