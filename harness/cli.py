@@ -31,6 +31,8 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "Every effective value of a recipe, and where it comes from.",
     ),
     "doctor": ("harness.commands.explore", "doctor", "What this machine can run, and what is missing."),
+    "open": ("harness.commands.explore", "open_", "Open the report in a browser."),
+    "completion": ("harness.commands.explore", "completion", "Have a shell complete verbs and recipes."),
     "data": ("harness.commands.data", "data", "Prepare, check, label and show data sets."),
     "run": ("harness.commands.run", "run", "Train, evaluate and record recipes or suites."),
     "search": ("harness.commands.search", "search", "Search hyper-parameters of a recipe."),

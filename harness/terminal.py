@@ -65,7 +65,25 @@ def say(text: str) -> None:
     if len(lines) > LINES:
         lines = [*lines[: LINES - 3], "  ...", *lines[-2:]]
     with suppress(OSError, ValueError, AttributeError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(_fitted(lines)), file=sys.stderr, flush=True)
+
+
+def _fitted(lines: list[str]) -> list[str]:
+    """Lines wrapped below where they begin, and the first word of an error in red, for who reads them."""
+    terminal = sys.stderr.isatty()
+    if not terminal and "COLUMNS" not in os.environ:
+        return lines  # a log: one line stays one line
+    from harness.listing import prose
+
+    fitted = []
+    for line in lines:
+        text = line.lstrip()
+        start = " " * (len(line) - len(text))
+        name = next((n for n in ("where:  ", "remedy: ") if text.startswith(n)), "")
+        fitted.append(prose(text.removeprefix(name), first=start + name, indent=f"{start}{' ' * len(name)}"))
+    if terminal and fitted and fitted[0].startswith("error:"):
+        fitted[0] = f"\x1b[31merror:\x1b[0m{fitted[0].removeprefix('error:')}"
+    return fitted
 
 
 def of_system(error: OSError) -> UserError | None:

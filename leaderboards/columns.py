@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -40,6 +41,33 @@ class Column:
     latex: bool = True
 
 
+Kind = Literal["scores", "pseudo labels", "stale", "cost", "holes"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What of a section is shown, and how often.
+
+    Attributes:
+        columns: places of the columns that say something about a single row.
+        said: what holds for all rows, once: texts of the other columns, notes.
+        empty: names of columns without any figure.
+        notes: those of single rows, by number.
+        numbers: of each row's notes.
+    """
+
+    columns: tuple[int, ...]
+    said: tuple[str, ...]
+    empty: tuple[str, ...]
+    notes: Mapping[str, int]
+    numbers: tuple[tuple[int, ...], ...]
+
+
+#: Columns that name a row, shown even where all rows say the same.
+_NAMES = ("Method", "Recipe")
+_UNPUBLISHED = re.compile(r"(?P<cell>\S+): no published value \((?P<why>.*)\)", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class Section:
     """A titled table.
@@ -48,28 +76,82 @@ class Section:
         title: heading.
         columns: without the notes.
         rows: in order.
-        kind: ``scores``, ``pseudo labels``, ``cost`` or ``holes``.
+        kind: ``scores``, ``pseudo labels``, ``stale``, ``cost`` or ``holes``.
+        missing: what belongs to it and was asked for, and has no figure.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    kind: Literal["scores", "pseudo labels", "cost", "holes"]
+    kind: Kind
+    missing: tuple[Row, ...] = ()
 
     @cached_property
     def texts(self) -> list[list[str]]:
         """Every cell of every row as text."""
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
-    def filled(self, rows: Sequence[int] | None = None) -> list[int]:
-        """Places of the columns in which some row (of those at the given places) has something."""
-        texts = self.texts if rows is None else [self.texts[i] for i in rows]
-        return [i for i in range(len(self.columns)) if any(line[i] != DASH for line in texts)]
+    @cached_property
+    def layout(self) -> Layout:
+        """What every writer shows: no column without a figure, and nothing that is the same in all rows."""
+        shown: list[int] = []
+        facts: list[str] = []
+        empty: list[str] = []
+        for i, column in enumerate(self.columns):
+            texts = {line[i] for line in self.texts}
+            if texts == {DASH}:
+                empty.append(column.name)
+            elif len(texts) == 1 and column.value is None and column.name not in _NAMES:
+                facts.append(f"{column.name}: {texts.pop()}")
+            else:
+                shown.append(i)
+        said = ["; ".join(facts)] if facts else []
+        notes = [list(row.notes) for row in self.rows] if self.kind != "cost" else [[] for _ in self.rows]
+        unpublished: dict[str, list[str]] = {}
+        for own in notes:
+            for note in list(own):
+                if match := _UNPUBLISHED.fullmatch(note):
+                    unpublished.setdefault(match["why"], []).append(match["cell"])
+                    own.remove(note)
+        if len(notes) > 1:
+            common = [note for note in notes[0] if all(note in own for own in notes)]
+            said += common
+            notes = [[note for note in own if note not in common] for own in notes]
+        said += [
+            f"no published value for {', '.join(dict.fromkeys(ids))} ({why})"
+            for why, ids in unpublished.items()
+        ]
+        numbered: dict[str, int] = {}
+        numbers = [tuple(numbered.setdefault(note, len(numbered) + 1) for note in own) for own in notes]
+        return Layout(tuple(shown), tuple(said), tuple(empty), numbered, tuple(numbers))
 
     @property
     def id(self) -> str:
         """Its title in lower case with dashes."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+def missing_texts(rows: Sequence[Row], beside: Sequence[Row] = ()) -> list[str]:
+    """Recipes without a figure, each once, with what failed.
+
+    The evaluation is named where others of the recipe stand in ``beside``.
+    """
+    scored = {row.recipe for row in beside}
+    words = []
+    for row in rows:
+        name = f"{recipe_text(row)} ({row.evaluation})" if row.recipe in scored else recipe_text(row)
+        told = [note for note in row.notes if note.startswith(("failed seeds", "trained (seed"))]
+        words.append(f"{name}: {told[0]}" if told else name)
+    return list(dict.fromkeys(words))
+
+
+def unasked_text(rows: Sequence[Row]) -> str:
+    """A sentence on what nobody asked for, empty where there is nothing."""
+    names = {row.recipe for row in rows if not row.n and not row.asked}
+    if not names:
+        return ""
+    one = len(names) == 1
+    return f"{len(names)} recipe{'' if one else 's'} of other suites {'has' if one else 'have'} no records"
 
 
 def recipe_text(row: Row) -> str:
@@ -183,6 +265,7 @@ PSEUDO_LABELS = (
     PUBLISHED, DIFFERENCE, VERDICT, COMMIT,
 )  # fmt: skip
 COST = (METHOD, RECIPE, SUPERVISION, BACKBONE, SEEDS, PARAMETERS, STEPS, TRAINING, MEMORY, SPEED, MACHINE)
+STALE = (METHOD, RECIPE, SUPERVISION, EVALUATION, SEEDS, MIOU, INTERVAL, COMMIT)
 HOLES = (DATASET, SUPERVISION, RECIPE, BACKBONE, EVALUATION, PUBLISHED)
 
 
@@ -207,8 +290,9 @@ def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
         label: stands in brackets behind every title, such as ``quick run``.
 
     Returns:
-        For each data set and supervision with records: scores, and pseudo labels where there are some;
-        after the last supervision of a data set its costs; at the end everything not run elsewhere.
+        For each data set and supervision with records: scores, and pseudo labels where there are some, each
+        with what was asked for and is missing; after the last supervision of a data set its stale rows and
+        its costs; at the end what was asked for elsewhere and not run.
     """
     behind = f" ({label})" if label else ""
     found: list[Section] = []
@@ -217,18 +301,31 @@ def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
         own = list(members)
         title = dataset_title(dataset)
         for supervision, group in groupby(own, key=lambda r: r.supervision):
-            here = list(group)
+            here = [row for row in group if row.n or row.asked]
             if not any(row.n for row in here):
                 untouched += here
                 continue
-            scores = tuple(r for r in here if r.output == "segmentation")
-            labels = tuple(r for r in here if r.output != "segmentation")
             heading = f"{title}, {supervision} supervision"
-            if scores:
-                found.append(Section(heading + behind, SCORES, scores, "scores"))
-            if labels:
-                name = f"{heading}: pseudo labels{behind}"
-                found.append(Section(name, PSEUDO_LABELS, labels, "pseudo labels"))
+            standing = [row for row in here if row.verdict != "stale"]
+            kinds: list[tuple[Kind, str, tuple[Column, ...], list[Row]]] = [
+                ("scores", heading, SCORES, [r for r in standing if r.output == "segmentation"]),
+                (
+                    "pseudo labels",
+                    f"{heading}: pseudo labels",
+                    PSEUDO_LABELS,
+                    [r for r in standing if r.output != "segmentation"],
+                ),
+            ]
+            for kind, name, columns, part in kinds:
+                ran = tuple(row for row in part if row.n)
+                missing = tuple(row for row in part if not row.n)
+                if ran:
+                    found.append(Section(name + behind, columns, ran, kind, missing))
+                else:
+                    untouched += missing
+        stale = tuple(row for row in own if row.verdict == "stale")
+        if stale:
+            found.append(Section(f"{title}: stale{behind}", STALE, stale, "stale"))
         costly = [r for r in own if r.n and r.verdict != "stale" and r.cost.known]
         if costly:
             found.append(Section(f"{title}: cost{behind}", COST, tuple(trainings(costly)), "cost"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 from harness.commands.options import (
     DATA_ROOT,
     DEVICE,
+    JSON,
     RESULTS,
     SET,
     Output,
@@ -17,6 +20,7 @@ from harness.commands.options import (
     aside,
     ended,
     left_out,
+    recipes_beginning,
     together,
     undecided,
 )
@@ -75,11 +79,18 @@ hold), 2 nothing to show.""",
     show_default=True,
     help="Files to write, separated by commas: md, csv, tex, json.",
 )
+@JSON
 @click.option(
     "--validate", "check", is_flag=True, help="Compare published cells and claims with recipes instead."
 )
 def leaderboard(
-    results: Path | str, out: Path, dataset: str | None, label: str, formats: str, check: bool
+    results: Path | str,
+    out: Path,
+    dataset: str | None,
+    label: str,
+    formats: str,
+    as_json: bool,
+    check: bool,
 ) -> int:
     """Tables of records beside published values.
 
@@ -89,7 +100,10 @@ def leaderboard(
     leaderboard.json; `wsss report` writes everything.
     """
     from harness.store.records import Store
-    from leaderboards.report import write_leaderboard
+    from leaderboards import listings
+    from leaderboards.gathering import gather
+    from leaderboards.report import plain_json, write_leaderboard
+    from leaderboards.tables import as_lines
 
     if check:
         return _validate()
@@ -97,10 +111,17 @@ def leaderboard(
     done = write_leaderboard(
         store, out, recipes=_recipes(), dataset=dataset, formats=_split(formats), label=label
     )
-    click.echo(done.tables)
-    for file in done.files:
-        click.echo(f"wrote {file}")
+    if as_json:
+        click.echo(plain_json(done.rows, as_lines(done.rows), gather(store), label), nl=False)
+        return ended(store)
+    click.echo(listings.leaderboard(done.rows, done.parts) + "\n")
+    _wrote(done.files)
     return ended(store)
+
+
+def _wrote(files: Sequence[Path]) -> None:
+    for file in files:
+        click.echo(f"wrote {file}")
 
 
 def _validate() -> int:
@@ -180,8 +201,7 @@ def plot(
         files = write(rows, place, wanted, data_roots, device=device, label=label, say=aside)
     else:
         files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
-    for file in files:
-        click.echo(f"wrote {file}")
+    _wrote(files)
     return ended(store)
 
 
@@ -206,7 +226,8 @@ Exit codes: 0 done, whatever the verdicts; 1 done, and damaged files were left o
     show_default=True,
     help="Files to write, separated by commas: md, csv.",
 )
-def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str) -> int:
+@JSON
+def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str, as_json: bool) -> int:
     """What the papers say, and whether the records bear it out.
 
     A claim is a comparison of two recipes on the same images. It `holds` where the 95 % interval of the
@@ -214,13 +235,17 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
     it, and is `undecided` in between or with one seed. Writes claims.md and claims.csv.
     """
     from harness.store.records import Store
+    from leaderboards import listings
+    from leaderboards.claims import as_frame
     from leaderboards.report import write_claims
 
     store = Store(results)
     done = write_claims(store, out, recipes=_recipes(), suites=suites, formats=_split(formats))
-    click.echo(done.tables)
-    for file in done.files:
-        click.echo(f"wrote {file}")
+    if as_json:
+        click.echo(as_frame(done.judged).to_json(orient="records", indent=1, force_ascii=False))
+        return ended(store)
+    click.echo(listings.claims(done.judged) + "\n")
+    _wrote(done.files)
     return ended(store)
 
 
@@ -268,8 +293,7 @@ def report(
         label=label,
         say=aside,
     )
-    for file in done:
-        click.echo(f"wrote {file}")
+    _wrote(done)
     return ended(store)
 
 
@@ -285,10 +309,10 @@ Examples:
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=recipes_beginning)
+@click.argument("second", shell_complete=recipes_beginning)
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
-@together(SET, DATA_ROOT, RESULTS)
+@together(SET, DATA_ROOT, RESULTS, JSON)
 def compare(
     first: str,
     second: str,
@@ -296,6 +320,7 @@ def compare(
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
+    as_json: bool,
 ) -> int:
     """Two recipes on the same images: difference, interval, tests, and every class.
 
@@ -306,8 +331,9 @@ def compare(
     """
     from harness.recipes import parse_overrides
     from harness.store.records import Store
+    from leaderboards import listings
+    from leaderboards.comparison import as_plain
     from leaderboards.comparison import compare as compared
-    from leaderboards.comparison import markdown
     from leaderboards.gathering import gather
     from leaderboards.report import require_records
 
@@ -317,7 +343,9 @@ def compare(
     found = compared(
         frame, _recipes(), first, second, evaluation=evaluation, overrides=parse_overrides(assignments)
     )
-    click.echo(markdown(found))
+    click.echo(
+        json.dumps([as_plain(one) for one in found], indent=1) if as_json else listings.comparison(found)
+    )
     return ended(store)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,11 @@ from harness.given import is_recipe_file, one
 from harness.names import run_command
 from harness.recipes import resolve
 from harness.scoring import trained_with
-from leaderboards.claims import Claim, Judged, Pair, compare_rows, p_text
-from leaderboards.columns import recipe_text
+from leaderboards.claims import Claim, Judged, Pair, as_lines, compare_rows
 from leaderboards.row import Row
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.tables import leaderboard
-from leaderboards.text import DASH, escaped, mean_text, number, pipe_table
+from leaderboards.text import number
 
 
 @dataclass(frozen=True)
@@ -153,34 +152,19 @@ def _alike(a: Row, b: Row) -> bool:
     return a.evaluation == b.evaluation or "external" in (a.verdict, b.verdict)
 
 
-def markdown(found: Sequence[Compared]) -> str:
-    """Figures of every comparison, and its classes sorted by difference."""
-    parts = []
-    for compared in found:
-        a, b, judged = compared.a, compared.b, compared.judged
-        left, right = (escaped(recipe_text(row)) for row in (a, b))
-        low, high = (number(v, sign=True) for v in (judged.low, judged.high))
-        over = "images and seeds" if not math.isnan(judged.seed_error) else "images"
-        lines = [
-            (left, f"{mean_text(a)}, n = {a.n}"),
-            (right, f"{mean_text(b)}, n = {b.n}"),
-            ("difference (points)", number(judged.difference, sign=True)),
-            (f"95 % interval over {over}", f"{low} to {high}" if low != DASH else DASH),
-            ("p, permutation of images (Holm)", p_text(judged.p_images, judged.p_images_holm)),
-            ("p, signs of seeds (Holm)", p_text(judged.p_seeds, judged.p_seeds_holm)),
-            (f"{left} lies above", judged.verdict),
-            *(("note", escaped(note)) for note in judged.notes),
-        ]
-        parts.append(f"## {a.evaluation}, {judged.images} images\n")
-        parts.append(pipe_table(lines, ["", ""], ["left", "left"]) + "\n")
-        parts.append(pipe_table(_classes(a, b), ["Class", left, right, "Difference"], _ALIGN) + "\n")
-    return "\n".join(parts)
+def as_plain(compared: Compared) -> dict[str, Any]:
+    """A comparison as plain values: the columns of the claims' table, and IoU by class of either row."""
+    (line,) = as_lines([compared.judged])
+    left_out = ("claim", "statement", "paper", "place", "suites", "command", "direction", "margin")
+    plain = {k: None if v != v else v for k, v in line.items() if k not in left_out}
+    for side, row in (("better", compared.a), ("worse", compared.b)):
+        means = [None if v != v else round(v, 6) for v in row.class_spread[0].tolist()]
+        plain[f"iou_{side}"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
+    return plain
 
 
-_ALIGN = ["left", "right", "right", "right"]
-
-
-def _classes(a: Row, b: Row) -> list[list[str]]:
+def class_lines(a: Row, b: Row) -> list[list[str]]:
+    """Class, IoU of either row and their difference, the largest gain first; none where classes differ."""
     names = a.runs[0].data["classes"]
     if list(names) != list(b.runs[0].data["classes"]):
         return []

@@ -64,6 +64,25 @@ def holes(
     return holes
 
 
+#: A suite is being run where this share of its recipes has records.
+_BEGUN = 0.5
+
+
+def asked(missing: Sequence[Row], rows: Sequence[Row], recipes: Mapping[str, Any]) -> list[Row]:
+    """The holes, each with whether somebody asked for it.
+
+    Asked for are recipes with records, and those of a suite of which at least half of the recipes have some.
+    """
+    begun = {row.recipe for row in rows if not row.overrides}
+    suites: dict[str, set[str]] = {}
+    for name, resolved in recipes.items():
+        for suite in resolved.recipe.suites:
+            suites.setdefault(suite, set()).add(name)
+    members = (names for names in suites.values() if len(names & begun) >= _BEGUN * len(names))
+    wanted = begun.union(*members)
+    return [dataclasses.replace(row, asked=row.recipe in wanted) for row in missing]
+
+
 def unscored(frame: pd.DataFrame) -> list[Row]:
     """A row for each training digest that was trained and never scored, of which there is no hole."""
     if frame.empty:
@@ -112,6 +131,7 @@ def with_failures(rows: list[Row], frame: pd.DataFrame) -> list[Row]:
         if mine:
             reason = str(mine[0]["reason"]).partition("\n")[0]
             seeds = ", ".join(str(s) for s in sorted(line["seed"] for line in mine))
-            row = dataclasses.replace(row, notes=(f"failed seeds {seeds}: {reason}", *row.notes))
+            notes = (f"failed seeds {seeds}: {reason}", *row.notes)
+            row = dataclasses.replace(row, notes=notes, asked=True)
         out.append(row)
     return out

@@ -31,6 +31,7 @@ from leaderboards.columns import (
     Column,
     Section,
     explained,
+    missing_texts,
     places,
     recipe_text,
     sections,
@@ -233,18 +234,17 @@ def _links(parts: Sequence[Section], label: str) -> str:
 
 
 def _section(section: Section, indices: Mapping[int, int]) -> str:
-    ranked, shown = places(section), [(i, section.columns[i]) for i in section.filled()]
+    layout, ranked = section.layout, places(section)
+    shown = [(i, section.columns[i]) for i in layout.columns]
     minor = {*MINOR, *([EVALUATION.name] if len({row.evaluation for row in section.rows}) == 1 else [])}
-    noted = section.kind != "cost"
-    notes: dict[str, int] = {}
+    noted = bool(layout.notes)
     body = []
     for number_in_table, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True)):
         place = ranked.get(number_in_table, 0)
         number = indices[id(row)]
         cells = [_cell(c, row, texts[i], number, place, c.name in minor) for i, c in shown]
         if noted:
-            numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
-            cells.append(f"<td>{', '.join(map(str, numbers))}</td>")
+            cells.append(f"<td>{', '.join(map(str, layout.numbers[number_in_table]))}</td>")
         words = [row.title, row.recipe, row.overrides, row.backbone, row.dataset, row.supervision]
         body.append(
             _row_tag(row.verdict, [*words, row.evaluation, row.weak_label], indices[id(row)])
@@ -253,11 +253,16 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
         )
     columns = [column for _, column in shown]
     names = [(c.name, c.value is not None) for c in columns] + ([(NOTES, False)] if noted else [])
-    empty = ", ".join(c.name for c in section.columns if c not in columns)
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
-    caption += f"; none has a figure for: {escape(empty)}" if empty else ""
-    listed = "".join(f"<li>{_code_words(note)}</li>" for note in notes)
-    below = f'<ol class="notes">{listed}</ol>' if notes else ""
+    caption += f"; none has a figure for: {escape(', '.join(layout.empty))}" if layout.empty else ""
+    said = "".join(f"<li>{_code_words(text)}</li>" for text in layout.said)
+    below = f'<ul class="notes">{said}</ul>' if said else ""
+    listed = "".join(f"<li>{_code_words(note)}</li>" for note in layout.notes)
+    below += f'<ol class="notes">{listed}</ol>' if noted else ""
+    if section.missing:
+        missing = missing_texts(section.missing, section.rows)
+        items = "".join(f"<li>{escape(name)}</li>" for name in missing)
+        below += f'<details class="notes"><summary>{len(missing)} not run</summary><ul>{items}</ul></details>'
     table = _framed(section.title, caption, _heads(names, minor), body)
     return f'<h3 id="{section.id}">{escape(section.title)}</h3>{table}{below}'
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from leaderboards.columns import MIOU, PUBLISHED, VERDICT, Column, Section, places, sections
+from leaderboards.columns import MIOU, PUBLISHED, Column, Section, missing_texts, places, sections
 from leaderboards.row import Row
 from leaderboards.text import number
 
@@ -58,24 +58,20 @@ def _cell(column: Column, row: Row, text: str, place: int) -> str:
 
 
 def _table(section: Section) -> str:
-    """Rows with records; columns without any figure are left out, and holes are named below."""
-    run = [i for i, row in enumerate(section.rows) if row.n]
-    judged = any(section.rows[i].verdict != "not comparable" for i in run)
-    printed = [
-        i
-        for i in section.filled(run)
-        if section.columns[i].latex and (judged or section.columns[i] is not VERDICT)
-    ]
+    """Rows in the columns that tell them apart; what all share, and what was not run, is said below."""
+    layout, ranked = section.layout, places(section)
+    printed = [i for i in layout.columns if section.columns[i].latex]
     columns = [section.columns[i] for i in printed]
-    ranked = places(section)
     align = "".join("l" if column.align == "left" else "r" for column in columns)
     lines = [
-        " & ".join(
-            _cell(section.columns[k], section.rows[i], section.texts[i][k], ranked.get(i, 0)) for k in printed
-        )
-        for i in run
+        " & ".join(_cell(section.columns[k], row, texts[k], ranked.get(i, 0)) for k in printed)
+        for i, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True))
     ]
-    holes = [row for row in section.rows if not row.n]
+    hidden = tuple(f"{c.name}: " for c in section.columns if not c.latex)
+    said = ("; ".join(p for p in text.split("; ") if not p.startswith(hidden)) for text in layout.said)
+    below = [text for text in said if text]
+    if section.missing:
+        below.append(f"Not run: {', '.join(missing_texts(section.missing, section.rows))}")
     return "\n".join(
         [
             "\\begin{table}[t]",
@@ -91,18 +87,16 @@ def _table(section: Section) -> str:
             *(line + r" \\" for line in lines),
             "\\bottomrule",
             "\\end{tabular}}",
-            *([_not_run(holes, section.rows)] if holes else []),
+            *([_below(below)] if below else []),
             "\\end{table}",
         ]
     )
 
 
-def _not_run(holes: Sequence[Row], rows: Sequence[Row]) -> str:
-    """The holes in words; the evaluation follows where the recipe has others that were run."""
-    scored = {row.recipe for row in rows if row.n}
-    names = [f"{row.recipe} ({row.evaluation})" if row.recipe in scored else row.recipe for row in holes]
-    words = ", ".join(escape(name) for name in dict.fromkeys(names))
-    return f"\\par\\smallskip{{\\footnotesize\\raggedright Not run: {words}.\\par}}"
+def _below(texts: Sequence[str]) -> str:
+    """Sentences below a table."""
+    words = " ".join(escape(f"{text[:1].upper()}{text[1:]}".rstrip(".")) + "." for text in texts)
+    return f"\\par\\smallskip{{\\footnotesize\\raggedright {words}\\par}}"
 
 
 def latex(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
@@ -113,5 +107,5 @@ def latex(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
         parts: their :func:`leaderboards.columns.sections`, where they are at hand.
     """
     parts = sections(rows) if parts is None else parts
-    shown = [section for section in parts if section.kind != "holes"]
+    shown = [section for section in parts if section.kind not in ("holes", "stale")]
     return "\n\n".join([_HEAD, *map(_table, shown)]) + "\n"

@@ -23,7 +23,16 @@ from harness.store.records import Store
 from harness.text import csv_cell
 from leaderboards import claims
 from leaderboards.claims import Judged, judge
-from leaderboards.columns import NOTES, Section, explained, sections
+from leaderboards.columns import (
+    MIOU,
+    NOTES,
+    Section,
+    explained,
+    missing_texts,
+    places,
+    sections,
+    unasked_text,
+)
 from leaderboards.gathering import dataset_title, gather, without_collector
 from leaderboards.html_report import html_report
 from leaderboards.latex import latex
@@ -368,28 +377,37 @@ def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> st
     return "\n".join(lines) + "\n"
 
 
-def _noted(notes: Mapping[str, int]) -> list[str]:
-    return [f"{i}. {escaped(text)}" for text, i in notes.items()]
-
-
 def markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
-    """The tables of :func:`leaderboards.columns.sections` (``parts``), each with its notes below."""
+    """The tables of :func:`leaderboards.columns.sections` (``parts``), each with its notes below.
+
+    The best mean of an evaluation is bold, the second best in italics.
+    """
     texts: list[str] = []
     for section in sections(rows) if parts is None else parts:
-        noted = section.kind != "cost"
-        notes: dict[str, int] = {}
+        layout, ranked = section.layout, places(section)
+        noted = bool(layout.notes)
         lines = []
-        for row, cells in zip(section.rows, section.texts, strict=True):
-            line = [escaped(cell) for cell in cells]
-            if noted:
-                numbers = [notes.setdefault(note, len(notes) + 1) for note in row.notes]
-                line.append(", ".join(map(str, numbers)))
-            lines.append(line)
-        names = [c.name for c in section.columns] + ([NOTES] if noted else [])
-        align = [c.align for c in section.columns] + (["left"] if noted else [])
+        for place, cells in enumerate(section.texts):
+            line = [escaped(cells[i]) for i in layout.columns]
+            if ranked.get(place, 0) in (1, 2):
+                at = layout.columns.index(section.columns.index(MIOU))
+                mark = "**" if ranked[place] == 1 else "*"
+                line[at] = f"{mark}{line[at]}{mark}"
+            lines.append([*line, ", ".join(map(str, layout.numbers[place]))] if noted else line)
+        shown = [section.columns[i] for i in layout.columns]
+        names = [c.name for c in shown] + ([NOTES] if noted else [])
+        align = [c.align for c in shown] + (["left"] if noted else [])
         texts.append(f"## {section.title}\n")
         texts.append(pipe_table(lines, names, align) + "\n")
-        texts += ["\n".join(_noted(notes)) + "\n"] if notes else []
+        said = [*layout.said]
+        if section.missing:
+            said.append(f"not run: {', '.join(missing_texts(section.missing, section.rows))}")
+        if said:
+            texts.append("\n".join(f"- {escaped(text)}" for text in said) + "\n")
+        if noted:
+            texts.append("\n".join(f"{i}. {escaped(text)}" for text, i in layout.notes.items()) + "\n")
+    if rest := unasked_text(rows):
+        texts.append(f"{rest}; `leaderboard.csv` has a line for each.\n")
     return "\n".join(texts)
 
 

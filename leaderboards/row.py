@@ -44,6 +44,7 @@ class Row:
         cost: of the training, see :class:`Cost`.
         commit: of the code that trained, every one of them.
         notes: what a reader must know.
+        asked: of a hole, whether it belongs to what is being run (:func:`leaderboards.holes.asked`).
     """
 
     dataset: str
@@ -80,6 +81,7 @@ class Row:
     cost: Cost = field(default_factory=Cost)
     commit: str = ""
     notes: tuple[str, ...] = ()
+    asked: bool = True
     runs: tuple[EvaluationRecord, ...] = field(default=(), repr=False, compare=False)
     records: tuple[Record, ...] = field(default=(), repr=False, compare=False)
 

@@ -20,7 +20,7 @@ from harness.data.base import SUPERVISIONS
 from harness.store.records import EvaluationRecord, PerImage, Record
 from leaderboards.cost import Cost, cost_of
 from leaderboards.gathering import Current, Line, identity, lines_of, stale_reason
-from leaderboards.holes import holes, unscored, with_failures
+from leaderboards.holes import asked, holes, unscored, with_failures
 from leaderboards.published import Published, cited, published
 from leaderboards.row import Row, Verdict, remarks
 from leaderboards.statistics import bootstrap_miou, spread
@@ -233,8 +233,8 @@ def leaderboard(
             groups.setdefault(key, []).append(line)
         rows = [_fold(_seeds(groups[key]), current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
-    rows = with_failures([*rows, *holes(rows, frame, recipes, known), *unscored(frame)], frame)
-    return sorted(rows, key=_order)
+    missing = asked(holes(rows, frame, recipes, known), rows, recipes)
+    return sorted(with_failures([*rows, *missing, *unscored(frame)], frame), key=_order)
 
 
 def _order(row: Row) -> tuple:
@@ -245,7 +245,7 @@ def _order(row: Row) -> tuple:
 
 
 #: Attributes of a row that are figures or text.
-_NAMES = tuple(f.name for f in dataclasses.fields(Row) if f.name not in ("runs", "records", "cost"))
+_NAMES = tuple(f.name for f in dataclasses.fields(Row) if f.name not in ("asked", "runs", "records", "cost"))
 _COSTS = tuple(f.name for f in dataclasses.fields(Cost))
 #: Columns of :func:`as_lines`.
 COLUMNS = (*_NAMES, *_COSTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 from harness.commands.labels import labels, show
 from harness.commands.options import COUNT, DATA_ROOT, SEED, SET, Output, opened, together
 from harness.commands.usage import Verb
+from harness.listing import prose
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
@@ -90,7 +92,9 @@ Files that were sound and have not changed are not read again. Exit code 2 when 
     "lie where the own-* recipes look for them].",
 )
 @SET
-@click.option("--json", "file", type=Output(file=True), help="Write all offenders here.")
+@click.option(
+    "--json", "file", type=Output(file=True, dash=True), help="Write all offenders here; - prints them."
+)
 def verify(
     name: str,
     data_roots: tuple[str, ...],
@@ -111,7 +115,13 @@ def verify(
     labels = _wanted(dataset, recipe, assignments)
     chosen = [one for one in labels if not splits or one.split in splits]
     report = check(dataset, cache=cache_folder(), workers=workers, splits=splits or None, labels=chosen)
-    click.echo("\n".join(report.lines()))
+    if file == Path("-"):
+        click.echo(json.dumps(report.as_json(), indent=1))
+        return 0 if report.sound else 2
+    for line in report.lines():
+        text = line.lstrip()
+        indent = " " * (len(line) - len(text))
+        click.echo(prose(text, first=indent, indent=f"{indent}  "))
     if file is not None:
         write_json(file, report.as_json())
     return 0 if report.sound else 2

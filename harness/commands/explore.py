@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-import textwrap
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tabulate import tabulate
 
-from harness.commands.options import DATA_ROOT, left_out
+from harness.commands.options import DATA_ROOT, JSON, left_out, recipes_beginning
 from harness.commands.usage import Verb
+from harness.listing import Cell, heading, prose, remark, state, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.errors import UserError
+    from harness.printed import Printed
     from harness.registry import Registry
 
 _KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
@@ -34,7 +37,7 @@ Examples:
 )
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.argument("pattern", default="*")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@JSON
 def list_(kind: str | None, pattern: str, as_json: bool) -> None:
     """Methods, data sets, recipes, suites and protocols."""
     from fnmatch import fnmatch
@@ -51,11 +54,13 @@ def list_(kind: str | None, pattern: str, as_json: bool) -> None:
         click.echo(json.dumps(tables if kind is None else tables[kind], indent=1))
         return
     for name, rows in tables.items():
-        click.secho(f"{name} ({len(rows)})", bold=True)
-        click.echo(
-            tabulate(rows, headers="keys", tablefmt="plain", disable_numparse=True) if rows else "none"
-        )
-        click.echo()
+        click.echo(heading(f"{name} ({len(rows)})"))
+        headers = list(rows[0]) if rows else []
+        lines = [[*row.values()] for row in rows]
+        if name == "suites" and kind is None:  # their members are most of the recipes that stand above
+            lines = [[*line[:-1], f"{len(line[-1].split(', '))} recipes"] for line in lines]
+        click.echo(table(lines, headers))
+        click.echo("see `wsss list suites` for their members\n" if name == "suites" and kind is None else "")
 
 
 def _each(registry: Registry) -> Iterator[tuple[str, Any]]:
@@ -155,49 +160,100 @@ Examples:
   wsss show agmm/mini-scribble --set dataset=birds --data-root birds=~/birds
   wsss show ./mine.toml                         a recipe file of your own""",
 )
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=recipes_beginning)
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value; repeatable."
 )
 @DATA_ROOT
 @click.option("--docs", is_flag=True, help="Explain every key.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@JSON
 def show(
     recipe: str, assignments: tuple[str, ...], data_roots: tuple[str, ...], docs: bool, as_json: bool
 ) -> None:
     """Every effective value of a recipe with its origin: default, file, command line, and its source."""
     from harness.given import one
+    from harness.printed import printed
     from harness.recipes import documented, explain, parse_overrides, resolve
 
     asked = one(recipe, parse_overrides(assignments))
     resolved = resolve(asked.name, asked.overrides)
     resolved = replace(resolved, origins={**resolved.origins, **asked.origins})
-    rows = [
-        {"key": key, "value": json.dumps(value), "origin": origin, "printed in": source}
-        for key, value, origin, source in explain(resolved)
-    ]
+    rows = explain(resolved)
+    known = printed(resolved)
+    remarks = resolved.recipe.remarks
     if as_json:
-        click.echo(
-            json.dumps({"name": asked.name, "values": rows, "remarks": resolved.recipe.remarks}, indent=1)
-        )
+        values = []
+        for key, value, origin, source in rows:
+            line = {"key": key, "value": json.dumps(value), "origin": origin, "printed in": source}
+            differs = key in known and known[key].differs
+            values.append(line | {"differs": differs} | ({"printed": known[key].value} if differs else {}))
+        click.echo(json.dumps({"name": asked.name, "values": values, "remarks": remarks}, indent=1))
         return
-    if docs:
-        explained = documented(resolved)
-        for row in rows:
-            click.secho(f"{row['key']} = {row['value']}", bold=True)
-            text = explained.get(row["key"], "")
-            if text:
-                click.echo(textwrap.indent(textwrap.fill(text, 96), "    "))
-            click.echo(f"    from {row['origin']}" + (f"; {row['printed in']}" if row["printed in"] else ""))
-    else:
-        click.echo(tabulate(rows, headers="keys", tablefmt="plain", disable_numparse=True))
-    for remark in resolved.recipe.remarks:
-        click.echo(textwrap.fill(f"- {remark}", 100, subsequent_indent="  "))
+    click.echo(heading(f"{asked.name} ({resolved.recipe.method}, {resolved.file})"))
+    explained = documented(resolved) if docs else {}
+    sections: dict[str, list[tuple[str, Any, str, str]]] = {}
+    for row in rows:
+        sections.setdefault(row[0].partition(".")[0] if "." in row[0] else "recipe", []).append(row)
+    for section, members in sections.items():
+        click.echo(f"\n{heading(section)}")
+        if docs:
+            for key, value, origin, _ in members:
+                click.echo(prose(f"{key} = {_told(value)}", first="  ", indent="      "))
+                for text in (explained.get(key, ""), f"from {origin}", _said(known.get(key))):
+                    click.echo(prose(text, first="      ", indent="      ") if text else "", nl=bool(text))
+        else:
+            click.echo(table([_value_line(*row, known.get(row[0])) for row in members], ("", "", "", "")))
+    if any(one.differs for one in known.values()):
+        click.echo(
+            "\n" + prose(f"{_DIFFERS} differs from what the source gives for the recipe that it describes")
+        )
+    if remarks:
+        click.echo(f"\n{heading('remarks')}")
+    for text in remarks:
+        click.echo(remark(text))
+
+
+#: Marks a value that is not the printed one.
+_DIFFERS = "!"
+
+
+def _told(value: Any) -> str:
+    """A value as it is written on the command line; of a list of tables, one in a line."""
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        return "\n".join(", ".join(f"{k}={json.dumps(v)}" for k, v in one.items()) for one in value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _said(known: Printed | None) -> str:
+    """What is printed of a value."""
+    if known is None:
+        return ""
+    if not known.differs:
+        return known.source
+    there = "another value" if known.value is None else json.dumps(known.value)
+    return f"printed: {there} ({known.source})"
+
+
+def _value_line(key: str, value: Any, origin: str, source: str, known: Printed | None) -> list[str | Cell]:
+    differs = known is not None and known.differs
+    style = {"fg": "yellow"} if differs else {}
+    said = _said(known) or (
+        "" if origin == "default" else f"[{origin.partition(' [')[2]}" if " [" in origin else origin
+    )
+    if differs and origin == "command line":
+        said += "; command line"
+    return [
+        _DIFFERS if differs else " ",
+        Cell(key, style),
+        Cell(_told(value), style),
+        Cell(said, {"dim": True}),
+    ]
 
 
 @click.command(cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
 @DATA_ROOT
-def doctor(data_roots: tuple[str, ...]) -> None:
+@JSON
+def doctor(data_roots: tuple[str, ...], as_json: bool) -> None:
     """What this machine can run, what is missing, and how to get it."""
     import shutil
 
@@ -218,12 +274,12 @@ def doctor(data_roots: tuple[str, ...]) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(found.count)]
     built = f"torch {torch.__version__}, " + (f"CUDA {found.built}" if found.built else "CPU build")
     if found.present and not gpus:
-        state, remark = "unusable", f"{devices.why_unusable(found)}; {devices.remedy(found)}"
+        cards, said = "unusable", f"{devices.why_unusable(found)}; {devices.remedy(found)}"
     elif gpus:
-        state, remark = ", ".join(gpus), devices.without_kernels(found)
+        cards, said = ", ".join(gpus), devices.without_kernels(found)
     else:
-        state, remark = "none", f"{built}: the mini suite runs; papers need a GPU"
-    rows.append(("GPU", state, remark))
+        cards, said = "none", f"{built}: the mini suite runs; papers need a GPU"
+    rows.append(("GPU", cards, said))
     driver = "none" if found.driver is None and found.driver_cuda is None else found.driver or "unknown"
     newest = (
         "" if found.driver_cuda is None else f"supports CUDA up to {'.'.join(map(str, found.driver_cuda))}"
@@ -260,9 +316,59 @@ def doctor(data_roots: tuple[str, ...]) -> None:
             rows.append((f"data {name}", "found", ", ".join(present)))
         except UserError as error:
             rows.append((f"data {name}", "missing", f"{error.problem}; {error.remedy}"))
-    click.echo(tabulate(rows, headers=("what", "state", "remark"), tablefmt="plain", disable_numparse=True))
+    names = ("what", "state", "remark")
+    if as_json:
+        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    click.echo(table([(what, state(found), said) for what, found, said in rows], names))
 
 
 def _line(error: UserError) -> str:
     """An error on one line."""
     return "; ".join(part for part in (error.problem, error.where, error.remedy) if part)
+
+
+@click.command(
+    cls=Verb,
+    name="open",
+    epilog="""\b
+Examples:
+  wsss open                     ./reports/report.html, which `wsss report` writes
+  wsss open reports-quick       that of another folder""",
+)
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("reports"))
+def open_(folder: Path) -> None:
+    """Open the report in a browser; its path is printed, for where there is none."""
+    import webbrowser
+
+    from harness.errors import UserError
+
+    page = folder if folder.suffix == ".html" else folder / "report.html"
+    if not page.is_file():
+        raise UserError(
+            "there is no report", where=page, remedy="`wsss report` writes it: --out names a folder"
+        )
+    place = page.absolute()
+    screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    click.echo(str(place))
+    if not screen or not webbrowser.open(place.as_uri()):
+        click.echo("no browser could be opened here", err=True)
+
+
+@click.command(
+    cls=Verb,
+    epilog="""\b
+Examples:
+  wsss completion bash >> ~/.bashrc
+  wsss completion zsh >> ~/.zshrc
+  wsss completion fish > ~/.config/fish/completions/wsss.fish""",
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete verbs, options, recipes and suites."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(context.find_root().command, {}, "wsss", "_WSSS_COMPLETE").source())

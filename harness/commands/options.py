@@ -82,10 +82,11 @@ class Output(click.Path):
 
     Args:
         file: a file.
+        dash: ``-`` stands for standard output.
     """
 
-    def __init__(self, *, file: bool = False) -> None:
-        super().__init__(path_type=Path, readable=False)
+    def __init__(self, *, file: bool = False, dash: bool = False) -> None:
+        super().__init__(path_type=Path, readable=False, allow_dash=dash)
         self.file = file
 
 
@@ -124,6 +125,7 @@ DEVICE = click.option(
 WORKERS = click.option(
     "--workers", type=COUNT, default=0, show_default=True, help="Loader processes per trial."
 )
+JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
 SET = click.option(
     "--set",
     "assignments",
@@ -354,6 +356,14 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(options=options, resources=None if local else resources, **own)
 
     return command
+
+
+def recipes_beginning(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Recipes, and for verbs that take several, suites, for a shell that completes a word."""
+    from harness.recipes import recipe_names, suites
+
+    names = [*(suites() if parameter.nargs != 1 else ()), *recipe_names()]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def left_out(wrong: Mapping[str, UserError]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
-from tabulate import tabulate
 
-from harness.commands.options import SEED, SET, execution
+from harness import listing
+from harness.commands.options import JSON, SEED, SET, execution, recipes_beginning
 from harness.commands.usage import Verb
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused befo
 Running the same command again goes on where it stopped and repeats nothing; what is finished is kept, and
 it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
 )
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...")
+@click.argument(
+    "targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...", shell_complete=recipes_beginning
+)
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
 @click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
 @SET
@@ -60,6 +63,7 @@ it says so where other code of a method's own package had trained it. --again tr
     is_flag=True,
     help="Train anew what is finished. The old records move aside, to before-TIME-seed-N in the same folder.",
 )
+@JSON
 @click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
 def run(
     targets: tuple[str, ...],
@@ -68,6 +72,7 @@ def run(
     assignments: tuple[str, ...],
     dry_run: bool,
     smoke: bool,
+    as_json: bool,
     again: bool,
     called: str,
     save_predictions: bool,
@@ -88,9 +93,9 @@ def run(
     trials = plan(targets, chosen or range(seeds), overrides)
     options = replace(options, called=configuration_name(called, trials[0].overrides))
     if smoke:
-        return _try(trials, options, resources)
+        return _try(trials, options, resources, as_json)
     if dry_run:
-        _list(trials, options, resources)
+        _list(trials, options, resources, as_json)
         return 0
     options = replace(options, save_predictions=save_predictions)
     if again:
@@ -105,22 +110,29 @@ def run(
     return 1 if failed else 0
 
 
-def _try(trials: Sequence[Trial], options: Options, resources: Resources | None) -> int:
+def _try(
+    trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
+) -> int:
     """Try every recipe and print what was found."""
     from harness.cost.smoke import smoke
-    from harness.cost.smoke_report import folder, table
+    from harness.cost.smoke_report import folder, listed
 
     rows = smoke(trials, options, resources)
-    click.echo(table(rows))
     failed = sum(row.status == "failed" for row in rows)
-    click.echo(
-        f"\n{failed or 'none'} of {len(rows)} recipes failed; figures are in {folder(options.results)}, "
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return 1 if failed else 0
+    click.echo(listed(rows) + "\n")
+    listing.say(
+        f"{failed or 'none'} of {len(rows)} recipes failed; figures are in {folder(options.results)}, "
         "and --dry-run uses them"
     )
     return 1 if failed else 0
 
 
-def _list(trials: Sequence[Trial], options: Options, resources: Resources | None) -> None:
+def _list(
+    trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
+) -> None:
     """Print what a run would do."""
     from harness.cost.forecast import concurrent, forecast, free_mebibytes, wall_seconds
     from harness.cost.smoke_report import duration
@@ -129,11 +141,14 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
 
     with overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
         rows = forecast(trials, replace(options, cache=cache))
+    if as_json:
+        click.echo(json.dumps([{**asdict(row), "trial": str(row.trial)} for row in rows], indent=1))
+        return
     table = [
         (
             str(row.trial),
-            row.state,
-            row.steps,
+            listing.state(row.state),
+            f"{row.steps:,}",
             "unknown" if row.seconds is None else duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
             row.basis,
@@ -142,7 +157,7 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
         for row in rows
     ]
     headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
-    click.echo(tabulate(table, headers=headers))
+    click.echo(listing.table(table, headers, right=(2, 3, 4)))
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (resolve(row.trial.name, row.trial.overrides).recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
@@ -152,9 +167,10 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
     if resources is not None:
         each = f"{resources.cpus_per_process:g} CPU, {resources.gpus_per_process:g} GPU"
         most = f" for each of its processes, {processes} at most" if processes > 1 else ""
-        click.echo(f"\neach trial takes {each}{most}")
-    click.echo(
-        f"\n{len(open_rows)} of {len(rows)} trials to run, "
+        click.echo(f"\n{listing.prose(f'each trial takes {each}{most}')}")
+    click.echo()
+    listing.say(
+        f"{len(open_rows)} of {len(rows)} trials to run, "
         + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
         + (
             ""
@@ -168,7 +184,7 @@ def _list(trials: Sequence[Trial], options: Options, resources: Resources | None
         running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
         disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
         free = free_mebibytes(options.store.root)
-        click.echo(
+        listing.say(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tabulate import tabulate
 
+from harness import listing
 from harness.commands.options import (
     DATA_ROOT,
     DEVICE,
@@ -129,16 +129,8 @@ def _print(scored: Scored) -> None:
         (name, "absent" if value is None else f"{value:.2f}")
         for name, value in zip(figures["classes"], figures["iou"], strict=True)
     ]
-    click.secho(scored.title, bold=True)
-    click.echo(
-        tabulate(
-            rows,
-            headers=("class", "IoU %"),
-            tablefmt="plain",
-            disable_numparse=True,
-            colalign=("left", "right"),
-        )
-    )
+    click.echo(listing.heading(scored.title))
+    click.echo(listing.table(rows, ("class", "IoU (%)"), right=(1,)))
     miou = "undefined" if figures["miou"] is None else f"{figures['miou']:.2f}"
     click.echo(f"mIoU {miou} over {len(rows) - len(figures['absent'])} classes, {figures['images']} pictures")
     undecided(figures.get("coverage"))

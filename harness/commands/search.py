@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness import listing
 from harness.commands.options import SEED, SET, Output, Real, aside, execution
 from harness.commands.usage import Verb
 
@@ -112,7 +113,7 @@ def search(
     )
     if done.importances:
         click.echo(f"\n{done.importances}\n")
-    click.echo(done.verdict)
+    click.echo(listing.prose(done.verdict))
     if done.command:
         click.echo(f"  {done.command}")
     click.echo(f"  {done.folder}")

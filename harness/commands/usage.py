@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -66,7 +67,9 @@ class Verb(click.Command):
         unused = {name for rule in usage.only if not rule.when(ctx.params) for name in rule.names}
         for parameter in self.params:
             place = ctx.params.get(parameter.name or "")
-            if isinstance(parameter.type, Output) and place is not None and parameter.name not in unused:
+            if not isinstance(parameter.type, Output) or (parameter.type.allow_dash and place == Path("-")):
+                continue
+            if place is not None and parameter.name not in unused:
                 check_writable(place, file=parameter.type.file)
         return super().invoke(ctx)
 
@@ -193,7 +196,9 @@ TABLE: Mapping[str, Usage] = {
         "recipe assignments data_roots as_json",
         (Only("docs", _lacks("as_json"), "with --json", "to the listing for people"),),
     ),
-    "doctor": Usage("data_roots"),
+    "doctor": Usage("data_roots as_json"),
+    "open": Usage("folder"),
+    "completion": Usage("shell"),
     "verify-store": Usage("results data_roots"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(
@@ -206,6 +211,12 @@ TABLE: Mapping[str, Usage] = {
                 lambda values: not values["dry_run"] and not values["smoke"],
                 "with --dry-run or --smoke, which train nothing to its end",
                 "to the run itself",
+            ),
+            Only(
+                "as_json",
+                lambda values: values["dry_run"] or values["smoke"],
+                "by a run, whose records are its result",
+                "to --dry-run and --smoke",
             ),
             Only("smoke", _lacks("dry_run"), "with --dry-run, which runs nothing", "without --dry-run"),
             Only(
@@ -328,7 +339,7 @@ TABLE: Mapping[str, Usage] = {
         "check",
         (
             Only(
-                "results out dataset label formats",
+                "results out dataset label formats as_json",
                 _lacks("check"),
                 "with --validate, which reads no records and writes nothing",
                 "without --validate",
@@ -346,12 +357,12 @@ TABLE: Mapping[str, Usage] = {
             ),
         ),
     ),
-    "claims": Usage("results out suites formats"),
+    "claims": Usage("results out suites formats as_json"),
     "report": Usage(
         "results out dataset label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
-    "compare": Usage("first second evaluation assignments data_roots results"),
+    "compare": Usage("first second evaluation assignments data_roots results as_json"),
     "import": Usage(
         "folder metadata results",
         (

@@ -11,6 +11,8 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from harness.files import whole_file, write_json
+from harness.listing import Cell, prose, state
+from harness.listing import table as listing_table
 from harness.reading import remembered
 from harness.recipes import Resolved
 from harness.schema import digest
@@ -174,19 +176,17 @@ def _memory(mebibytes: float | None) -> str:
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
 
 
-def table(rows: Sequence[Row], form: str = "simple") -> str:
-    """The rows as text, with what failed, and why, below.
+_HEADERS = (
+    "recipe", "result", "GPU", "host", "steps/s by phase", "s/picture", "one trial", "to run", "checkpoint",
+)  # fmt: skip
 
-    Args:
-        rows: in the order to show.
-        form: a table format of tabulate (``simple``, ``github``).
-    """
-    lines = []
-    between = "\n" if form == "simple" else "; "
+
+def _lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = []
     for row in rows:
         one = row.seconds()
         rates = " / ".join(f"{p.rate:.3g}" for p in row.phases)
-        scored = between.join(f"{p.name} {p.seconds:.3g}" for p in row.passes)
+        scored = "; ".join(f"{p.name} {p.seconds:.3g}" for p in row.passes)
         lines.append(
             (
                 row.name,
@@ -200,24 +200,25 @@ def table(rows: Sequence[Row], form: str = "simple") -> str:
                 "-" if not row.checkpoint_mib else _memory(row.checkpoint_mib),
             )
         )
-    headers = (
-        "recipe",
-        "result",
-        "GPU",
-        "host",
-        "steps/s by phase",
-        "s/picture",
-        "one trial",
-        "to run",
-        "checkpoint",
-    )
-    text = tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True)
+    return lines
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, with what failed, and why, below."""
+    text = tabulate(_lines(rows), headers=_HEADERS, tablefmt="github", disable_numparse=True)
     return "\n\n".join([text, *_remarks(rows)])
+
+
+def listed(rows: Sequence[Row]) -> str:
+    """The rows as a listing that fits the terminal, with what failed, and why, below."""
+    lines = [[Cell(name), state(result), *map(Cell, rest)] for name, result, *rest in _lines(rows)]
+    remarks = ["\n".join(prose(line, indent="  ") for line in text.split("\n")) for text in _remarks(rows)]
+    return "\n\n".join([listing_table(lines, _HEADERS, right=(2, 3)), *remarks])
 
 
 def _remarks(rows: Iterable[Row]) -> list[str]:
     failed = [
-        f"failed   {row.name}, {row.stage}\n"
+        f"failed {row.name}, {row.stage}\n"
         + "\n".join("  " + line for line in row.reason.splitlines() if line.strip())
         for row in rows
         if row.status == "failed"
@@ -233,5 +234,5 @@ def write_table(rows: Sequence[Row], results: Path | str) -> Path:
     """Keep the table of the last smoke run beside its rows, as Markdown."""
     file = folder(results) / "table.md"
     with whole_file(file) as stream:
-        stream.write(table(rows, "github") + "\n")
+        stream.write(table(rows) + "\n")
     return file

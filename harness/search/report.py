@@ -12,7 +12,7 @@ import tomli_w
 from optuna.trial import FrozenTrial, TrialState
 from tabulate import tabulate
 
-from harness import provenance
+from harness import listing, provenance
 from harness.files import whole_file, write_json
 from harness.names import data_root, run_command
 from harness.recipes import resolve
@@ -155,7 +155,12 @@ def importance_table(comparison: Comparison, form: str = "simple") -> str:
         return ""
     rests = f"{len(comparison.rows)} trials, mIoU {comparison.when}"
     remark = f"PED-ANOVA over {rests}; rough below some dozens of trials"
-    return _table([(k, f"{v:.2f}") for k, v in found.items()], ("", "importance"), form) + f"\n\n({remark})"
+    rows = [(k, f"{v:.2f}") for k, v in found.items()]
+    if form == "simple":
+        return (
+            listing.table(rows, ("value", "importance"), right=(1,)) + f"\n\n{listing.prose(f'({remark})')}"
+        )
+    return _table(rows, ("", "importance"), form) + f"\n\n({remark})"
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], form: str = "github") -> str:

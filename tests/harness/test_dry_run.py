@@ -39,6 +39,7 @@ def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
     fresh: bool, tmp_path: Path, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # one line for each trial
     where = ["--data-root", str(small)]
     if fresh:  # the data set itself is still to be generated
         monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))

@@ -175,7 +175,7 @@ def test_an_error_of_a_late_phase_is_found_and_the_others_go_on(options, small, 
     assert failed.reason == "ZeroDivisionError: only in the last phase"
     assert "in broken" in failed.trace
     assert failed.seconds() is None
-    assert f"failed   {RECIPE}, steps 30 to 39" in out
+    assert f"failed {RECIPE}, steps 30 to 39" in out
     assert "1 of 2 recipes failed" in out
 
 
@@ -323,7 +323,8 @@ def test_a_forecast_takes_the_slowest_phase_checkpoints_and_evaluations():
     assert "20.0 GiB" in shown
 
 
-def test_a_dry_run_estimates_from_a_smoke_run_where_there_is_no_record(options, small, capsys):
+def test_a_dry_run_estimates_from_a_smoke_run_where_there_is_no_record(options, small, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     write(ROW_OF_A_DAY, options.results)
     where = ["--data-root", small, "--results", options.results, "--device", "cpu"]
     command = ["run", RECIPE, "--set", "schedule.steps=1000", "--dry-run", *where]

@@ -111,7 +111,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         },
     ),
     (f"search {RECIPE} --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
-    (f"run {RECIPE} --seed 1", {"--seeds": ["3"]}),
+    (f"run {RECIPE} --seed 1", {"--seeds": ["3"], "--json": []}),
     (f"run {RECIPE} --dry-run", {"--smoke": []}),
     (
         f"run {RECIPE} --smoke",
@@ -145,7 +145,14 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     ("data show mini --id x", {"--number": ["3"]}),
     (
         "leaderboard --validate",
-        {"--results": ["r"], "--out": ["o"], "--dataset": ["mini"], "--label": ["l"], "--format": ["md"]},
+        {
+            "--json": [],
+            "--results": ["r"],
+            "--out": ["o"],
+            "--dataset": ["mini"],
+            "--label": ["l"],
+            "--format": ["md"],
+        },
     ),
     ("plot", {"--data-root": ["."], "--device": ["cpu"]}),
     ("report --no-plots", {"--data-root": ["."], "--device": ["cpu"]}),

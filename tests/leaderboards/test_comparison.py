@@ -19,10 +19,11 @@ from harness.runs.trial import open_dataset
 from harness.scoring import recorded
 from harness.specs import EvaluationSpec
 from harness.store.records import PerImage, Store
+from leaderboards import listings
 from leaderboards.claims import judge, read
 from leaderboards.commands import compare as compare_command
 from leaderboards.commands import import_ as import_command
-from leaderboards.comparison import compare, markdown
+from leaderboards.comparison import compare
 from leaderboards.external import import_predictions, import_records, read_metadata
 from leaderboards.gathering import gather
 from leaderboards.tables import leaderboard
@@ -65,12 +66,11 @@ def test_a_comparison_equals_the_claim(factory: Factory, tmp_path: Path) -> None
 def test_text_sorts_classes_and_names_figures(factory: Factory) -> None:
     fill(factory)
     found = compare(gather(factory.store), {}, "agmm/mini-point", "pce/mini-point", resamples=50)
-    text = markdown(found)
+    text = listings.comparison(found)
     judged = found[0].judged
     assert f"+{judged.difference:.2f}" in text
     assert "95 % interval over images and seeds" in text
-    table = text.partition("| Class")[2].splitlines()[2:]
-    names = [line.split("|")[1].strip() for line in table if line.startswith("|")]
+    names = [line.split()[0] for line in text.partition("first")[2].partition("first")[2].splitlines()[1:]]
     assert set(names) == set(CLASSES)
     assert names[-1] == "cross"  # absent from one side: no difference, last
 
@@ -88,7 +88,7 @@ def test_records_with_overrides_are_named_by_their_digest(factory: Factory, caps
     high, low = (f"agmm/mini-point@{digests[f'optimiser.lr={lr}'][:9]}" for lr in (0.5, 0.25))
     (found,) = compare(frame, {}, high, low, resamples=50)
     assert found.judged.difference > 0
-    assert "agmm/mini-point (optimiser.lr=0.5) lies above" in markdown([found])
+    assert "agmm/mini-point (optimiser.lr=0.5)" in listings.comparison([found])
     (found,) = compare(frame, {}, "agmm/mini-point", high, resamples=50)
     assert (found.a.overrides, found.b.overrides) == ("", "optimiser.lr=0.5")
     for target, problem in (

@@ -17,7 +17,7 @@ from leaderboards.claims import Judged, claims
 from leaderboards.columns import places, sections
 from leaderboards.commands import report
 from leaderboards.gathering import gather
-from leaderboards.html_report import html_report
+from leaderboards.html_report import MINOR, html_report
 from leaderboards.latex import escape, latex
 from leaderboards.published import published
 from leaderboards.report import write_report
@@ -64,8 +64,9 @@ def fill(factory: Factory) -> list[Row]:
     factory.record(factory.resolved("tel/mini-point"), quality=0.3)
     cam = (EvaluationSpec(split="train", output="cam"),)
     factory.record(factory.resolved("cam/mini-image", supervision="image", evaluation=cam))
-    hole = factory.resolved("tel/mini-block", supervision="block")
-    return leaderboard(gather(factory.store), {hole.name: hole}, resamples=20)
+    hole = factory.resolved("tel/mini-block", supervision="block", suites=("mini",))
+    point = factory.resolved(evaluation=(cited,), suites=("mini",))
+    return leaderboard(gather(factory.store), {hole.name: hole, point.name: point}, resamples=20)
 
 
 @pytest.fixture
@@ -156,10 +157,10 @@ def test_places_are_within_an_evaluation_and_skip_what_is_stale(factory: Factory
     for name, quality in (("agmm/mini-a", 0.7), ("pce/mini-a", 0.5), ("tel/mini-a", 0.3)):
         factory.record(factory.resolved(name), quality=quality)
     factory.record(factory.resolved("dfr/mini-a"), quality=0.9, protocol={"flip": True})
-    section = next(s for s in sections(leaderboard(gather(factory.store), resamples=5)) if s.kind == "scores")
-    found = places(section)
-    assert [found.get(i) for i in range(4)] == [1, 2, 3, None]
-    assert section.rows[3].verdict == "stale"
+    parts = {s.kind: s for s in sections(leaderboard(gather(factory.store), resamples=5))}
+    assert places(parts["scores"]) == {0: 1, 1: 2, 2: 3}
+    assert [row.recipe for row in parts["stale"].rows] == ["dfr/mini-a"]
+    assert places(parts["stale"]) == {}
 
 
 def test_latex_has_booktabs_bold_and_underline(rows: list[Row]) -> None:
@@ -177,9 +178,11 @@ def test_latex_has_booktabs_bold_and_underline(rows: list[Row]) -> None:
 
 
 def test_latex_names_holes_below_and_leaves_empty_columns_out(factory: Factory) -> None:
-    two = factory.resolved(evaluation=(EvaluationSpec(), EvaluationSpec(protocol="agmm-voc")))
+    two = factory.resolved(
+        evaluation=(EvaluationSpec(), EvaluationSpec(protocol="agmm-voc")), suites=("mini",)
+    )
     factory.record(factory.resolved())
-    never = factory.resolved("tel/mini-point")
+    never = factory.resolved("tel/mini-point", suites=("mini",))
     text = latex(leaderboard(gather(factory.store), {two.name: two, never.name: never}, resamples=5))
     body = text.partition("\\midrule")[2].partition("\\bottomrule")[0]
     assert "agmm/mini-point" in body
@@ -211,7 +214,7 @@ def test_a_phone_hides_the_same_columns_in_head_and_rows(rows: list[Row]) -> Non
         for line in (head, *body)
     ]
     names = re.findall(r">([^<>]+)</button></th>", head)
-    assert [names[i] for i in hidden[0]] == ["Backbone", "Weak label", "Evaluation", "Commit"]
+    assert [names[i] for i in hidden[0]] == [name for name in names if name in MINOR]
     assert all(places == hidden[0] for places in hidden)
     assert ".minor { display: none; }" in text.partition("@media (max-width")[2]
 

@@ -19,7 +19,7 @@ def test_leaderboard_prints_and_writes(
     out = tmp_path / "reports"
     assert invoke(leaderboard, ["--results", str(factory.store.root), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "| AGMM" in printed
+    assert "AGMM    agmm/unshipped" in printed
     assert f"wrote {out / 'leaderboard.md'}" in printed
     assert (out / "leaderboard.csv").exists()
 

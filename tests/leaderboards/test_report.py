@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from synthetic import Factory
 from harness.errors import UserError
 from harness.specs import EvaluationSpec
 from harness.store.records import Store
+from leaderboards.latex import latex
 from leaderboards.report import markdown, write_leaderboard
 from leaderboards.row import Row
 from leaderboards.text import mean_text, number
@@ -21,12 +23,12 @@ from leaderboards.text import mean_text, number
 def fill(factory: Factory) -> dict:
     factory.unlabelled = (2,)
     resolved = factory.resolved(
-        evaluation=(EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=1.0),)
+        evaluation=(EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=1.0),), suites=("mini",)
     )
     for seed in range(3):
         factory.record(resolved, seed=seed, absent=(2,), title="AGMM")
     factory.record(factory.resolved("pce/mini-point"), seed=0, quality=0.4, title="Partial | cross-entropy")
-    hole = factory.resolved("tel/mini-block", supervision="block")
+    hole = factory.resolved("tel/mini-block", supervision="block", suites=("mini",))
     return {r.name: r for r in (resolved, hole)}
 
 
@@ -94,12 +96,49 @@ def test_nothing_to_show_says_what_to_do(factory: Factory, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hole_in_a_table_with_records_is_a_row() -> None:
-    hole = Row(**_row(verdict="not run"))
+def test_a_hole_of_a_table_with_records_stands_below_it() -> None:
+    hole = Row(**_row(recipe="x/missing", verdict="not run"))
+    failed = Row(**_row(recipe="x/failed", verdict="not run", notes=("failed seeds 0, 1: it diverged",)))
     scored = Row(**_row(n=1, mean=50.0, verdict="not comparable"))
-    line = next(line for line in markdown([scored, hole]).splitlines() if "not run" in line)
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[5:13] == ["0", "–", "–", "–", "–", "–", "not run", "–"]
+    text = markdown([scored, hole, failed])
+    assert "- not run: x/missing, x/failed: failed seeds 0, 1: it diverged" in text
+    assert text.count("| 50.00") == text.count("one seed") == 1
+
+
+def test_what_nobody_asked_for_is_counted_and_is_no_row(factory: Factory, tmp_path: Path) -> None:
+    """Three suites: one whole, one begun by less than half, one that nobody touched."""
+    names = {"agmm/mini-a": ("one",), "pce/mini-b": ("one", "other"), "pce/mini-c": ("one",)}
+    names |= {f"full/mini-{k}": ("other",) for k in "defg"} | {"cam/voc-h": ()}
+    recipes = {name: factory.resolved(name, suites=suites) for name, suites in names.items()}
+    for name in ("agmm/mini-a", "pce/mini-b"):
+        factory.record(recipes[name])
+    written = write_leaderboard(factory.store, tmp_path, recipes=recipes)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "not run: pce/mini-c" in text
+    assert not re.search("full/mini|cam/voc", text)
+    assert "5 recipes of other suites have no records" in text
+    assert {row.recipe for row in written.rows} == set(names)  # the CSV has them all
+
+
+def test_what_all_rows_share_is_said_once_and_the_best_are_marked() -> None:
+    why = "the table could not be read"
+    rows = [
+        Row(**_row(title=t, recipe=f"{t}/r", n=2, mean=m, std=1.0, verdict="not comparable", commit="abc")
+            | {"notes": (f"paper-{t}/cell: no published value ({why})", "both say so", *own)})
+        for t, m, own in (("a", 50.0, ()), ("b", 60.0, ("b alone",)), ("c", 40.0, ()))
+    ]  # fmt: skip
+    text = markdown(rows)
+    assert text.count("no published value") == 1
+    assert f"no published value for paper-a/cell, paper-b/cell, paper-c/cell ({why})" in text
+    assert "**60.00 ± 1.00**" in text
+    assert "*50.00 ± 1.00*" in text
+    for once in ("both say so", "not comparable", "abc"):
+        assert text.count(once) == 1
+    assert re.search(r"\| b .*\| 1 ", text)
+    assert "1. b alone" in text
+    printed = latex(rows)
+    assert printed.count("o published value") == printed.count("not comparable") == 1
+    assert "abc" not in printed
 
 
 def _row(**values: object) -> dict:
@@ -136,10 +175,10 @@ def test_pseudo_labels_and_cost_have_tables_of_their_own(factory: Factory, tmp_p
         "Miniature scenes: cost",
     ]
     labels, cost = text.split("## ")[3:]
+    assert "Output: cam; Split: train" in labels
     (line,) = (line for line in labels.splitlines() if line.startswith("| CAM"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3:5] == ["cam", "train"]
-    assert all(float(cell) > 0 for cell in cells[8:11])
+    assert all(float(cell) > 0 for cell in cells[5:8])  # coverage and shares of background
     lines = [line for line in cost.splitlines() if line.startswith(("| CAM", "| AGMM"))]
     assert len(lines) == 2  # one line for each training, not for each evaluation
     assert "1.23" in lines[0]
