@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import ANY
+from PIL import Image
 
 from harness.data import label_store, weak_labels
 from harness.data.base import LabelSpec, Supervision
@@ -122,6 +123,75 @@ def test_pseudo_labels_replace_uncertain_by_unlabelled(tiny_voc: VOC2012, place:
         np.testing.assert_array_equal(_label(store, image_id), np.where(source == 255, 254, source))
     np.testing.assert_array_equal(store.tags, tiny_voc.tags(store.ids))  # not the classes of the masks
     assert _prepare(tiny_voc, place, "scribble", labels_from=str(pseudo)).tags[:, 20].all()
+
+
+def _spoilt(kind: str, file: Path, folder: Path) -> None:
+    """Put something wrong into a folder of pseudo labels, in place of one file or of the folder."""
+    label = read_index(file)
+    if kind == "empty folder":
+        for one in folder.iterdir():
+            one.unlink()
+    elif kind == "one is missing":
+        file.unlink()
+    elif kind == "no folder":
+        shutil.rmtree(folder)
+    elif kind == "a file for a folder":
+        shutil.rmtree(folder)
+        folder.write_text("x")
+    elif kind == "another size":
+        write_index(file, label[:-3])
+    elif kind == "turned":
+        write_index(file, np.ascontiguousarray(label.T))
+    elif kind == "a class too many":
+        write_index(file, np.full_like(label, 21))
+    elif kind == "a photograph":
+        Image.fromarray(np.dstack([label] * 3)).save(file)
+    elif kind == "16 bits":
+        Image.fromarray(label.astype(np.uint16) * 256).save(file)
+    elif kind == "half a file":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif kind == "no picture":
+        file.write_text("labels")
+    elif kind == "arrays":
+        for one in list(folder.iterdir()):
+            np.save(one.with_suffix(".npy"), read_index(one))
+            one.unlink()
+    elif kind == "a folder for a file":
+        file.unlink()
+        file.mkdir()
+    elif kind == "nothing decided":
+        for one in folder.iterdir():
+            write_index(one, np.full_like(read_index(one), 255))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "empty folder",
+        "one is missing",
+        "no folder",
+        "a file for a folder",
+        "another size",
+        "turned",
+        "a class too many",
+        "a photograph",
+        "16 bits",
+        "half a file",
+        "no picture",
+        "arrays",
+        "a folder for a file",
+        "nothing decided",
+    ],
+)
+def test_folders_of_pseudo_labels_of_every_wrong_kind_are_refused(
+    kind: str, tiny_voc: VOC2012, place: Path, pseudo: Path
+) -> None:
+    _spoilt(kind, pseudo / f"{tiny_voc.ids('train')[2]}.png", pseudo)
+    with pytest.raises(UserError) as caught:
+        _prepare(tiny_voc, place, "image", labels_from=str(pseudo))
+    assert "pseudo" in str(caught.value), "the place is named"
+    assert len(str(caught.value).splitlines()) <= 8
+    assert caught.value.remedy
 
 
 def test_official_labels_are_converted(tiny_voc: VOC2012, place: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_methods import SIDE, build, make_batch, mini_recipes
 
-from harness.batch import Progress
+from harness.batch import IGNORE, UNLABELLED, Progress
 from harness.build import Build
 from harness.contract import check_label_map, check_logits
 from harness.errors import UserError
@@ -77,6 +77,29 @@ def test_mixed_precision_trains_and_predicts(name, dtype):
             assert method.predict(batch.images, network).isfinite().all()
         dict(method.pseudo_labels(batch.images, batch.tags))
         method.class_maps(batch.images, batch.tags)
+
+
+#: One recipe of each method and kind of labels, in every precision that a CPU has.
+BARE = [(name, torch.float32) for name, dtype in HALVES if dtype == torch.bfloat16] + HALVES
+
+
+@pytest.mark.parametrize(("name", "dtype"), BARE, ids=lambda v: str(v).removeprefix("torch."))
+def test_crops_without_any_label_are_survived(name, dtype):
+    """Strokes are few and crops are small: a step may see none of them."""
+    method = build(name)
+    batch = make_batch(method, resolve(name).recipe.supervision)
+    batch.labels[batch.labels != IGNORE] = (
+        IGNORE if resolve(name).recipe.supervision == "full" else UNLABELLED
+    )
+    for fraction in method.probe_steps:
+        method.train().zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            terms = method(batch, Progress(int(fraction * 1000), 1000, 10))
+        assert all(t.isfinite().all() for t in terms.values()), fraction
+        total = torch.stack([t.sum() for t in terms.values()]).sum()
+        if total.requires_grad:
+            total.backward()
+        assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 
 
 class _Guarded:
