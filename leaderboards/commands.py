@@ -41,6 +41,9 @@ _LABEL = click.option(
     help="Printed behind every title and below every plot, such as 'quick run'.",
 )
 _DATASET = click.option("--dataset", metavar="NAME", help="Only this data set.")
+_SUITE = click.option(
+    "--suite", "suites", multiple=True, metavar="NAME", help="Only recipes of this suite; repeatable."
+)
 
 
 def _split(text: str) -> list[str]:
@@ -64,14 +67,15 @@ def _recipes() -> dict[str, Any]:
     epilog="""\b
 Examples:
   wsss leaderboard                               all records below ./results
-  wsss leaderboard --dataset mini
+  wsss leaderboard --dataset mini                those of a data set
+  wsss leaderboard --suite mini                  those of a suite
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
   wsss leaderboard --validate                    published cells and claims against recipes
 
 Exit codes: 0 done, 1 done, and damaged files were left out (or --validate found a citation that does not
 hold), 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _LABEL)
 @click.option(
     "--format",
     "formats",
@@ -87,6 +91,7 @@ def leaderboard(
     results: Path | str,
     out: Path,
     dataset: str | None,
+    suites: tuple[str, ...],
     label: str,
     formats: str,
     as_json: bool,
@@ -109,7 +114,7 @@ def leaderboard(
         return _validate()
     store = Store(results)
     done = write_leaderboard(
-        store, out, recipes=_recipes(), dataset=dataset, formats=_split(formats), label=label
+        store, out, recipes=_recipes(), dataset=dataset, suites=suites, formats=_split(formats), label=label
     )
     if as_json:
         click.echo(plain_json(done.rows, as_lines(done.rows), gather(store), label), nl=False)
@@ -260,13 +265,14 @@ Examples:
 
 Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _LABEL)
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
 def report(
     results: Path | str,
     out: Path,
     dataset: str | None,
+    suites: tuple[str, ...],
     label: str,
     data_roots: tuple[str, ...],
     device: str,
@@ -287,6 +293,7 @@ def report(
         out,
         recipes=_recipes(),
         dataset=dataset,
+        suites=suites,
         plots=plots,
         data_roots=data_roots,
         device=device,

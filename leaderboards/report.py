@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -86,6 +86,7 @@ def write_leaderboard(
     recipes: Mapping[str, Any] | None = None,
     known: Published | None = None,
     dataset: str | None = None,
+    suites: Sequence[str] = (),
     formats: Sequence[str] = FORMATS,
     label: str = "",
 ) -> Written:
@@ -98,20 +99,18 @@ def write_leaderboard(
         recipes: what should have been run, ``harness.recipes.all_recipes()``; without it, no holes.
         known: published cells, the packaged ones by default.
         dataset: only this data set.
+        suites: only recipes of these suites.
         formats: of ``md``, ``csv``, ``tex`` and ``json``.
         label: stands behind every title, such as ``quick run``.
 
     Raises:
-        UserError: the store holds no records, or none of this data set; an unknown format.
+        UserError: the store holds no records, or none of this data set or suite; an unknown format.
     """
     check_formats(formats, FORMATS)
     known = published() if known is None else known
     frame = gather(store)
     require_records(frame, store, dataset)
-    rows = leaderboard(frame, recipes, known)
-    if dataset is not None:
-        rows = [row for row in rows if row.dataset == dataset]
-        frame = frame[frame["dataset"] == dataset]
+    rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes or {}, dataset, suites)
     return _tables(rows, frame, known, out, dataset, formats, label)
 
 
@@ -173,6 +172,7 @@ def write_report(
     recipes: Mapping[str, Any],
     known: Published | None = None,
     dataset: str | None = None,
+    suites: Sequence[str] = (),
     plots: bool = True,
     data_roots: tuple[str, ...] = (),
     device: str = "cpu",
@@ -187,6 +187,7 @@ def write_report(
         recipes: ``harness.recipes.all_recipes()``.
         known: published cells, the packaged ones by default.
         dataset: only this data set.
+        suites: only recipes of these suites.
         plots: whether to draw, pictures with predictions included.
         data_roots, device: where pictures are, and where networks predict them.
         label: stands behind every title and below every plot, such as ``quick run``.
@@ -198,12 +199,13 @@ def write_report(
     known = published() if known is None else known
     frame = gather(store)
     require_records(frame, store, dataset)
-    rows = leaderboard(frame, recipes, known)
     judged = judge(frame, recipes)
+    rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes, dataset, suites)
     if dataset is not None:
-        rows = [row for row in rows if row.dataset == dataset]
-        frame = frame[frame["dataset"] == dataset]
         judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
+    if suites:
+        shown = {row.recipe for row in rows}
+        judged = [j for j in judged if {j.pair.better, j.pair.worse} <= shown]
     tables = _tables(rows, frame, known, out, dataset, FORMATS, label)
     files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
@@ -224,6 +226,37 @@ def write_report(
     known_of = {"provenance": provenance(frame, rows), "label": label}
     page = html_report(rows, judged, known, plots=drawn, parts=tables.parts, **known_of)
     return [*files, _write(out / "report.html", page)]
+
+
+def _chosen(
+    rows: list[Row],
+    frame: pd.DataFrame,
+    recipes: Mapping[str, Any],
+    dataset: str | None,
+    suites: Sequence[str],
+) -> tuple[list[Row], pd.DataFrame]:
+    """What of rows and records is of a data set and of suites; a hole of a suite that is named was asked for.
+
+    Raises:
+        UserError: an unknown suite, or one of which there is no record.
+    """
+    if dataset is not None:
+        rows = [row for row in rows if row.dataset == dataset]
+        frame = frame[frame["dataset"] == dataset]
+    if not suites:
+        return rows, frame
+    members = {name for name, r in recipes.items() if set(suites) & set(r.recipe.suites)}
+    known = {suite for r in recipes.values() for suite in r.recipe.suites}
+    for suite in suites:
+        if suite not in known:
+            raise UserError(f"unknown suite {suite!r}", where="--suite", remedy=nearest(suite, known))
+    frame = frame[frame["name"].isin(members)]
+    if frame.empty:
+        wanted = ", ".join(suites)
+        raise UserError(
+            f"no record of the suite {wanted}", where="--suite", remedy=f"wsss run {' '.join(suites)}"
+        )
+    return [replace(row, asked=True) for row in rows if row.recipe in members], frame
 
 
 def _dataset_of(judged: Judged, recipes: Mapping[str, Any]) -> str:

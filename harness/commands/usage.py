@@ -339,7 +339,7 @@ TABLE: Mapping[str, Usage] = {
         "check",
         (
             Only(
-                "results out dataset label formats as_json",
+                "results out dataset suites label formats as_json",
                 _lacks("check"),
                 "with --validate, which reads no records and writes nothing",
                 "without --validate",
@@ -359,7 +359,7 @@ TABLE: Mapping[str, Usage] = {
     ),
     "claims": Usage("results out suites formats as_json"),
     "report": Usage(
-        "results out dataset label plots",
+        "results out dataset suites label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
     "compare": Usage("first second evaluation assignments data_roots results as_json"),

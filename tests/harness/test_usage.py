@@ -150,6 +150,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--results": ["r"],
             "--out": ["o"],
             "--dataset": ["mini"],
+            "--suite": ["mini"],
             "--label": ["l"],
             "--format": ["md"],
         },

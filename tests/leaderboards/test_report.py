@@ -120,6 +120,24 @@ def test_what_nobody_asked_for_is_counted_and_is_no_row(factory: Factory, tmp_pa
     assert {row.recipe for row in written.rows} == set(names)  # the CSV has them all
 
 
+def test_a_suite_that_is_named_has_its_recipes_alone(factory: Factory, tmp_path: Path) -> None:
+    names = {
+        "agmm/mini-a": ("one",),
+        "pce/mini-b": ("other",),
+        "full/mini-c": ("one",),
+        "cam/mini-d": ("one",),
+    }
+    recipes = {name: factory.resolved(name, suites=suites) for name, suites in names.items()}
+    for name in ("agmm/mini-a", "pce/mini-b"):
+        factory.record(recipes[name])
+    written = write_leaderboard(factory.store, tmp_path, recipes=recipes, suites=["one"])
+    assert {row.recipe for row in written.rows} == set(names) - {"pce/mini-b"}
+    assert "not run: cam/mini-d, full/mini-c" in written.tables  # asked for by name, though less than half
+    assert "Computed from 1 record" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="did you mean 'one'"):
+        write_leaderboard(factory.store, tmp_path, recipes=recipes, suites=["on"])
+
+
 def test_what_all_rows_share_is_said_once_and_the_best_are_marked() -> None:
     why = "the table could not be read"
     rows = [
