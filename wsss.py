@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from harness.scoring import evaluate as evaluate
     from harness.scoring import score_predictions as score_predictions
     from harness.search.searching import search as search
+    from harness.store.counts import PerImage as PerImage
     from harness.store.records import EvaluationRecord as EvaluationRecord
-    from harness.store.records import PerImage as PerImage
     from harness.store.records import Record as Record
     from harness.store.records import Store as Store
     from leaderboards.frames import class_table as class_table
@@ -109,7 +109,8 @@ _PLACES = {
     "harness.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
     "harness.scoring": ("evaluate", "score_predictions"),
     "harness.search.searching": ("search",),
-    "harness.store.records": ("EvaluationRecord", "PerImage", "Record", "Store"),
+    "harness.store.counts": ("PerImage",),
+    "harness.store.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.frames": ("class_table", "table"),
     "leaderboards.report": ("write_claims", "write_leaderboard", "write_report"),
     "methods.base": ("Method", "NoConfig", "Paper"),

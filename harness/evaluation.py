@@ -31,7 +31,7 @@ from harness.nn.resize import cubic_resize, resize, scaled_side
 from harness.schema import Aside, Neutral, load_tables, schema
 from harness.scores import figures
 from harness.scores import iou_from_counts as iou_from_counts
-from harness.store.records import PerImage
+from harness.store.counts import PerImage
 
 if TYPE_CHECKING:
     from harness.specs import EvaluationSpec

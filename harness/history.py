@@ -8,8 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from harness.files import append, whole_file
 from harness.reading import Damaged, damaged, read_text
+
+#: Largest training curve: ten million steps, a row of 300 bytes every ten.
+_MOST_CURVE = 300 << 20
 
 
 def read_rows(history: Path) -> list[dict[str, str]]:
@@ -90,3 +96,29 @@ def gaps(history: Path, upto: int, every: int) -> list[tuple[int, int]]:
             found.append((last + 1, before))
         last = max(last, step)
     return [*found, (last + 1, upto)] if last < upto else found
+
+
+def read_curve(file: Path, upto: int | None = None) -> pd.DataFrame:
+    """A training curve.
+
+    Args:
+        file: the CSV file.
+        upto: its last step, where that is known.
+
+    Raises:
+        Damaged: it is no table of numbers by ascending steps, or it is cut.
+    """
+    text = read_text(file, _MOST_CURVE)
+    try:
+        found = pd.read_csv(io.StringIO(text))
+        steps = found["step"].to_numpy()
+        numbers = all(kind.kind in "if" for kind in found.dtypes)
+    except (ValueError, KeyError, pd.errors.ParserError, OverflowError) as error:
+        raise damaged(file, f"it is no training curve: {str(error).splitlines()[0]}") from None
+    if not numbers or steps.dtype.kind != "i" or (steps < 1).any() or (np.diff(steps) <= 0).any():
+        raise damaged(file, "it is no training curve: numbers by ascending steps are wanted")
+    if not np.isfinite(found.to_numpy(dtype=np.float64, na_value=0.0)).all():
+        raise damaged(file, "it holds numbers that are not finite")
+    if not text.endswith("\n") or (upto is not None and len(steps) and steps[-1] != upto):
+        raise damaged(file, f"it is cut{'' if upto is None else f': step {upto} is its last one'}")
+    return found

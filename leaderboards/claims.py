@@ -151,6 +151,17 @@ def claims() -> dict[str, Claim]:
     return read(sorted(FOLDER.glob("*.toml")))
 
 
+def check_suites(wanted: Sequence[str], known: Mapping[str, Claim] | None = None) -> None:
+    """Raises UserError for a suite that no claim belongs to."""
+    for suite in wanted:
+        if suite not in suites(known):
+            raise UserError(
+                f"no claim belongs to the suite {suite!r}",
+                where="--suite",
+                remedy=nearest(suite, suites(known)),
+            )
+
+
 def suites(known: Mapping[str, Claim] | None = None) -> list[str]:
     """Suites that some comparison belongs to."""
     known = claims() if known is None else known
@@ -234,13 +245,7 @@ def judge(
         UserError: an unknown suite.
     """
     known = claims() if known is None else known
-    for suite in suites_wanted:
-        if suite not in suites(known):
-            raise UserError(
-                f"no claim belongs to the suite {suite!r}",
-                where="--suite",
-                remedy=nearest(suite, suites(known)),
-            )
+    check_suites(suites_wanted, known)
     chosen = [
         (claim, pair)
         for claim in known.values()

@@ -22,7 +22,7 @@ from harness.provenance import code
 from harness.store.records import Store
 from harness.text import csv_cell
 from leaderboards import claims
-from leaderboards.claims import Judged, judge
+from leaderboards.claims import Judged, check_suites, judge
 from leaderboards.columns import (
     MIOU,
     NOTES,
@@ -301,6 +301,7 @@ def write_claims(
         UserError: an unknown suite or format.
     """
     check_formats(formats, CLAIM_FORMATS)
+    check_suites(suites)  # before the store is read
     return _claims(judge(gather(store), recipes, suites_wanted=suites), out, formats)
 
 

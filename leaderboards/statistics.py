@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from harness.errors import UserError
-from harness.store.records import PerImage
+from harness.store.counts import PerImage
 
 #: Resamples of every interval in tables [our choice].
 RESAMPLES = 1000

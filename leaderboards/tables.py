@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from harness.data.base import SUPERVISIONS
-from harness.store.records import EvaluationRecord, PerImage, Record
+from harness.store.counts import PerImage
+from harness.store.records import EvaluationRecord, Record
 from leaderboards.cost import Cost, cost_of
 from leaderboards.gathering import Current, Line, identity, lines_of, stale_reason
 from leaderboards.holes import asked, holes, unscored, with_failures

@@ -29,8 +29,9 @@ from harness.runs.tracked import tracked
 from harness.runs.trial import Prepared
 from harness.schema import dump
 from harness.specs import EvaluationSpec
+from harness.store.counts import PerImage
 from harness.store.locks import Elsewhere, trial_lock
-from harness.store.records import EvaluationRecord, PerImage, Store
+from harness.store.records import EvaluationRecord, Store
 from harness.training import Status, Trainer
 
 if TYPE_CHECKING:

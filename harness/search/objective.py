@@ -22,6 +22,7 @@ from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteError, UserError
 from harness.files import write_json
 from harness.jobs.job import Event, Job, on
+from harness.names import check_split
 from harness.networks import build_method
 from harness.reading import remembered
 from harness.recipes import resolve
@@ -95,7 +96,9 @@ def choose_objective(recipe: Recipe, split: str, share: float) -> Objective:
             where="--objective-split",
             remedy=f"use {HELD_OUT!r}, a part of it that is kept out of training",
         )
-    if split == HELD_OUT and not 0 < share < 1:
+    if split != HELD_OUT:
+        check_split(recipe.dataset, split, "--objective-split")
+    elif not 0 < share < 1:
         raise UserError(f"the held-out share must lie between 0 and 1, not {share:g}", where="--held-out")
     read = recipe.train_split if split == HELD_OUT else split
     spec = replace(recipe.evaluation[0], split=read, checkpoint="last", cells=(), tolerance=None)

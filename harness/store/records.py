@@ -15,7 +15,6 @@ local mirror of it (:mod:`harness.store.remote`).
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
@@ -23,16 +22,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness.files import cache_folder, write_json, write_with
-from harness.reading import Damaged, Misplaced, damaged, read_text, unreadable
-from harness.store.arrays import read_arrays
+from harness.files import cache_folder, write_json
+from harness.history import read_curve
+from harness.reading import Damaged, Misplaced, damaged, unreadable
+from harness.store.counts import COUNTS, PerImage
 from harness.store.documents import (
     SCHEMA,
     EvaluationDocument,
@@ -54,7 +54,6 @@ Keep = Callable[[int], bool]
 #: 2,000 evaluations of 100 pictures.
 _KEPT = 64 << 20
 _COPY = "move the copy out of the store"
-_COUNTS = ("intersection", "predicted", "labelled")
 
 
 def _ignore(error: Damaged) -> None:
@@ -64,54 +63,6 @@ def _ignore(error: Damaged) -> None:
 def _never(size: int) -> bool:
     """Nothing is kept."""
     return False
-
-
-@dataclass(frozen=True)
-class PerImage:
-    """Confusion statistics of one evaluation, image by image.
-
-    Attributes:
-        ids: image ids, length N.
-        intersection: ``(N, K)`` int64 pixels predicted and labelled as the class.
-        predicted: ``(N, K)`` int64 predicted pixels among those counted.
-        labelled: ``(N, K)`` int64 labelled pixels.
-    """
-
-    ids: tuple[str, ...]
-    intersection: np.ndarray
-    predicted: np.ndarray
-    labelled: np.ndarray
-
-    def save(self, path: Path) -> None:
-        """Write an npz file."""
-        arrays = {k: getattr(self, k) for k in _COUNTS}
-        write_with(path, lambda f: np.savez_compressed(f, ids=np.array(self.ids, dtype=np.str_), **arrays))
-
-    @classmethod
-    def load(cls, path: Path) -> PerImage:
-        """Read an npz file.
-
-        Raises:
-            Damaged: missing, damaged, or other arrays.
-        """
-        found = read_arrays(path)
-        missing = [name for name in ("ids", *_COUNTS) if name not in found]
-        if missing:
-            raise damaged(path, f"it has no array {missing[0]!r}", "evaluate again")
-        ids, counts = found["ids"], [found[k] for k in _COUNTS]
-        if ids.ndim != 1 or ids.dtype.kind != "U" or any(a.dtype.kind != "i" or a.ndim != 2 for a in counts):
-            raise damaged(path, "its arrays are no ids and counts", "evaluate again")
-        whole = (a.astype(np.int64, copy=False) for a in counts)
-        try:
-            return cls(_names(ids.tobytes(), ids.dtype.str), *whole)
-        except ValueError as error:  # no Unicode
-            raise damaged(path, f"damaged file: {error}", "evaluate again") from None
-
-
-@lru_cache(maxsize=64)
-def _names(data: bytes, dtype: str) -> tuple[str, ...]:
-    """Image ids of a split: evaluations of one split share the tuple."""
-    return tuple(np.frombuffer(data, dtype=dtype).tolist())
 
 
 @dataclass(frozen=True)
@@ -174,7 +125,7 @@ class EvaluationRecord:
     def check(self, keep: Keep) -> None:
         """As :meth:`load`, for its errors; the counts stay in memory where ``keep`` says so."""
         found = self.load()
-        if keep(sum(getattr(found, name).nbytes for name in _COUNTS)):
+        if keep(sum(getattr(found, name).nbytes for name in COUNTS)):
             self.__dict__["per_image"] = found
 
     def load(self) -> PerImage:
@@ -335,36 +286,6 @@ def read_evaluation(folder: Path, of: Mapping[str, Any] | None = None) -> Evalua
     if fault := fault_of_origin(found.data, of or {}):
         raise damaged(file, fault, "evaluate again")
     return found
-
-
-def read_curve(file: Path, upto: int | None = None) -> pd.DataFrame:
-    """A training curve.
-
-    Args:
-        file: the CSV file.
-        upto: its last step, where that is known.
-
-    Raises:
-        Damaged: it is no table of numbers by ascending steps, or it is cut.
-    """
-    text = read_text(file, _MOST_CURVE)
-    try:
-        found = pd.read_csv(io.StringIO(text))
-        steps = found["step"].to_numpy()
-        numbers = all(kind.kind in "if" for kind in found.dtypes)
-    except (ValueError, KeyError, pd.errors.ParserError, OverflowError) as error:
-        raise damaged(file, f"it is no training curve: {str(error).splitlines()[0]}") from None
-    if not numbers or steps.dtype.kind != "i" or (steps < 1).any() or (np.diff(steps) <= 0).any():
-        raise damaged(file, "it is no training curve: numbers by ascending steps are wanted")
-    if not np.isfinite(found.to_numpy(dtype=np.float64, na_value=0.0)).all():
-        raise damaged(file, "it holds numbers that are not finite")
-    if not text.endswith("\n") or (upto is not None and len(steps) and steps[-1] != upto):
-        raise damaged(file, f"it is cut{'' if upto is None else f': step {upto} is its last one'}")
-    return found
-
-
-#: Largest training curve: ten million steps, a row of 300 bytes every ten.
-_MOST_CURVE = 300 << 20
 
 
 #: Names of trials that were moved out of the way (:mod:`harness.store.aside`).

@@ -21,11 +21,12 @@ from harness.data.naming import stays_inside
 from harness.data.verify import check_split
 from harness.errors import UserError
 from harness.files import cache_folder, sha256_of
+from harness.history import read_curve
 from harness.nn.torch_files import read_torch
 from harness.reading import Damaged, damaged, read_json, read_object
 from harness.registry import DATASETS
 from harness.store.checkpoints import FOLDER
-from harness.store.records import EvaluationRecord, Record, Store, read_curve
+from harness.store.records import EvaluationRecord, Record, Store
 from harness.store.truth import Pictures, Truth, contradictions, truth_of
 
 #: A record lies this deep: method, recipe, digest, seed.

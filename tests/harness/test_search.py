@@ -388,7 +388,7 @@ def command(small, tmp_path, *more):
 def test_a_search_leaves_tables_a_configuration_to_run_and_a_journal(small, tmp_path, capsys):
     more = ["--trials", "6", "--local", "--sampler", "random", "--seed", "1"]
     assert wsss(*command(small, tmp_path, *more)) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # prose is wrapped
     out = tmp_path / "out"
     data = json.loads((out / "search.json").read_text())
     assert sum(r["state"] in ("finished", "pruned", "diverged") for r in data["trials"]) == 6
