@@ -105,8 +105,8 @@ def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tu
     """Data sets of the user's own are known by name as soon as their roots are."""
     from harness.data.own import given, register
 
-    given.clear()  # of another command of this process
     register(data_roots)
+    context.call_on_close(given.clear)  # another command of this process has its own
     return data_roots
 
 
