@@ -26,15 +26,14 @@ for ours, theirs in (("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_EXTRA_INDEX_URL",
         os.environ.setdefault(ours, os.environ[theirs])
 
 
-# Compile at installation: otherwise each process of a fresh environment may compile torch's modules again.
-os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+def install(session: nox.Session, *groups: str, compiled: bool = True) -> None:
+    """The project with tested versions, and dependency groups of ``pyproject.toml``.
 
-
-def install(session: nox.Session, *groups: str) -> None:
-    """The project with tested versions, and dependency groups of ``pyproject.toml``."""
+    Modules are compiled at installation where many processes import them: each might compile torch's again.
+    """
     wanted = [r for group in groups for r in nox.project.dependency_groups(PROJECT, group)]
     pins = ("-c", CONSTRAINTS) if CONSTRAINTS else ()
-    session.install("-e", ".", *wanted, *pins)
+    session.install("-e", ".", *wanted, *pins, env={"UV_COMPILE_BYTECODE": str(int(compiled))})
 
 
 @nox.session
@@ -107,14 +106,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types."""
-    install(session, "types")
+    install(session, "types", compiled=False)
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation with its API reference, into ``build/docs``; a warning is an error."""
-    install(session, "docs")
+    install(session, "docs", compiled=False)
     session.run(
         "sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs
     )
