@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -69,6 +70,11 @@ def style(index: int) -> tuple[str, str, str]:
 def dashes(index: int) -> str:
     """The line of the index-th series: a colour comes back with another one."""
     return _DASHES[index // len(COLOURS) % 4]
+
+
+def says(artist: Artist, text: str) -> None:
+    """Have a mark say a text where the plot is part of a page: the name of its group in SVG carries it."""
+    artist.set_gid(f"says-{text.encode().hex()}")
 
 
 #: Height in inches of the line that a mark takes below a figure.

@@ -6,17 +6,12 @@ of its row; plots are inline SVG.
 
 from __future__ import annotations
 
-import base64
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
-from html import escape as escape_always
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 
 from leaderboards.claims import Judged, count, p_text
 from leaderboards.columns import (
@@ -35,8 +30,22 @@ from leaderboards.columns import (
     places,
     recipe_text,
     sections,
+    unasked_text,
 )
+from leaderboards.first_screen import chosen_plots, first_screen
 from leaderboards.gathering import dataset_title
+from leaderboards.inline_plots import PLOT_WORDS, drawn, kind_of
+from leaderboards.markup import (
+    code_words,
+    escape,
+    framed,
+    opener,
+    row_tag,
+    script_data,
+    sort_value,
+    table_head,
+)
+from leaderboards.pairs import comparison_view
 from leaderboards.provenance_facts import compact
 from leaderboards.published import Published
 from leaderboards.row import Row
@@ -49,20 +58,6 @@ MOST_BY_CLASS = 60
 
 #: Columns of text that a phone has no room for: they stand in the provenance of each row.
 MINOR = (BACKBONE.name, WEAK_LABEL.name, COMMIT.name)
-
-#: What a kind of plot shows, for those who do not see it.
-PLOT_WORDS = {
-    "per-class": "IoU by class",
-    "difference": "difference to the baseline by class",
-    "overview": "mIoU of every method and seed by supervision",
-    "seeds": "mIoU of every seed",
-    "boundary": "mIoU against distance to object boundaries",
-    "published": "published against reproduced mIoU",
-    "annotation": "mIoU against annotation time",
-    "cost": "mIoU against training time, memory and parameters",
-    "curves": "losses over training",
-    "qualitative": "predictions and their errors on the same pictures",
-}
 
 
 def html_report(
@@ -88,23 +83,44 @@ def html_report(
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
     parts = sections(rows) if parts is None else parts
-    tables = [_links(parts, label), *(_section(section, places_of_rows) for section in parts)]
-    classes = _by_class(rows, places_of_rows)
-    drawn = _plots(plots or {})
+    plots = plots or {}
+
+    def tables(*kinds: str) -> str:
+        return "".join(_section(part, places_of_rows) for part in parts if part.kind in kinds)
+
+    overviews, picture = chosen_plots(rows, plots)
+    above = {*overviews, picture}
+    missing = tables("holes")
+    rest = unasked_text(rows)
     content = [
-        ("claims", "Claims", _claims(judged, rows)) if judged else None,
-        ("tables", "Tables", "".join(tables)),
-        ("classes", "By class", classes) if classes else None,
-        ("plots", "Plots", drawn) if drawn else None,
+        ("overview", "Overview", first_screen(rows, judged, plots, places_of_rows)),
+        ("tables", "Tables", tables("scores")),
+        ("classes", "By class", _by_class(rows, places_of_rows)),
+        ("plots", "Plots", _plots({k: v for k, v in plots.items() if k not in above})),
+        ("compare", "Compare", comparison_view(rows)),
+        ("claims", "Claims", _claims(judged, rows) if judged else ""),
+        ("labels", "Pseudo labels", tables("pseudo labels")),
+        ("cost", "Cost", tables("cost")),
+        ("old", "Stale", _folded("rows that no longer say what their recipes say", tables("stale"))),
+        ("missing", "Not run", _folded("what was not run", missing) + (f"<p>{rest}.</p>" if rest else "")),
         ("columns", "What the columns mean", _meanings()),
     ]
-    present = [part for part in content if part is not None]
-    links = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in present)
-    body = "".join(
-        f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in present
+    present = [part for part in content if part[2]]
+    kinds = {
+        "tables": "scores",
+        "labels": "pseudo labels",
+        "cost": "cost",
+        "old": "stale",
+        "missing": "holes",
+    }
+    links = "".join(
+        f'<li><a href="#{anchor}">{title}</a>{_below([p for p in parts if p.kind == kinds.get(anchor)])}</li>'
+        for anchor, title, _ in present
     )
-    verdicts = sorted({row.verdict for row in rows} | {j.verdict for j in judged})
-    options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{_tools(anchor, rows, judged)}{text}</section>'
+        for anchor, title, text in present
+    )
     facts = script_data(compact(rows, known))
     title = "wsss-bench leaderboard" + (f" ({escape(label)})" if label else "")
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
@@ -120,19 +136,16 @@ def html_report(
 {style}</style>
 </head>
 <body>
-<a class="skip" href="#main">Skip to the tables</a>
+<a class="skip" href="#main">Skip to the figures</a>
 <header>
 <h1>{title}</h1>
-<p>{escape(provenance)} Every underlined figure opens its provenance.</p>
+<p class="notes">{escape(provenance)} Every underlined figure opens its provenance.</p>
 <noscript><p>Sorting, filtering and provenance need JavaScript; all figures stand below.</p></noscript>
 </header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-<div class="tools" role="search">
-<label>Filter rows<input id="words" type="search" autocomplete="off"></label>
-<label>Verdict<select id="verdict"><option value="">all</option>{options}</select></label>
-<output id="shown" role="status"></output>
-</div>
+<div class="frame">
+<nav class="toc" aria-label="Contents"><ul>{links}</ul></nav>
 <main id="main">{body}</main>
+</div>
 <footer><p class="notes">Generated: do not edit.</p></footer>
 <dialog id="provenance" aria-labelledby="provenance-title">
 <form method="dialog"><button class="close">Close</button></form>
@@ -147,66 +160,39 @@ def html_report(
 """
 
 
-_MARKUP = re.compile("[&<>\"']")
+def _below(parts: Sequence[Section]) -> str:
+    """Links to the tables of a part of the page; the data set is named where there are several."""
+    names = {part.rows[0].dataset for part in parts}
+    items = []
+    for part in parts:
+        row = part.rows[0]
+        short = row.supervision if len(names) == 1 else f"{dataset_title(row.dataset)}, {row.supervision}"
+        items.append(f'<li><a href="#{part.id}">{escape(short)}</a></li>')
+    return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
-#: What could end a script, open a comment in it, or end a line of JavaScript.
-_IN_SCRIPT = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-_SCRIPT = re.compile(f"[{''.join(_IN_SCRIPT)}]")
+def _folded(words: str, text: str) -> str:
+    """Something that few look for, behind a line that names and counts it."""
+    if not text:
+        return ""
+    return f"<details><summary>{text.count('<tr class=')} {words}</summary>{text}</details>"
 
 
-def script_data(value: Any) -> str:
-    """JSON that a ``<script>`` element may hold, whatever text is in it."""
-    return _SCRIPT.sub(lambda match: _IN_SCRIPT[match.group()], orjson.dumps(value).decode())
-
-
-def escape(text: str, quote: bool = True) -> str:
-    """``html.escape``; most cells have nothing to escape, and are many."""
-    return escape_always(text, quote) if _MARKUP.search(text) else text
-
-
-# --- tables ----------------------------------------------------------------------------------------------
-
-
-def _code_words(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
-def _value(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def _heads(names: Sequence[tuple[str, bool]], minor: Collection[str] = ()) -> str:
-    """Head cells that sort; a name and whether its column holds numbers. Minor ones are hidden on phones."""
-    cells = []
-    for name, numeric in names:
-        kind = ' data-kind="number"' if numeric else ""
-        classes = " ".join([*(["r"] if numeric else []), *(["minor"] if name in minor else [])])
-        kind += f' class="{classes}"' if classes else ""
-        cells.append(
-            f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(name)}</button></th>'
-        )
-    return f"<thead><tr>{''.join(cells)}</tr></thead>"
-
-
-def _framed(title: str, caption: str, heads: str, body: Sequence[str]) -> str:
-    label = escape(title, quote=True)
+def _tools(anchor: str, rows: Sequence[Row], judged: Sequence[Judged]) -> str:
+    """Fields that filter rows, above the first tables."""
+    if anchor != "tables":
+        return ""
+    verdicts = sorted({row.verdict for row in rows if row.n} | {j.verdict for j in judged})
+    options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
-        f"<caption><span>{caption}</span></caption>{heads}<tbody>{''.join(body)}</tbody></table></div>"
+        '<div class="tools" role="search">'
+        '<label>Filter rows<input id="words" type="search" autocomplete="off"></label>'
+        f'<label>Verdict<select id="verdict"><option value="">all</option>{options}</select></label>'
+        '<output id="shown" role="status"></output></div>'
     )
 
 
-def _row_tag(verdict: str, words: Sequence[str], index: int | None = None) -> str:
-    """The start of a row that is filtered by its words; with a number, every cell opens those facts."""
-    text = escape(" ".join([*words, verdict]).lower(), quote=True)
-    opens = "" if index is None else f' data-row="{index}"'
-    return f'<tr class="v-{verdict.replace(" ", "-")}" data-verdict="{verdict}" data-text="{text}"{opens}>'
-
-
-def _opener(text: str, index: int) -> str:
-    """A button that opens the provenance of a row; the text is escaped."""
-    return f'<button type="button" data-row="{index}" aria-haspopup="dialog">{text}</button>'
+# --- tables ----------------------------------------------------------------------------------------------
 
 
 def _cell(column: Column, row: Row, text: str, index: int, place: int, minor: bool) -> str:
@@ -214,23 +200,16 @@ def _cell(column: Column, row: Row, text: str, index: int, place: int, minor: bo
     if column is METHOD:
         return f'<th scope="row">{text}</th>'
     opens = (column.value is not None and text != DASH) or column is RECIPE
-    shown = _opener(text, index) if opens else text
+    shown = opener(text, index) if opens else text
     if column is MIOU and place in (1, 2):
         shown = f'<span class="{"first" if place == 1 else "second"}">{shown}</span>'
     if column.value is not None:
-        return f'<td class="r" data-v="{_value(column.value(row))}">{shown}</td>'
+        return f'<td class="r" data-v="{sort_value(column.value(row))}">{shown}</td>'
     if column.name == "Verdict":
         return f'<td><span class="v-{row.verdict.replace(" ", "-")}">{text}</span></td>'
     classes = "wrap" if column.name in ("Recipe", "Weak label", "Machine") else ""
     classes = f"{classes} minor".strip() if minor else classes
     return f'<td class="{classes}">{shown}</td>' if classes else f"<td>{shown}</td>"
-
-
-def _links(parts: Sequence[Section], label: str) -> str:
-    """Links to the tables, where there are several."""
-    titles = {part.id: escape(part.title.removesuffix(f" ({label})")) for part in parts}
-    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in titles.items())
-    return f'<nav aria-label="Tables"><ul>{links}</ul></nav>' if len(parts) > 1 else ""
 
 
 def _section(section: Section, indices: Mapping[int, int]) -> str:
@@ -247,7 +226,7 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
             cells.append(f"<td>{', '.join(map(str, layout.numbers[number_in_table]))}</td>")
         words = [row.title, row.recipe, row.overrides, row.backbone, row.dataset, row.supervision]
         body.append(
-            _row_tag(row.verdict, [*words, row.evaluation, row.weak_label], indices[id(row)])
+            row_tag(row.verdict, [*words, row.evaluation, row.weak_label], indices[id(row)])
             + "".join(cells)
             + "</tr>"
         )
@@ -255,15 +234,15 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
     names = [(c.name, c.value is not None) for c in columns] + ([(NOTES, False)] if noted else [])
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
     caption += f"; none has a figure for: {escape(', '.join(layout.empty))}" if layout.empty else ""
-    said = "".join(f"<li>{_code_words(text)}</li>" for text in layout.said)
+    said = "".join(f"<li>{code_words(text)}</li>" for text in layout.said)
     below = f'<ul class="notes">{said}</ul>' if said else ""
-    listed = "".join(f"<li>{_code_words(note)}</li>" for note in layout.notes)
+    listed = "".join(f"<li>{code_words(note)}</li>" for note in layout.notes)
     below += f'<ol class="notes">{listed}</ol>' if noted else ""
     if section.missing:
         missing = missing_texts(section.missing, section.rows)
         items = "".join(f"<li>{escape(name)}</li>" for name in missing)
         below += f'<details class="notes"><summary>{len(missing)} not run</summary><ul>{items}</ul></details>'
-    table = _framed(section.title, caption, _heads(names, minor), body)
+    table = framed(section.title, caption, table_head(names, minor), body)
     return f'<h3 id="{section.id}">{escape(section.title)}</h3>{table}{below}'
 
 
@@ -285,9 +264,10 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
 
     def recipe(name: str, evaluation: str) -> str:
         index = standing.get((name, evaluation))
-        return escape(name) if index is None else _opener(escape(name), index)
+        return escape(name) if index is None else opener(escape(name), index)
 
-    for j in sorted(judged, key=lambda j: j.verdict == "not run"):
+    ran = [j for j in judged if j.verdict != "not run"]
+    for j in ran:
         claim, pair = j.claim, j.pair
         origin = ", ".join(part for part in (claim.paper, claim.place) if part)
         interval = DASH if math.isnan(j.low) else f"{number(j.low, sign=True)} to {number(j.high, sign=True)}"
@@ -299,18 +279,28 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
             (j.p_images, p_text(j.p_images, j.p_images_holm)),
             (j.p_seeds, p_text(j.p_seeds, j.p_seeds_holm)),
         ]
-        notes = "; ".join([*j.notes, *([f"run it with `{j.command}`"] if j.command else [])])
+        notes = "; ".join(j.notes)
         body.append(
-            _row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
+            row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
             + f'<th scope="row">{escape(claim.id)}</th>'
             + f'<td class="wide">{escape(claim.statement)} <small>({escape(origin)})</small></td>'
             + f"<td>{recipe(pair.better, pair.evaluation)}</td><td>{recipe(pair.worse, pair.evaluation)}</td>"
-            + "".join(f'<td class="r" data-v="{_value(v)}">{escape(text)}</td>' for v, text in figures)
+            + "".join(f'<td class="r" data-v="{sort_value(v)}">{escape(text)}</td>' for v, text in figures)
             + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
-            + f'<td class="wide">{_code_words(notes)}</td></tr>'
+            + f'<td class="wide">{code_words(notes)}</td></tr>'
         )
     caption = f"{count(judged)}. Differences in points of mIoU, intervals over images and seeds."
-    return _framed("Claims", caption, _heads(names), body)
+    table = framed("Claims", caption, table_head(names), body) if ran else f"<p>{count(judged)}.</p>"
+    holes = "".join(
+        f"<dt>{escape(j.claim.id)}</dt><dd>{escape(j.pair.better)} above {escape(j.pair.worse)}"
+        + (f": <code>{escape(j.command)}</code></dd>" if j.command else "</dd>")
+        for j in judged
+        if j.verdict == "not run"
+    )
+    number_of = len(judged) - len(ran)
+    return table + (
+        f"<details><summary>{number_of} not run</summary><dl>{holes}</dl></details>" if holes else ""
+    )
 
 
 # --- by class --------------------------------------------------------------------------------------------
@@ -336,9 +326,11 @@ def _by_class(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
         ]
         title = f"{dataset_title(dataset)}, {supervision} supervision, {evaluation}: IoU by class"
         more = f", the best {len(shown)} of {len(members)} rows" if len(members) > len(shown) else ""
-        heads = _heads([("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))])
+        head = table_head(
+            [("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))]
+        )
         parts.append(f"<h3>{escape(title)}</h3>")
-        parts.append(_framed(title, f"percent, mean over the seeds where a class occurs{more}", heads, body))
+        parts.append(framed(title, f"percent, mean over the seeds where a class occurs{more}", head, body))
     return "".join(parts)
 
 
@@ -347,11 +339,11 @@ def _class_line(row: Row, index: int, values: np.ndarray, best: np.ndarray, seve
     for value, top in zip(values.tolist(), best.tolist(), strict=True):
         text = "absent" if math.isnan(value) else f"{value:.1f}"
         mark = ' class="r first"' if several and value == top else ' class="r"'
-        cells.append(f'<td{mark} data-v="{_value(value)}">{text}</td>')
-    recipe = _opener(escape(recipe_text(row)), index)
+        cells.append(f'<td{mark} data-v="{sort_value(value)}">{text}</td>')
+    recipe = opener(escape(recipe_text(row)), index)
     head = f'<th scope="row">{escape(row.title)}</th><td class="wrap">{recipe}</td>'
     return (
-        _row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision], index)
+        row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision], index)
         + head
         + "".join(cells)
         + "</tr>"
@@ -362,22 +354,15 @@ def _class_line(row: Row, index: int, values: np.ndarray, best: np.ndarray, seve
 
 
 def _plots(plots: Mapping[str, bytes]) -> str:
-    figures = []
-    for stem, data in plots.items():
-        kind = next((k for k in PLOT_WORDS if stem.startswith(k)), "")
-        what = PLOT_WORDS.get(kind, "plot")
-        where = stem.removeprefix(kind).strip("-").replace("-", " ")
-        media = "image/png" if data.startswith(b"\x89PNG") else "image/svg+xml"
-        source = f"data:{media};base64,{base64.b64encode(data).decode()}"
-        text = f"{what[0].upper()}{what[1:]}: {where}"
-        label = escape(text, quote=True)
-        figures.append(
-            f'<figure><img src="{source}" alt="{label}; the figures stand in the tables" loading="lazy" '
-            f'decoding="async"><figcaption>{escape(text)}</figcaption></figure>'
-        )
-    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+    parts = []
+    for kind, words in PLOT_WORDS.items():
+        figures = [drawn(stem, data) for stem, data in plots.items() if kind_of(stem) == kind]
+        if figures:
+            heading = f'<h3 id="plots-{kind}">{words[0].upper()}{words[1:]}</h3>'
+            parts.append(f'{heading}<div class="plots">{"".join(figures)}</div>')
+    return "".join(parts)
 
 
 def _meanings() -> str:
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{_code_words(text)}</dd>" for name, text in explained())
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{code_words(text)}</dd>" for name, text in explained())
     return f"<dl>{entries}</dl>"

@@ -32,9 +32,11 @@ function filter() {
   }
   shown.textContent = `${number} of ${rows.length} rows`;
 }
-words.addEventListener("input", filter);
-verdict.addEventListener("change", filter);
-filter();
+if (words) {
+  words.addEventListener("input", filter);
+  verdict.addEventListener("change", filter);
+  filter();
+}
 // Provenance: every figure is a button that opens the same dialog; with a pointer, every cell of its row does.
 const facts = JSON.parse(document.getElementById("facts").textContent), dialog = document.getElementById("provenance");
 const body = dialog.querySelector("div");
@@ -61,3 +63,126 @@ document.addEventListener("click", (event) => {
   dialog.scrollTop = 0;
 });
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+// A link into something folded unfolds it.
+addEventListener("hashchange", () => {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let part = target; part; part = part.parentElement) if (part.localName === "details") part.open = true;
+});
+// The contents say where the reader is.
+const links = new Map(Array.from(document.querySelectorAll(".toc > ul > li > a"), (link) => [link.hash.slice(1), link]));
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) {
+    for (const link of links.values()) link.removeAttribute("aria-current");
+    links.get(entry.target.id)?.setAttribute("aria-current", "true");
+  }
+}, { rootMargin: "-10% 0px -80% 0px" });
+for (const part of document.querySelectorAll("main > section")) seen.observe(part);
+// A plot becomes part of the page when it is looked at, so that its marks can say their numbers.
+function inline(image) {
+  const text = new TextDecoder().decode(Uint8Array.from(atob(image.src.split(",")[1]), (c) => c.charCodeAt(0)));
+  const drawing = document.importNode(new DOMParser().parseFromString(text, "image/svg+xml").documentElement, true);
+  if (drawing.localName !== "svg") return;
+  const prefix = `${image.dataset.plot}-${document.querySelectorAll(".plot").length}-`, box = document.createElement("div");
+  for (const part of drawing.querySelectorAll("*")) {
+    for (const { name, value } of Array.from(part.attributes)) {
+      if (name === "id" && value.startsWith("says-")) {
+        const bytes = value.slice(5).split("_")[0].match(/../g).map((two) => parseInt(two, 16));
+        part.dataset.says = new TextDecoder().decode(Uint8Array.from(bytes));
+        part.removeAttribute("id");
+      } else if (name === "id") part.id = prefix + value;
+      else if (name.endsWith("href") && value[0] === "#") part.setAttribute(name, `#${prefix}${value.slice(1)}`);
+      else if (/url\(#/.test(value)) part.setAttribute(name, value.replace(/url\(#/g, (start) => start + prefix));
+    }
+  }
+  for (const name of ["width", "height"]) drawing.removeAttribute(name);
+  drawing.setAttribute("aria-hidden", "true");
+  box.className = "plot";
+  box.setAttribute("role", "img");
+  box.setAttribute("aria-label", image.alt);
+  box.append(drawing);
+  image.replaceWith(box);
+}
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) if (isIntersecting) {
+    near.unobserve(target);
+    inline(target);
+  }
+});
+for (const image of document.querySelectorAll("img[data-plot]")) near.observe(image);
+// Marks of plots say their numbers below the pointer.
+const says = document.createElement("div");
+says.id = "says";
+says.hidden = true;
+says.setAttribute("aria-hidden", "true");
+document.body.append(says);
+document.addEventListener("pointermove", (event) => {
+  const mark = event.target.closest?.("[data-says]");
+  says.hidden = !mark;
+  if (!mark) return;
+  says.textContent = mark.dataset.says;
+  says.style.left = `${Math.min(event.clientX + 14, innerWidth - says.offsetWidth - 8)}px`;
+  says.style.top = `${Math.min(event.clientY + 16, innerHeight - says.offsetHeight - 8)}px`;
+});
+// Two rows set against each other.
+const form = document.getElementById("pair");
+if (form) {
+  const groups = JSON.parse(document.getElementById("pairs").textContent), out = document.getElementById("compared");
+  const { group, first, second } = form.elements;
+  const make = (name, text, ...children) => {
+    const made = document.createElement(name);
+    made.textContent = text;
+    made.append(...children);
+    return made;
+  };
+  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+  const table = (title, heads, lines) => {
+    const made = make("table", ""), head = make("tr", "", ...heads.map((name, i) => make("th", name)));
+    for (const cell of head.cells) cell.scope = "col";
+    made.className = "small";
+    made.append(make("caption", title), make("thead", "", head));
+    made.append(make("tbody", "", ...lines.map((line) => make("tr", "", ...line.map((text, i) => make(i ? "td" : "th", text))))));
+    for (const cell of made.querySelectorAll("tr > :not(:first-child)")) cell.className = "r";
+    for (const cell of made.querySelectorAll("tbody th")) cell.scope = "row";
+    return made;
+  };
+  const draw = () => {
+    const own = groups[group.value], a = Number(first.value), b = Number(second.value);
+    if (a === b) return out.replaceChildren(make("p", "Pick two different rows."));
+    const turned = a > b, pair = own.pairs[turned ? `${b}-${a}` : `${a}-${b}`];
+    let [difference, low, high] = pair.figures;
+    if (turned) [difference, low, high] = [-difference, -high, -low];
+    const over = pair.single ? "pictures alone: one side has one seed" : "pictures and seeds";
+    const classes = own.classes.map((name, k) => [name, own.iou[a][k], own.iou[b][k]])
+      .map(([name, x, y]) => [name, x, y, x === null || y === null ? null : x - y])
+      .sort((x, y) => (y[3] ?? -999) - (x[3] ?? -999));
+    const text = (value, digits = 1) => value === null ? "absent" : value.toFixed(digits);
+    const pictures = (list) => list.map(([id, x, y]) => turned ? [id, text(y), text(x)] : [id, text(x), text(y)]);
+    const parts = make("div", "",
+      table("IoU by class (%)", ["Class", "First", "Second", "Difference"],
+        classes.map(([name, x, y, gap]) => [name, text(x), text(y), gap === null ? "–" : signed(gap)])),
+      table("Pictures on which the first is ahead: mean IoU (%)", ["Picture", "First", "Second"],
+        pictures(turned ? pair.second : pair.first)),
+      table("Pictures on which the second is ahead: mean IoU (%)", ["Picture", "First", "Second"],
+        pictures(turned ? pair.first : pair.second)));
+    parts.className = "pair";
+    out.replaceChildren(make("p", `First minus second: ${signed(difference)} points of mIoU, 95 % interval ` +
+      `${signed(low)} to ${signed(high)} over ${over}.`), parts);
+  };
+  const fill = () => {
+    const own = groups[group.value];
+    for (const [field, place] of [[first, 0], [second, 1]]) {
+      field.replaceChildren(...own.rows.map((name, i) => {
+        const option = make("option", `${name} (${own.means[i].toFixed(2)})`);
+        option.value = i;
+        return option;
+      }));
+      field.value = place;
+    }
+    draw();
+  };
+  group.addEventListener("change", fill);
+  first.addEventListener("change", draw);
+  second.addEventListener("change", draw);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  fill();
+}
