@@ -5,6 +5,8 @@ Figures are made without pyplot, so nothing global changes. Widths are those of 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,14 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.drawn_text import as_written
 from harness.files import write_with
 from leaderboards.gathering import dataset_title
 from leaderboards.row import Row
+from leaderboards.text import mean_text
 
 #: Okabe and Ito's palette, told apart under every common colour vision, without its yellow: weak on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -30,9 +34,23 @@ _DASHES = ("-", "--", ":", "-.")
 #: Width in inches of a page with two columns of text.
 WIDTH = 7.0
 
+#: Fonts for scripts that matplotlib's own font lacks, by how well they go with it.
+_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR", "Source Han Sans",
+    "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei",
+    "IPAGothic", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS",
+)  # fmt: skip
+
+
+def installed_fonts() -> list[str]:
+    """Those of them that are here: matplotlib takes a character from the first font that has it."""
+    here = {font.name for font in fontManager.ttflist}
+    return [name for name in _FONTS if name in here]
+
+
 STYLE: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans", *installed_fonts()],
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.labelsize": 8,
@@ -72,9 +90,26 @@ def dashes(index: int) -> str:
     return _DASHES[index // len(COLOURS) % 4]
 
 
-def says(artist: Artist, text: str) -> None:
-    """Have a mark say a text where the plot is part of a page: the name of its group in SVG carries it."""
-    artist.set_gid(f"says-{text.encode().hex()}")
+def says(artist: Artist, text: str, part: str = "") -> None:
+    """Have a mark say a text where the plot is part of a page: the name of its group in SVG carries it.
+
+    ``part`` tells apart marks of one plot that say the same.
+    """
+    artist.set_gid(f"says-{text.encode().hex()}" + (f"_{part}" if part else ""))
+
+
+def figures_of(row: Row, label: str) -> str:
+    """What the marks of a row say: its mean, its interval and every seed."""
+    lines = [label, f"mIoU {mean_text(row)}"]
+    if not math.isnan(row.low):
+        lines.append(f"95 % interval {row.low:.2f} to {row.high:.2f}")
+    if 1 < row.n <= _SEEDS_SAID:
+        lines += [f"seed {seed}: {run.miou:.2f}" for seed, run in zip(row.seeds, row.runs, strict=True)]
+    return "\n".join(lines)
+
+
+#: Seeds that are named one by one.
+_SEEDS_SAID = 6
 
 
 #: Height in inches of the line that a mark takes below a figure.
@@ -143,21 +178,27 @@ Entries = Mapping[tuple[str, str], Entry]
 
 
 def entries_of(rows: Sequence[Row]) -> dict[tuple[str, str], Entry]:
-    """Legend entries of a data set's rows by (recipe, overrides).
+    """Legend entries of rows by (recipe, overrides).
 
     The label is the method's title; where one supervision has several recipes of a method, the recipe
-    follows, and overrides stand in brackets.
+    follows, and overrides stand in brackets. Recipes of one method have one colour, and different marks.
     """
-    recipes: dict[tuple[str, str], set[str]] = {}
+    recipes: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
-        recipes.setdefault((row.supervision, row.title), set()).add(row.recipe)
+        recipes.setdefault((row.dataset, row.supervision, row.title), set()).add(row.recipe)
     indices: dict[str, int] = {}
+    colours: dict[str, int] = {}
+    taken: Counter[int] = Counter()  # how many labels have a colour already
     found = {}
     for row in rows:
-        several = len(recipes[row.supervision, row.title]) > 1
+        several = len(recipes[row.dataset, row.supervision, row.title]) > 1
         label = f"{row.title} {row.recipe.partition('/')[2]}" if several else row.title
         label += f" ({row.overrides})" if row.overrides else ""
-        found[row.recipe, row.overrides] = Entry(label, indices.setdefault(label, len(indices)))
+        if label not in indices:
+            colour = colours.setdefault(row.title, len(colours) % len(COLOURS))
+            indices[label] = colour + len(COLOURS) * taken[colour]
+            taken[colour] += 1
+        found[row.recipe, row.overrides] = Entry(label, indices[label])
     return found
 
 

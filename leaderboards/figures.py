@@ -29,7 +29,9 @@ from leaderboards.drawing import (
     dashes,
     entries_of,
     entry_of,
+    figures_of,
     legend,
+    says,
     seeds_text,
     style,
 )
@@ -104,7 +106,7 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
         figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.55, height), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axes, row in zip(panels.flat, others, strict=False):
-            _difference_bars(axes, row.class_iou, base, names)
+            _difference_bars(axes, row.class_iou, base, names, row.recipe.replace("/", "-"))
             lead = number(row.mean - reference.mean, sign=True)
             axes.set_title(f"{entry_of(entries, row).label}\n{lead} mIoU")
         for axes in panels.flat[len(others) :]:
@@ -120,7 +122,7 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
     return figure
 
 
-def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Sequence[str]) -> None:
+def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Sequence[str], title: str) -> None:
     def folded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         figures = [(*spread(c[~np.isnan(c)].tolist()), (~np.isnan(c)).sum()) for c in values.T]
         mean, std, n = np.array(figures, dtype=np.float64).T
@@ -132,7 +134,11 @@ def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Seque
     order = present[np.argsort(difference[present], kind="stable")]
     places = np.arange(len(order))
     colours = [COLOURS[0] if d >= 0 else COLOURS[1] for d in difference[order]]
-    axes.barh(places, difference[order], 0.72, color=colours, edgecolor="white", linewidth=0.3)
+    drawn = axes.barh(places, difference[order], 0.72, color=colours, edgecolor="white", linewidth=0.3)
+    for bar, k in zip(drawn.patches, order, strict=True):
+        error_text = "" if np.isnan(bars[k]) else f" ± {bars[k]:.1f}"
+        gap = number(difference[k], 1, sign=True)
+        says(bar, f"{names[k]}: {gap}{error_text} ({mean[k]:.1f} and {other[k]:.1f})", f"{title}-{k}")
     known = ~np.isnan(bars[order])
     axes.errorbar(
         difference[order][known], places[known], xerr=bars[order][known], fmt="none", ecolor="#333333",
@@ -220,10 +226,11 @@ def seeds_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
                 )
             axes.plot([row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.6, zorder=3)
             scores = [run.miou for run in row.runs]
-            axes.plot(
+            (dots,) = axes.plot(
                 scores, [place] * len(scores), linestyle="none", marker=marker, markersize=4.5, color=colour,
                 markeredgecolor="white", markeredgewidth=0.5, zorder=4,
             )  # fmt: skip
+            says(dots, figures_of(row, entry_of(entries, row).label), str(place))
         axes.set_yticks(range(len(rows)), [f"{entry_of(entries, row).label} (n = {row.n})" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from leaderboards.claims import Judged, count
+from leaderboards.collapse import collapsed
 from leaderboards.columns import images_text, recipe_text
 from leaderboards.drawing import standing
 from leaderboards.figures import reference_of
@@ -42,6 +43,9 @@ def first_screen(
         evaluation = usual_evaluation(members)
         tables.append(_tables([row for row in members if row.evaluation == evaluation], indices))
     beside = [drawn(stem, plots[stem], caption=False) for stem in overviews]
+    fallen = "".join(f"<li>{escape(one.text)}</li>" for one in collapsed(shown))
+    if fallen:
+        beside.append(f"<h3>Collapsed seeds</h3><ul class='notes'>{fallen}</ul>")
     beside.append(_claims(judged))
     if picture:
         text = '<p class="notes">Weak label, truth, predictions and errors.</p>'

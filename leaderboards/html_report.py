@@ -106,13 +106,7 @@ def html_report(
         ("columns", "What the columns mean", _meanings()),
     ]
     present = [part for part in content if part[2]]
-    kinds = {
-        "tables": "scores",
-        "labels": "pseudo labels",
-        "cost": "cost",
-        "old": "stale",
-        "missing": "holes",
-    }
+    kinds = {"tables": "scores", "labels": "pseudo labels"}
     links = "".join(
         f'<li><a href="#{anchor}">{title}</a>{_below([p for p in parts if p.kind == kinds.get(anchor)])}</li>'
         for anchor, title, _ in present

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.data.base import SUPERVISIONS
+from leaderboards.collapse import collapsed
 from leaderboards.drawing import (
     COLOURS,
     STYLE,
@@ -25,7 +26,9 @@ from leaderboards.drawing import (
     caption,
     entries_of,
     entry_of,
+    figures_of,
     legend,
+    says,
     seeds_text,
     style,
 )
@@ -79,10 +82,13 @@ def _bars(
         places = centres + (index - (len(values) - 1) / 2) * width
         colour, hatch, _ = style(entry.index)
         present = ~np.isnan(means)
-        axes.bar(
+        drawn = axes.bar(
             places[present], means[present], width * 0.92, color=colour, hatch=hatch, edgecolor="white",
             linewidth=0.3, label=entry.label,
         )  # fmt: skip
+        for bar, k in zip(drawn.patches, np.flatnonzero(present).tolist(), strict=True):
+            spread_text = "" if np.isnan(stds[k]) else f" ± {stds[k]:.1f}"
+            says(bar, f"{entry.label}\n{names[k]}: {means[k]:.1f}{spread_text}", f"{index}-{k}")
         several = ~np.isnan(stds)
         axes.errorbar(
             places[several], means[several], stds[several], fmt="none", ecolor="#333333", elinewidth=0.7,
@@ -126,7 +132,7 @@ def curves(row: Row) -> tuple[pd.Index, dict[str, tuple[np.ndarray, np.ndarray, 
 
 
 def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
-    """Loss over steps, one panel a row: the total and each term, mean and range over seeds.
+    """Loss over steps, one panel a row: the total of every seed, and mean and range of each term.
 
     Returns:
         None when no row has a history.
@@ -151,18 +157,21 @@ def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure
                 colour = "#000000" if total else others[(index - 1) % len(others)]
                 line = "-" if index <= len(others) else "--"
                 axes.plot(steps, mean, line, color=colour, label="total" if total else term, zorder=3)
-                if len(row.records) > 1:
+                if total and len(row.records) > 1:
+                    _every_seed(axes, row, steps)
+                elif len(row.records) > 1:
                     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set_title(f"{label}, n = {row.n}")
             if all(low.min() >= 0 for _, low, _ in terms.values()):
                 axes.set_ylim(bottom=0)
             axes.set_xlim(0, float(steps[-1]))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            two = 2 if len(axes.lines) > 5 else 1
+            named = len(axes.get_legend_handles_labels()[1])
+            two = 2 if named > 5 else 1
             box = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}  # lines run below a long legend
             axes.legend(loc="upper right", fontsize=7, handlelength=1.2, labelspacing=0.3, ncols=two, **box)
             low, high = axes.get_ylim()  # room for the legend above the curves
-            axes.set_ylim(low, high + 0.09 * (high - low) * math.ceil(len(axes.lines) / two))
+            axes.set_ylim(low, high + 0.09 * (high - low) * math.ceil(named / two))
         for axes in panels.flat[len(drawn) :]:
             axes.set_axis_off()
         for index, axes in enumerate(panels.flat[: len(drawn)]):
@@ -171,18 +180,36 @@ def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure
         for axes in panels[:, 0]:
             axes.set_ylabel("loss")
         first = drawn[0][0]
-        band = "; band: range over seeds" if any(len(d[0].records) > 1 for d in drawn) else ""
+        band = "; thin: seeds, band: range" if any(len(d[0].records) > 1 for d in drawn) else ""
         where = f"{dataset_title(first.dataset)}, {first.records[0].recipe['train_split']}"
         title = f"{where}, {first.supervision} supervision{band}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
 
+def _every_seed(axes: Axes, row: Row, steps: pd.Index) -> None:
+    """The total loss of each seed, thin; dashed and named where the seed collapsed."""
+    fallen = {one.seed: one for one in collapsed([row])}
+    for record in row.records:
+        history = record.history().set_index("step")["loss"].loc[steps]
+        own = record.seed in fallen
+        (line,) = axes.plot(
+            steps, history, "--" if own else "-", color=COLOURS[1] if own else "#777777", linewidth=0.7,
+            label=f"seed {record.seed}: collapsed" if own else None, zorder=2,
+        )  # fmt: skip
+        told = (
+            fallen[record.seed].text
+            if own
+            else f"seed {record.seed}, total loss; last {history.iloc[-1]:.3g}"
+        )
+        says(line, told, f"{row.recipe}-{record.seed}".replace("/", "-"))
+
+
 # --- overview ------------------------------------------------------------------------------------------
 
 
 def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
-    """mIoU by supervision: a line at the mean, a dot for each seed, a diamond at the published value.
+    """mIoU by supervision: a line at the mean, its interval, a dot for each seed, a diamond for print.
 
     Args:
         rows: rows of one data set and evaluation, of any supervision, all with records.
@@ -217,7 +244,7 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
         names = sorted(unique, key=lambda name: order.get(name, len(order)))  # `published` last
         figure.legend(
             [unique[name] for name in names], names, loc="outside right upper", handletextpad=0.3,
-            title="dot: seed, line: mean", title_fontsize=7, alignment="left",
+            title="dot: seed, line: mean,\ngrey: 95 % interval", title_fontsize=7, alignment="left",
         )  # fmt: skip
     return figure
 
@@ -225,13 +252,20 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
 def _dots(axes: Axes, row: Row, x: float, half: float, entry: Entry) -> None:
     """One row of the overview: line at the mean, dots side by side, the published value."""
     colour, _, marker = style(entry.index)
-    axes.plot([x - half, x + half], [row.mean, row.mean], color=colour, linewidth=2.0, zorder=3)
+    told = figures_of(row, entry.label)
+    if not math.isnan(row.low):
+        axes.plot(
+            [x, x], [row.low, row.high], color="#BBBBBB", linewidth=3.0, solid_capstyle="butt", zorder=2
+        )
+    (mean,) = axes.plot([x - half, x + half], [row.mean, row.mean], color=colour, linewidth=2.0, zorder=3)
+    says(mean, told, f"mean-{row.recipe}".replace("/", "-"))
     scores = [run.miou for run in row.runs]
     places = x + np.linspace(-0.7, 0.7, len(scores)) * half if len(scores) > 1 else [x]
-    axes.plot(
+    (dots,) = axes.plot(
         places, scores, linestyle="none", marker=marker, markersize=4, color=colour, zorder=4,
         markeredgecolor="white", markeredgewidth=0.4, label=entry.label,
     )  # fmt: skip
+    says(dots, told, f"seeds-{row.recipe}".replace("/", "-"))
     if not math.isnan(row.published):
         axes.plot(
             x, row.published, linestyle="none", marker="D", markersize=5, zorder=5,

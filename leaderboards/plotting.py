@@ -42,9 +42,7 @@ def draw(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
         kind: of :data:`KINDS`.
     """
     shown = standing(rows)
-    entries = {
-        name: entries_of(list(members)) for name, members in groupby(shown, key=lambda row: row.dataset)
-    }
+    entries = entries_of(shown)
     parts, figure_of = _KINDS[kind]
     if kind not in ("per-class", "curves"):
         shown = [row for row in shown if row.output == "segmentation"]
@@ -58,7 +56,7 @@ def draw(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
             members = [row for row in trainings(members) if row.records]
         if "supervision" in parts or kind == "published":
             members = sorted(members, key=lambda row: -row.mean)[:MOST]
-        figure = figure_of(members, entries[members[0].dataset]) if members else None
+        figure = figure_of(members, entries) if members else None
         if figure is not None:
             yield "-".join([kind, *name]), figure
 

@@ -123,6 +123,7 @@ document.addEventListener("pointermove", (event) => {
   says.style.left = `${Math.min(event.clientX + 14, innerWidth - says.offsetWidth - 8)}px`;
   says.style.top = `${Math.min(event.clientY + 16, innerHeight - says.offsetHeight - 8)}px`;
 });
+addEventListener("scroll", () => { says.hidden = true; }, { passive: true });
 // Two rows set against each other.
 const form = document.getElementById("pair");
 if (form) {

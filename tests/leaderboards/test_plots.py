@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -13,8 +15,11 @@ from synthetic import CLASSES, Factory
 
 from harness.errors import UserError
 from harness.specs import EvaluationSpec
-from leaderboards.drawing import caption
+from leaderboards.collapse import collapsed
+from leaderboards.drawing import caption, installed_fonts, save
+from leaderboards.figures import seeds_figure
 from leaderboards.gathering import gather
+from leaderboards.html_report import html_report
 from leaderboards.plots import (
     COLOURS,
     curves,
@@ -25,6 +30,7 @@ from leaderboards.plots import (
     style,
 )
 from leaderboards.plotting import write_plots
+from leaderboards.published import published
 from leaderboards.row import Row
 from leaderboards.tables import leaderboard
 
@@ -82,7 +88,7 @@ def test_curves_are_means_over_seeds(factory: Factory) -> None:
     np.testing.assert_allclose(high - low, 1.0)
     figure = curves_figure([row])
     assert figure is not None
-    labels = [line.get_label() for line in figure.axes[0].lines]
+    labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["total", "partial", "contrast"]
     assert figure.axes[0].get_xlabel() == "optimiser step"
 
@@ -120,6 +126,70 @@ def test_recipes_of_one_method_are_told_apart(factory: Factory) -> None:
     factory.record(overrides={"config.gamma": 2.0}, title="AGMM")
     found = {entry.label for entry in entries_of(rows_of(factory)).values()}
     assert found == {"AGMM mini-point", "AGMM mini-point-long", "AGMM mini-point (config.gamma=2.0)"}
+
+
+def test_recipes_of_one_method_share_its_colour_over_all_data_sets(factory: Factory) -> None:
+    """More methods than there are colours, some with several recipes, on two data sets."""
+    for k in range(9):
+        for name in (f"m{k}/mini-a", f"m{k}/mini-b")[: 1 + k % 2]:
+            factory.record(factory.resolved(name), title=f"Method {k}")
+    factory.record(factory.resolved("m3/voc-a", dataset="voc2012"), title="Method 3")
+    entries = entries_of(rows_of(factory))
+    for k in range(9):
+        mine = [style(entry.index) for (name, _), entry in entries.items() if name.startswith(f"m{k}/")]
+        assert len({colour for colour, _, _ in mine}) == 1
+    by_label = {entry.label: style(entry.index) for entry in entries.values()}
+    assert len(set(by_label.values())) == len(by_label)
+
+
+def test_marks_say_their_numbers(factory: Factory, tmp_path: Path) -> None:
+    """What the page shows below the pointer is in the SVG, whatever characters a name has."""
+    factory.record(factory.resolved("agmm/mini-point"), title="Größe $x$ 分割 <&>")
+    rows = rows_of(factory)
+    for draw in (overview_figure, seeds_figure, per_class_figure):
+        (file,) = save(draw(rows), tmp_path / draw.__name__, ["svg"])
+        said = [
+            bytes.fromhex(text).decode()
+            for text in re.findall(r'id="says-([0-9a-f]+)', file.read_text(encoding="utf-8"))
+        ]
+        assert said
+        assert all("Größe $x$ 分割 <&>" in text for text in said)
+        figure = rows[0].class_spread[0][0] if draw is per_class_figure else rows[0].mean
+        assert any(f"{figure:.1f}" in text for text in said)
+
+
+def test_the_overview_draws_the_interval_of_every_mean(factory: Factory) -> None:
+    rows = fill(factory)
+    lines = [sorted(map(float, line.get_ydata())) for line in overview_figure(rows).axes[0].lines]
+    for row in rows:
+        assert [row.low, row.high] in lines
+
+
+def test_a_collapsed_seed_is_named_with_the_step_at_which_it_left(factory: Factory) -> None:
+    for seed, quality in enumerate((0.7, 0.72, 0.2)):
+        record = factory.record(factory.resolved("agmm/mini-point"), seed, quality=quality, title="AGMM")
+        loss = np.linspace(2, 1, 8) + 0.01 * seed
+        if seed == 2:
+            loss[0], loss[4:] = 2.005, 3.0
+        factory.history(record, {"a": loss})
+        factory.record(factory.resolved("pce/mini-point"), seed, quality=0.6 + 0.02 * seed)  # an usual spread
+    rows = rows_of(factory)
+    (found,) = collapsed(rows)
+    assert (found.row.recipe, found.seed) == ("agmm/mini-point", 2)
+    assert found.step is not None
+    assert "seed 2 reaches" in found.text
+    figure = curves_figure([found.row])
+    assert figure is not None
+    assert "seed 2: collapsed" in figure.axes[0].get_legend_handles_labels()[1]
+    page = html_report(rows, [], published(), provenance="")
+    assert "Collapsed seeds" in page.partition('id="tables"')[0]
+    assert collapsed(rows[:0]) == []
+
+
+def test_fonts_for_other_scripts_are_taken_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts = [SimpleNamespace(name="DejaVu Sans"), SimpleNamespace(name="Noto Sans CJK SC")]
+    monkeypatch.setattr("leaderboards.drawing.fontManager", SimpleNamespace(ttflist=fonts))
+    assert installed_fonts() == ["Noto Sans CJK SC"]
 
 
 def test_styles_do_not_repeat() -> None:
