@@ -25,8 +25,11 @@ from leaderboards.gathering import dataset_title
 from leaderboards.row import Row
 from leaderboards.text import mean_text
 
-#: Okabe and Ito's palette, told apart under every common colour vision, without its yellow: weak on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+#: Okabe and Ito's palette, told apart under every common colour vision, without its yellow (weak on white);
+#: and Tol's wine and a grey: nine methods without a colour twice.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#8C8C8C",
+)  # fmt: skip
 _HATCHES = ("", "////", "....", "xxxx")
 _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", ":", "-.")

@@ -224,7 +224,7 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
         axes = figure.subplots()
         for place, kind in enumerate(kinds):
             here = [(row, entry) for row, entry in zip(rows, shown, strict=True) if row.supervision == kind]
-            here.sort(key=lambda pair: pair[1].index)
+            here.sort(key=lambda pair: -pair[0].mean)
             gap = 0.8 / len(here)
             for index, (row, entry) in enumerate(here):
                 x = place + (index - (len(here) - 1) / 2) * gap
@@ -240,8 +240,7 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
         axes.set_title(caption(rows[0], supervision=False))
         handles, found = axes.get_legend_handles_labels()
         unique = dict(zip(found, handles, strict=True))
-        order = {entry.label: entry.index for entry in shown}
-        names = sorted(unique, key=lambda name: order.get(name, len(order)))  # `published` last
+        names = sorted(unique, key=lambda name: name == "published")  # as they come, print last
         figure.legend(
             [unique[name] for name in names], names, loc="outside right upper", handletextpad=0.3,
             title="dot: seed, line: mean,\ngrey: 95 % interval", title_fontsize=7, alignment="left",
