@@ -15,8 +15,9 @@ from harness.errors import UserError
 from harness.names import configuration_name, run_command
 from harness.recipes import parse_overrides
 from harness.registry import DATASETS
+from leaderboards import listings
 from leaderboards.columns import recipe_text
-from leaderboards.comparison import compare, markdown
+from leaderboards.comparison import compare
 from leaderboards.drawing import entries_of
 from leaderboards.gathering import gather
 from leaderboards.tables import leaderboard
@@ -59,7 +60,7 @@ def test_comparisons_take_names_and_overrides(factory: Factory) -> None:
     frame = gather(factory.store)
     by_name = compare(frame, {}, "agmm/mini-point", "agmm/mini-point@mine")
     assert by_name[0].b.overrides == "mine"
-    assert "(mine)" in markdown(by_name)
+    assert "(mine)" in listings.comparison(by_name)
     by_values = compare(frame, {}, "agmm/mini-point", "agmm/mini-point", overrides=SEVEN)
     assert {by_values[0].a.overrides, by_values[0].b.overrides} == {"mine"}
     with pytest.raises(UserError, match="with these values") as caught:
