@@ -15,6 +15,8 @@ from harness.data.mini import Mini
 
 GOLDEN = Path(__file__).parent / "golden"
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers, and errors would be wrapped
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

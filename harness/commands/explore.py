@@ -320,7 +320,8 @@ def doctor(data_roots: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
         return
-    click.echo(table([(what, state(found), said) for what, found, said in rows], names))
+    told = [(what, state(f"{found}: {said}" if said else found)) for what, found, said in rows]
+    click.echo(table(told, ("what", "state")))
 
 
 def _line(error: UserError) -> str:

@@ -58,7 +58,7 @@ def test_the_report_names_the_first_offenders_and_counts_the_rest(voc: VOC2012, 
     save_index(voc.mask_path(ids[6], "train"), np.zeros((3, 3), np.uint8), voc.info.palette)  # type: ignore[arg-type]
     out = tmp_path / "report.json"
     assert wsss("data", "verify", "voc2012", "--data-root", voc.root, "--split", "train", "--json", out) == 2
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # wrapped to the terminal
     assert "7 OFFENDERS" in printed
     assert f"the picture is an empty file: {voc.image_path(ids[0])}" in printed
     assert "and 2 more" in printed

@@ -34,6 +34,7 @@ RIGHT: dict[str, list[str]] = {
     "data show": ["mini"],
     "data miniature": ["voc2012", "small"],
     "data pretrain-mini": [],
+    "completion": ["bash"],
     "leaderboard": [],
     "plot": [],
     "claims": [],
@@ -43,7 +44,7 @@ RIGHT: dict[str, list[str]] = {
     "verify-store": [],
 }
 #: `data mini` takes nothing, and `doctor` has one option that others share.
-LEFT_OUT = {"data mini", "doctor"}
+LEFT_OUT = {"data mini", "doctor", "open"}
 
 NONSENSE = [
     *("", " ", "-", "--", ".", "..", "/", "~", "~nobody-here/x", "/proc/self/mem", "/dev/null", "/dev/full"),

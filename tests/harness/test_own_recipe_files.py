@@ -156,7 +156,10 @@ def test_trials_of_one_recipe_with_other_values_are_other_trials(tmp_path: Path)
     ]
 
 
-def test_show_says_that_a_value_stands_in_the_file(tmp_path: Path, capsys) -> None:
+def test_show_says_that_a_value_stands_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a line for each value, however long the path is
     file = write(tmp_path, SINGLE)
     assert invoke(cli, ["show", str(file), "--set", "crop=48"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}

@@ -126,7 +126,7 @@ def test_every_command_works_beside_a_broken_package_and_names_it(
             assert name in said.err, said.err
         assert "torn.toml" in said.err
         assert wsss("doctor") == 0
-        told = capsys.readouterr().out
+        told = " ".join(capsys.readouterr().out.split())
         for name in ("method bad", "data lost", "verb broken", "torn", "mine/mini-typo", "mine/mini-odd"):
             assert f"{name} " in told
         assert wsss("show", "mine/mini-tiny") == 0

@@ -379,7 +379,8 @@ def test_labels_of_another_recipe_come_from_its_trial_of_the_same_seed(tmp_path,
         assert set(np.unique(np.array(Image.open(labels[0])))) <= {*range(7), 255}
 
 
-def test_a_dry_run_lists_what_would_run_and_estimates_it_from_records(first, small, capsys):
+def test_a_dry_run_lists_what_would_run_and_estimates_it_from_records(first, small, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # one line for each trial
     results = first.path.parents[3]
     before = sorted(results.rglob("*"))
     command = ["run", RECIPE, "agmm/mini-image", *TINY, "--local", "--device", "cpu", "--data-root", small]
