@@ -49,10 +49,12 @@ def reproduce(session: nox.Session) -> None:
         arguments = ["mini-quick", "--seeds", "1", "--results", "results-quick", *others]
     session.run("wsss", "run", *arguments)
     results = _value(arguments, "--results", "results")
-    reports, label = "reports", []
+    reports, more = "reports", []
     if "--quick" in session.posargs:
-        reports, label = "reports-quick", ["--label", "quick run: one seed, part of the suite"]
-    session.run("wsss", "report", "--results", results, "--out", reports, *label)
+        reports, more = "reports-quick", ["--label", "quick run: one seed, part of the suite"]
+    if arguments[0] in ("mini", "mini-quick"):  # what was asked for, and no other recipe
+        more += ["--suite", arguments[0]]
+    session.run("wsss", "report", "--results", results, "--out", reports, *more)
 
 
 @nox.session
