@@ -22,18 +22,25 @@ from harness.recipes import all_recipes, resolve
 from harness.registry import DATASETS, METHODS
 from harness.rehearsal import rehearse, source_output
 from harness.runs.trial import Options, Trial, inspect
+from harness.schema import dump
 from methods.baselines import PartialCrossEntropy
 
 RECIPE = "pce/mini-scribble"
 
 
 def one_of_each(every: bool) -> list[str]:
-    """A recipe for every network that a method builds, or for every method and backbone."""
+    """A recipe for every network that a method builds and every choice of its terms, or for every method and
+    backbone. Positive numbers of one value are like those of another; classes differ by data set."""
     found: dict[str, str] = {}
     for name, r in all_recipes().items():
-        key = (r.recipe.method, r.recipe.backbone)
-        found.setdefault(str((*key, r.config, r.recipe.dataset, r.recipe.crop) if every else key), name)
-    return list(found.values())
+        own = (r.recipe.method, r.recipe.backbone)
+        chosen = {
+            k: v > 0 if isinstance(v, int | float) and not isinstance(v, bool) else v
+            for k, v in dump(r.config).items()
+        }
+        for key in ((*own, str(chosen)), (r.recipe.method, r.recipe.dataset)) if every else (own,):
+            found.setdefault(str(key), name)
+    return list(dict.fromkeys(found.values()))
 
 
 def built(name: str) -> None:
