@@ -31,7 +31,7 @@ from harness.data.label_store import LabelStore
 from harness.data.loader import TrainingSet
 from harness.errors import UserError
 from harness.files import check_writable
-from harness.jobs.job import Event, Job, Resources, Source, on, release
+from harness.jobs.job import Event, InFolder, Job, Resources, Source, release
 from harness.jobs.run import run
 from harness.networks import build_method, load_weights
 from harness.recipes import Resolved, resolve
@@ -73,7 +73,7 @@ class _Found:
 
 
 @dataclass
-class SmokeJob(Job):
+class SmokeJob(InFolder):
     """A recipe to try; its number is its place in the table.
 
     Attributes:
@@ -100,19 +100,9 @@ class SmokeJob(Job):
         return self.trial.name
 
     @property
-    def place(self) -> Path:
-        """Where a failure of its process is noted."""
-        return self.folder
-
-    @property
     def recipe(self) -> Recipe:
         """With the overrides of the run."""
         return resolve(self.trial.name, self.trial.overrides).recipe
-
-    def begin(self, gpus: float | None = None) -> torch.device:
-        """Find the device. Arguments as in :class:`harness.jobs.job.Job`."""
-        self.options = replace(self.options, device=on(self.options.device, gpus))
-        return choose_device(self.options.device)
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """Make the steps and evaluations of a recipe; its row is the result.
@@ -129,8 +119,8 @@ class SmokeJob(Job):
             write_stage(self.place, stage)
             yield Event(Status(0, STEPS, 0.0, note=stage))
         memory = distributed.collected(_memory(device, self.found.workers_mib))
+        release()  # the next recipe may be tried in this process
         yield Event(ended="passed", result=self._row(device, _of_all(memory)))
-        release()
 
     def failed(self, error: BaseException) -> Event:
         """The row says where it came to, and why it went no further."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from harness import faults
 from harness.errors import UserError
-from harness.jobs.job import Event, Job, Resources, Source, on
+from harness.jobs.job import Event, InFolder, Job, Resources, Source
 from harness.jobs.run import run
-from harness.runs.trial import Options, choose_device
 from harness.watching.board import Board, Work
+
+if TYPE_CHECKING:
+    from harness.runs.trial import Options
 
 
 @dataclass
-class Call(Job):
+class Call(InFolder):
     """A function that is called where there is room.
 
     Attributes:
@@ -37,16 +37,6 @@ class Call(Job):
     def label(self) -> str:
         """Its name."""
         return self.name
-
-    @property
-    def place(self) -> Path:
-        """The folder given."""
-        return self.folder
-
-    def begin(self, gpus: float | None = None) -> torch.device:
-        """Find the device. Arguments as in :class:`harness.jobs.job.Job`."""
-        self.options = replace(self.options, device=on(self.options.device, gpus))
-        return choose_device(self.options.device)
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """Call it."""

@@ -24,6 +24,7 @@ from harness import devices, faults, interruption
 from harness.files import whole_file
 
 if TYPE_CHECKING:
+    from harness.runs.trial import Options
     from harness.specs import Recipe
     from harness.training import Status
 
@@ -139,6 +140,28 @@ class Job(ABC):
         if not whole:
             reason += write_trace(self.place, error)
         return Event(ended="failed", reason=reason, lost=faults.poisons(error))
+
+
+class InFolder(Job):
+    """A job that knows its folder from the start, and whose options say where it computes.
+
+    Attributes:
+        options: where and how; the device is that of the process, once the job has begun.
+        folder: for its files, and what is noted of its failures.
+    """
+
+    options: Options
+    folder: Path
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    def begin(self, gpus: float | None = None) -> torch.device:
+        """Find the device. Arguments as in :meth:`Job.begin`."""
+        self.options = replace(self.options, device=on(self.options.device, gpus))
+        return devices.choose(self.options.device, devices.machine())
 
 
 class Source(ABC):

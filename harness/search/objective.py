@@ -21,13 +21,13 @@ from harness import distributed, evaluation, interruption
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteError, UserError
 from harness.files import write_json
-from harness.jobs.job import Event, Job, on
+from harness.jobs.job import Event, InFolder
 from harness.names import check_split
 from harness.networks import build_method
 from harness.reading import remembered
 from harness.recipes import resolve
 from harness.runs.tracked import allocated_mib, subject_of
-from harness.runs.trial import Options, Prepared, Trial, choose_device, prepare
+from harness.runs.trial import Options, Prepared, Trial, prepare
 from harness.schema import digest, essential
 from harness.specs import EvaluationSpec, Recipe
 from harness.store.locks import Elsewhere, trial_lock
@@ -131,7 +131,7 @@ def held_out(ids: Sequence[str], share: float) -> np.ndarray:
 
 
 @dataclass
-class SearchJob(Job):
+class SearchJob(InFolder):
     """One trial of a search; its number is that in the study.
 
     Attributes:
@@ -154,19 +154,9 @@ class SearchJob(Job):
         return f"trial {self.number}"
 
     @property
-    def place(self) -> Path:
-        """The folder of the trial."""
-        return self.folder
-
-    @property
     def recipe(self) -> Recipe:
         """With the values that the study suggests."""
         return resolve(self.trial.name, self.trial.overrides).recipe
-
-    def begin(self, gpus: float | None = None) -> torch.device:
-        """Find the device. Arguments as in :class:`harness.jobs.job.Job`."""
-        self.options = replace(self.options, device=on(self.options.device, gpus))
-        return choose_device(self.options.device)
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """:func:`measure`."""
