@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from harness.errors import UserError as UserError
     from harness.evaluation import gather as gather
     from harness.evaluation import label_map as label_map
-    from harness.evaluation import protocol as protocol
     from harness.evaluation import summarise as summarise
     from harness.export import export as export
     from harness.finite import require_finite as require_finite
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from harness.nn.resize import resize as resize
     from harness.nn.vit import create_vit as create_vit
     from harness.prediction import predict as predict
+    from harness.protocols import protocol as protocol
     from harness.recipes import Resolved as Resolved
     from harness.recipes import all_recipes as all_recipes
     from harness.recipes import recipe_names as recipe_names
@@ -91,7 +91,7 @@ _PLACES = {
     "harness.data.roots": ("open_dataset",),
     "harness.deployment": ("export_model",),
     "harness.errors": ("UserError",),
-    "harness.evaluation": ("gather", "label_map", "protocol", "summarise"),
+    "harness.evaluation": ("gather", "label_map", "summarise"),
     "harness.export": ("export",),
     "harness.finite": ("require_finite",),
     "harness.networks": ("load_network",),
@@ -103,6 +103,7 @@ _PLACES = {
     "harness.nn.resize": ("resize",),
     "harness.nn.vit": ("create_vit",),
     "harness.prediction": ("predict",),
+    "harness.protocols": ("protocol",),
     "harness.recipes": ("Resolved", "all_recipes", "recipe_names", "resolve"),
     "harness.runs.execution": ("execute", "plan", "run=run_recipes"),
     "harness.runs.trial": ("Options", "Outcome", "Trial"),

@@ -21,9 +21,9 @@ import torch
 
 import harness.nn.vit
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
-from harness.evaluation import normalise
 from harness.networks import build_method
 from harness.nn import dense_crf
+from harness.nn.pixels import normalise
 from harness.recipes import resolve
 from harness.training import create_optimiser
 from methods.parts import par, token_contrast

@@ -166,7 +166,7 @@ def wsss(*arguments: str) -> Run:
 
 def bare_loop(prepared: Prepared) -> Iterator[int]:
     """The loop that anybody would write; yields after each step. Scoring comes after the last one."""
-    from harness import evaluation
+    from harness import evaluation, protocols
     from harness.data.loader import StepSampler, TrainingSet, training_loader
     from harness.networks import build_method
     from harness.training import Progress, create_optimiser, lr_factor
@@ -190,7 +190,7 @@ def bare_loop(prepared: Prepared) -> Iterator[int]:
         yield step + 1
     total = np.zeros((3, dataset.info.num_classes), np.int64)
     for spec in recipe.evaluation:
-        found = evaluation.predictions(method, dataset, spec.split, evaluation.protocol(spec.protocol))
+        found = evaluation.predictions(method, dataset, spec.split, protocols.protocol(spec.protocol))
         for _, prediction, mask in found:
             total += np.stack(evaluation.count(prediction, mask, dataset.info.num_classes))
 

@@ -21,7 +21,7 @@ _START = time.perf_counter()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from harness import evaluation, provenance  # noqa: E402
+from harness import evaluation, protocols, provenance  # noqa: E402, protocols
 from harness.data.base import SUPERVISIONS  # noqa: E402
 from harness.recipes import Resolved  # noqa: E402
 from harness.schema import digest, dump  # noqa: E402
@@ -50,7 +50,7 @@ def counts(images: int, classes: int, pixels: int, seed: int) -> PerImage:
 
 def make(root: Path, records: int) -> None:
     """Write a store as runs would leave it, with 100 images and 7 classes, three seeds a recipe."""
-    protocol, common = evaluation.protocol("single"), _common()
+    protocol, common = protocols.protocol("single"), _common()
     networks = []
     with tempfile.TemporaryDirectory() as place:
         for seed in range(NETWORKS):

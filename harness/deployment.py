@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness import evaluation, origin, provenance
+from harness import origin, protocols, provenance
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, write_json, write_with
-from harness.names import check_scored
 from harness.networks import load_noted
+from harness.nn import pixels
 from harness.nn.resize import resize
+from harness.outputs import check_scored
 from harness.recipes import resolve
 from harness.scoring import recorded_checkpoint
 from harness.store.records import Store
@@ -110,7 +111,7 @@ def export_model(
         file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
         method, notes = load_noted(resolved, torch.device("cpu"), file, table, say)
         info = method.build.dataset
-        protocol = evaluation.protocol(resolved.recipe.usual_evaluation.protocol)
+        protocol = protocols.protocol(resolved.recipe.usual_evaluation.protocol)
         model = Deployed(method, network, protocol.align_corners).eval()
         height, width = resolved.recipe.crop_size
         program, any_size = _exported(model, height, width)
@@ -138,8 +139,8 @@ def export_model(
             "background": info.background,
             "input": {
                 "layout": "(1, 3, H, W) float32, RGB: (value / 255 - mean) / deviation",
-                "mean": list(evaluation.MEAN),
-                "deviation": list(evaluation.STD),
+                "mean": list(pixels.MEAN),
+                "deviation": list(pixels.STD),
                 "size": "any" if any_size else [height, width],
             },
             "output": "(1, K, H, W) float32 logits: the class of a pixel is the largest",

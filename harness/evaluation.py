@@ -1,4 +1,4 @@
-"""The one evaluator: protocols as data, confusion statistics at mask resolution, IoU from summed counts.
+"""The one evaluator: confusion statistics at mask resolution, IoU from summed counts.
 
 Pictures are scored one at a time, so no number depends on a batch size, and counts are int64, so
 none depends on the order or the number of processes.
@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from harness import distributed, finite
-from harness.bounds import Factor, Side
 from harness.contract import check_label_map, check_logits, place
 from harness.counting import count as count
 from harness.data.base import Dataset
 from harness.data.loading import loaded
 from harness.errors import UserError, nearest
 from harness.nn.choice import best_class
-from harness.nn.dense_crf import crf_parameters, mean_field
+from harness.nn.dense_crf import mean_field
+from harness.nn.pixels import normalise
 from harness.nn.resize import cubic_resize, resize, scaled_side
-from harness.schema import Aside, Neutral, load_tables, schema
+from harness.protocols import Protocol, protocol
 from harness.scores import figures
 from harness.scores import iou_from_counts as iou_from_counts
 from harness.store.counts import PerImage
@@ -37,80 +34,7 @@ if TYPE_CHECKING:
     from harness.specs import EvaluationSpec
     from methods.base import Method
 
-#: ImageNet statistics of RGB in [0, 1].
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
-
-@schema
-class Protocol:
-    """How a picture becomes a prediction. Equal protocols give comparable numbers."""
-
-    about: Annotated[str, Aside()] = ""
-    """One line for listings; not part of the digest."""
-    scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1)
-    """Factors of both sides of the picture."""
-    scaled_side: Annotated[Literal["down", "nearest"], Neutral("down")] = "down"
-    """A scaled side that is no whole number is cut off, or rounded as OpenCV does, halves to the even one,
-    and then read by the factor itself (BLPSeg)."""
-    flip: bool = False
-    """Add the mirrored picture at every scale."""
-    merge: Literal["mean-softmax", "mean-logits", "max-logits", "sum-logits"] = "mean-logits"
-    """Over scales: mean of probabilities (AGMM), mean of logits (BLPSeg), maximum of logits (FSR), or their
-    sum (ToCo on COCO), which differs from their mean where a softmax follows."""
-    flip_merge: Literal["same", "mean", "max", "sum"] = "same"
-    """Over a picture and its mirror, before scales are merged; `same`: as `merge`. `sum` (FSR, ToCo) decides
-    as `mean` does, but makes a dense CRF that follows more certain."""
-    squash: tuple[Side, Side] | None = None
-    """Resize the picture to this (height, width) first, whatever its proportions (ToCo on COCO)."""
-    window: tuple[Side, Side] | None = None
-    """Sliding window (height, width); whole picture by default."""
-    overlap: float = Field(default=0.0, ge=0, lt=1)
-    """Overlap of neighbouring windows: the stride is ceil(window * (1 - overlap))."""
-    window_softmax: Literal["once", "twice"] = "once"
-    """Only with windows and mean-softmax: `twice` is what AGMM's code does to each window."""
-    align_corners: bool = False
-    """Of every resize of scores, and of pictures resized bilinearly."""
-    picture_resize: Literal["bilinear", "bicubic"] = "bilinear"
-    """How a scaled picture is made; `bicubic` is OpenCV's (a = -0.75, half-pixel centres; BLPSeg)."""
-    absent: Literal["keep", "suppress"] = "keep"
-    """`suppress` removes foreground classes without an image tag: for pseudo labels of training pictures."""
-    crf: str | None = None
-    """Dense-CRF post-processing with a parameter set of `harness/nn/crf_parameters.toml`; none by default."""
-    crf_engine: Literal["torch", "pydensecrf"] = "torch"
-    """`torch` needs nothing else; `pydensecrf` is the compiled package (extra `crf`), a little different
-    in the last digits."""
-    classes: Literal["occurring", "labelled"] = "occurring"
-    """mIoU over classes that occur in prediction or label (the field's), or in the label only."""
-
-
-@cache
-def protocols() -> dict[str, Protocol]:
-    """All named protocols."""
-    loaded = load_tables(Protocol, Path(__file__).with_name("protocols.toml"))
-    for p in loaded.values():
-        if p.crf is not None:
-            crf_parameters(p.crf)  # an unknown set is found here, not after training
-    return loaded
-
-
-def protocol(name: str) -> Protocol:
-    """A protocol by name. Raises UserError for an unknown one."""
-    if name not in protocols():
-        raise UserError(
-            f"unknown protocol {name!r}", where="[[evaluation]]", remedy=nearest(name, protocols())
-        )
-    return protocols()[name]
-
-
 # --- prediction --------------------------------------------------------------------------------------
-
-
-def normalise(raw: Tensor) -> Tensor:
-    """``(..., 3, H, W)`` uint8 RGB to float32 with ImageNet mean 0 and deviation 1."""
-    mean = torch.tensor(MEAN, device=raw.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=raw.device).view(3, 1, 1)
-    return (raw.float() / 255 - mean) / std
 
 
 def _scaled(images: Tensor, scale: float, p: Protocol) -> Tensor:

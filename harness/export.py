@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from harness import evaluation, finite, origin, provenance
+from harness import evaluation, finite, origin, protocols, provenance
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.data.numbering import Numbering, palette_of, to_files
 from harness.data.verify import preflight
 from harness.errors import UserError
 from harness.files import check_writable, sha256_of, whole_file, write_json, write_with
-from harness.names import SEGMENTATION, check_scored, outputs
 from harness.networks import load_noted
+from harness.nn import pixels
+from harness.outputs import SEGMENTATION, check_scored, outputs
 from harness.recipes import Resolved, resolve
 from harness.runs.trial import Options, choose_device, forget, open_dataset
 from harness.scoring import recorded_checkpoint
@@ -71,7 +72,7 @@ def activation_maps(
     for index, (name, image, _) in enumerate(evaluation.pictures(dataset, split, ids, workers)):
         raw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device)
         with finite.of_picture(name):
-            maps = method.class_maps(evaluation.normalise(raw)[None], tags[index : index + 1].to(device))
+            maps = method.class_maps(pixels.normalise(raw)[None], tags[index : index + 1].to(device))
             if maps is not None:
                 finite.require_finite(maps, "the activation maps")
         if maps is None:
@@ -238,7 +239,7 @@ def export(
             method,
             dataset,
             split,
-            evaluation.protocol(used),
+            protocols.protocol(used),
             network=network,
             output=output,
             device=on,

@@ -29,7 +29,7 @@ from harness.files import sha256_of, write_json
 from harness.provenance import git
 from harness.reading import read_json
 from harness.recipes import Resolved, lineage
-from harness.registry import DATASETS, METHODS, RECIPE_PACKAGES
+from harness.registry import DATASETS, FORGET, METHODS, RECIPE_PACKAGES
 
 #: Endings of files that are code.
 _SOURCES = (".py", ".pyx", ".so", ".pyd", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")
@@ -220,6 +220,9 @@ def _described(name: str, installed: tuple[str, str] | None) -> Package:
         names = packages_distributions().get(name, [])
         installed = (names[0], version(names[0])) if names else None
     return _package(name, installed, whole.hexdigest(), places if local else ())
+
+
+FORGET.append(_described.cache_clear)
 
 
 def _files(places: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -14,18 +14,16 @@ from harness.registry import DATASETS, METHODS
 from harness.text import one_line
 
 if TYPE_CHECKING:
-    from harness.evaluation import Protocol
+    from harness.protocols import Protocol
     from harness.recipes import Resolved
     from methods.base import Method
-
-SEGMENTATION = "segmentation"
 
 
 def check_protocol(name: str, where: str = "--protocol") -> Protocol:
     """The protocol of that name. Raises UserError for an unknown one."""
-    from harness.evaluation import protocols  # imports torch.nn; listing recipes does not need it
+    from harness.protocols import protocols
 
-    _known(name, protocols(), "unknown protocol", where)
+    check_known(name, protocols(), "unknown protocol", where)
     return protocols()[name]
 
 
@@ -81,79 +79,21 @@ def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
 
 def check_network(method: type[Method], name: str, where: str = "--network") -> None:
     """Raises UserError where the method has no such network."""
-    _known(name, method.networks, f"{method.name} has no network", where)
+    check_known(name, method.networks, f"{method.name} has no network", where)
 
 
 def check_split(dataset: str, name: str, where: str = "--split") -> None:
     """Raises UserError where the data set has no such split."""
-    _known(name, DATASETS.get(dataset).info.splits, f"{dataset} has no split", where)
+    check_known(name, DATASETS.get(dataset).info.splits, f"{dataset} has no split", where)
 
 
 def check_table(resolved: Resolved, name: str, where: str = "--table") -> None:
     """Raises UserError where the recipe's method reads no checkpoints of that code."""
     method = METHODS.get(resolved.recipe.method)
-    _known(name, method.key_tables(), f"{resolved.recipe.method} reads no checkpoints of", where)
+    check_known(name, method.key_tables(), f"{resolved.recipe.method} reads no checkpoints of", where)
 
 
-def check_output(resolved: Resolved, name: str, where: str = "--output") -> None:
-    """Raises UserError where the recipe's method gives no such output."""
-    if name == SEGMENTATION:
-        return
-    _known(name, [SEGMENTATION, *outputs(resolved)], f"{resolved.recipe.method} gives no output", where)
-
-
-def check_labels_from(labels_from: str, where: str = "labels_from") -> None:
-    """Raises UserError where ``labels_from`` names a recipe that gives no such pseudo labels."""
-    from harness.recipes import recipe_names, resolve
-
-    recipe, _, output = labels_from.partition(":")
-    if recipe not in recipe_names():
-        return  # a folder
-    known = outputs(resolve(recipe))
-    if not known:
-        raise UserError(
-            f"the recipe {recipe} makes no pseudo labels", where=where, remedy="name a recipe that does"
-        )
-    if output:
-        _known(output, known, f"{recipe} gives no pseudo label", where)
-
-
-def outputs(resolved: Resolved) -> tuple[str, ...]:
-    """Names of the pseudo labels that a recipe's method gives, in its order.
-
-    Raises:
-        UserError: its networks cannot be built, see :mod:`harness.rehearsal`.
-    """
-    from harness.rehearsal import tried  # imports torch.nn; listing recipes does not need it
-    from methods.base import Method
-
-    if METHODS.get(resolved.recipe.method).pseudo_labels is Method.pseudo_labels:
-        return ()
-    return tried(resolved).outputs
-
-
-def check_scored(
-    resolved: Resolved,
-    *,
-    split: str | None = None,
-    protocol: str | None = None,
-    network: str = "default",
-    output: str | None = None,
-    table: str | None = None,
-) -> None:
-    """Everything that a verb names about a trained network; None is not checked."""
-    method = METHODS.get(resolved.recipe.method)
-    if split is not None:
-        check_split(resolved.recipe.dataset, split)
-    if protocol is not None:
-        check_protocol(protocol)
-    check_network(method, network)
-    if table is not None:
-        check_table(resolved, table)
-    if output is not None:
-        check_output(resolved, output)
-
-
-def _known(name: str, known: Collection[str], problem: str, where: str) -> None:
+def check_known(name: str, known: Collection[str], problem: str, where: str) -> None:
+    """Raises UserError for a name that is not among those known; ``problem`` says of what."""
     if name not in known:
         raise UserError(f"{problem} {name!r}", where=where, remedy=nearest(name, known))

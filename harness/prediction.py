@@ -21,13 +21,13 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from harness import evaluation, origin, tiling
+from harness import origin, protocols, tiling
 from harness.data.images import picture_notes, read_rgb, save_index
 from harness.data.own import register
 from harness.errors import UserError
 from harness.files import append, check_writable, sha256_of, whole_file, write_json, write_with
-from harness.names import check_scored
 from harness.networks import load_network
+from harness.outputs import check_scored
 from harness.reading import read_object
 from harness.recipes import resolve
 from harness.registry import DATASETS
@@ -123,7 +123,7 @@ def predict(
         info, exif = known.info, known.exif
         method = load_network(resolved, on, file, table, say=lambda note: say(f"note: {note}"))
         used = protocol or resolved.recipe.usual_evaluation.protocol
-        p = evaluation.protocol(used)
+        p = protocols.protocol(used)
         facts: dict[str, Any] = {
             "recipe": recipe,
             "overrides": dump(overrides),
@@ -324,7 +324,7 @@ def _journal(file: Path) -> dict[str, dict[str, Any]]:
 # --- results -----------------------------------------------------------------------------------------
 
 
-def _side(image: np.ndarray, tile: int | None, num_classes: int, p: evaluation.Protocol) -> int | None:
+def _side(image: np.ndarray, tile: int | None, num_classes: int, p: protocols.Protocol) -> int | None:
     height, width = image.shape[:2]
     if tile is None:
         return tiling.tile_side(height, width, num_classes, p)

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import UserError, nearest
 from harness.files import read_toml
-from harness.registry import METHODS, RECIPE_PACKAGES
+from harness.registry import FORGET, METHODS, RECIPE_PACKAGES
 
 
 @cache
@@ -50,6 +50,9 @@ def tables(stem: str) -> dict[str, Any]:
             "such as _mypackage.toml), or uninstall the package that you do not need",
         )
     return read_toml(places[0])
+
+
+FORGET.extend((files.cache_clear, tables.cache_clear))
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -258,11 +258,11 @@ RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package", "package")
 COMMANDS = Registry("wsss.commands", "command", "click:Command")
 
 
+#: What must be forgotten when packages change: modules that keep what they read add to it.
+FORGET: list[Callable[[], object]] = [_entry_points.cache_clear, _failure.cache_clear]
+
+
 def refresh() -> None:
     """Look again at what is installed, for a process that has just installed a package."""
-    from harness import foreign, recipe_files
-
-    for cached in (_entry_points, _failure, recipe_files.files, recipe_files.tables, foreign._described):
-        cached.cache_clear()
-    if (rehearsal := sys.modules.get("harness.rehearsal")) is not None:
-        rehearsal.forget()
+    for forget in FORGET:
+        forget()

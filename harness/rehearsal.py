@@ -31,9 +31,10 @@ from harness.contract import (
 from harness.errors import UserError, words
 from harness.faults import ONE_VALUE, one_picture, smallest_piece
 from harness.made_up import Answers, made_up_batch
-from harness.names import check_network, check_output
+from harness.names import check_network
 from harness.networks import build_method
-from harness.registry import METHODS
+from harness.outputs import check_output
+from harness.registry import FORGET, METHODS
 from harness.schema import digest, dump
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ def forget() -> None:
     """Try every method again: their code may have changed."""
     _known.clear()
     _fitting.clear()
+
+
+FORGET.append(forget)
 
 
 def check_weights(resolved: Resolved, sha256: str | None) -> None:

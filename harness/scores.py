@@ -19,7 +19,7 @@ def iou_from_counts(
 
     Args:
         intersection, predicted, labelled: ``(..., K)`` pixels.
-        classes: over which classes the mean goes, see :class:`harness.evaluation.Protocol`.
+        classes: over which classes the mean goes, see :class:`harness.protocols.Protocol`.
 
     Returns:
         ``(..., K)`` IoU, NaN for classes left out, and its mean ``(...)`` over the others (NaN if none).

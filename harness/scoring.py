@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import evaluation
+from harness import evaluation, protocols
 from harness.data.base import Dataset
 from harness.data.images import save_index
 from harness.data.numbering import Numbering, palette_of, to_files
@@ -21,8 +21,9 @@ from harness.files import check_writable, sha256_of, write_json
 from harness.given import one
 from harness.jobs.calls import Call, results
 from harness.jobs.job import Event, Resources
-from harness.names import SEGMENTATION, check_scored, run_command
+from harness.names import run_command
 from harness.networks import build_method, load_noted
+from harness.outputs import SEGMENTATION, check_scored
 from harness.reading import Damaged
 from harness.recipes import Resolved, as_assignments, resolve, training_overrides
 from harness.runs.mending import make_way
@@ -75,7 +76,7 @@ def score_predictions(
     counts = evaluation.gather(pairs, dataset.info.num_classes)
     if text := pairs.warning():
         say(f"warning: {text}")
-    figures = evaluation.summarise(counts, dataset.info.classes, evaluation.protocol("single"))
+    figures = evaluation.summarise(counts, dataset.info.classes, protocols.protocol("single"))
     own = " (numbers of its files)" if pairs.encoding == "files" else ""
     return Scored(f"{folder} on {dataset.info.name} {split}{own}", figures)
 
@@ -284,7 +285,7 @@ def _checkpoint(
     fingerprint = preflight(dataset, [spec.split], cache=options.cache, workers=options.workers)[spec.split]
     device = choose_device(options.device)
     method, notes = load_noted(resolved, device, checkpoint, table, say)
-    protocol = evaluation.protocol(spec.protocol)
+    protocol = protocols.protocol(spec.protocol)
     ids = dataset.masked(spec.split)
     pairs = evaluation.predictions(
         method,

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from harness import evaluation, finite
-from harness.evaluation import Protocol
 from harness.nn.choice import best_class
+from harness.protocols import Protocol
 
 if TYPE_CHECKING:
     from methods.base import Method

@@ -24,7 +24,7 @@ KEY = "network"
 def described(method: Method) -> dict[str, Any]:
     """Plain values of all that predictions depend on beside the weights: ``method, backbone, classes,
     background, pixels`` (mean and deviation of RGB in [0, 1]) and every value of ``config``."""
-    from harness.evaluation import MEAN, STD  # imports the readers of data sets
+    from harness.nn.pixels import MEAN, STD
 
     build = getattr(method, "build", None)
     if build is None:  # a method that never called Method.__init__ can say nothing

@@ -334,7 +334,7 @@ def _obstacles(a: Row, b: Row) -> list[str]:
     one, other = a.runs[0].data, b.runs[0].data
     if one["data_fingerprint"] != other["data_fingerprint"]:
         return ["scored on different data"]
-    from harness.evaluation import Protocol  # imports torch.nn
+    from harness.protocols import Protocol
 
     neutral, aside = neutral_values(Protocol()), marks(Protocol, Aside)
     first, second = ({k: v for k, v in p["protocol"].items() if k not in aside} for p in (one, other))

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal
 
 from leaderboards.gathering import dataset_title
-from leaderboards.row import Row
+from leaderboards.row import Row, trainings
 from leaderboards.text import DASH, mean_text, memory_text, number, time_text
 
 #: Heading of the numbers of a row's notes; every writer fills it in itself.
@@ -272,14 +272,6 @@ HOLES = (DATASET, SUPERVISION, RECIPE, BACKBONE, EVALUATION, PUBLISHED)
 def explained() -> list[tuple[str, str]]:
     """Every column with a meaning: name and meaning."""
     return list({c.name: (c.name, c.meaning) for c in (*SCORES, *PSEUDO_LABELS, *COST) if c.meaning}.values())
-
-
-def trainings(rows: Sequence[Row]) -> list[Row]:
-    """One row for each training, whatever number of evaluations hangs on it; the first stands for it."""
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        found.setdefault((row.recipe, row.digest), row)
-    return list(found.values())
 
 
 def sections(rows: Sequence[Row], label: str = "") -> list[Section]:

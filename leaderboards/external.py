@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from harness import evaluation, foreign
+from harness import evaluation, foreign, protocols
 from harness.boundary import Boundary
 from harness.data.base import Dataset, Supervision
 from harness.errors import UserError
@@ -126,7 +126,7 @@ def import_predictions(
     own = external_digest(known)
     name = f"external/{metadata.name}"
     place = store.folder(name, own, metadata.seed)
-    protocol = evaluation.Protocol()
+    protocol = protocols.Protocol()
     spec: dict[str, Any] = {"split": split, "protocol": "external", "network": "default"}
     spec |= {"output": "segmentation", "checkpoint": "last", "cells": [], "tolerance": None}
     now = datetime.now(UTC).isoformat(timespec="seconds")

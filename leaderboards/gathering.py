@@ -309,7 +309,7 @@ def _changed(record: Record, now: Mapping[str, Any], neutral: Mapping[str, Any])
 
 @cache
 def _protocol(name: str) -> Any:
-    from harness.evaluation import protocol
+    from harness.protocols import protocol
 
     try:
         return protocol(name)
@@ -318,7 +318,7 @@ def _protocol(name: str) -> Any:
 
 
 def protocol_changes(then: Mapping[str, Any], now: Any) -> list[str]:
-    """Keys in which a recorded protocol differs from a :class:`harness.evaluation.Protocol`, so that
+    """Keys in which a recorded protocol differs from a :class:`harness.protocols.Protocol`, so that
     numbers may."""
     decisive = {k: v for k, v in dump(now).items() if k not in marks(type(now), Aside)}
     return differing(then, decisive, neutral_values(now))

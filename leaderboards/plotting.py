@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from harness.errors import UserError, nearest
 from leaderboards import figures, plots
-from leaderboards.columns import trainings
 from leaderboards.drawing import Entries, entries_of, save, standing
-from leaderboards.row import Row
+from leaderboards.row import Row, trainings
 
 #: Rows in one figure: the best by mean mIoU; the tables have all of them.
 MOST = 10

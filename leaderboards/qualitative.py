@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.ndimage import distance_transform_edt
 
+from harness import protocols
 from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpec
 from harness.errors import UserError
 from harness.files import cache_folder
@@ -96,7 +97,7 @@ def _predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str) -> l
     own = {f"config.{k}": v for k, v in row.runs[0].data.get("config", {}).items()}
     resolved = resolve(row.recipe, {**row.records[0].data["overrides"], **own})
     method = load_network(resolved, on, checkpoint, None, say=lambda note: None)  # the record says what it is
-    p = evaluation.protocol(spec["protocol"])
+    p = protocols.protocol(spec["protocol"])
     options: dict[str, Any] = {"network": spec["network"], "device": on, "ids": list(ids)}
     return [found for _, found, _ in evaluation.predictions(method, dataset, spec["split"], p, **options)]
 

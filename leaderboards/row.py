@@ -120,3 +120,11 @@ def remarks(records: Sequence[Record], key: str) -> list[str]:
         text if len(own) == len(records) else f"{text} (seed {', '.join(map(str, own))})"
         for text, own in seeds.items()
     ]
+
+
+def trainings(rows: Sequence[Row]) -> list[Row]:
+    """One row for each training, whatever number of evaluations hangs on it; the first stands for it."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        found.setdefault((row.recipe, row.digest), row)
+    return list(found.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.batch import IGNORE, UNLABELLED, Batch, View
-from harness.evaluation import normalise
+from harness.nn.pixels import normalise
 from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
 from harness.schema import dump

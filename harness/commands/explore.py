@@ -145,7 +145,7 @@ def _suites() -> list[dict[str, str]]:
 
 
 def _protocols() -> list[dict[str, str]]:
-    from harness.evaluation import protocols
+    from harness.protocols import protocols
 
     return [{"name": name, "about": p.about} for name, p in protocols().items()]
 

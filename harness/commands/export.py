@@ -86,7 +86,7 @@ def export(
     from harness import origin
     from harness.export import export as exported
     from harness.export import usual_output
-    from harness.names import check_scored
+    from harness.outputs import check_scored
     from harness.recipes import parse_overrides, resolve
     from harness.runs.trial import Options
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import devices, distributed, evaluation, faults, provenance
+from harness import devices, distributed, evaluation, faults, protocols, provenance
 from harness.boundary import BoundaryCounter
 from harness.cost.forecast import labels_ready, state_of
 from harness.cost.smoke_report import Pass, Phase, Row, folder, read, values_digest, write, write_table
@@ -343,7 +343,7 @@ def _segmentation(
         method,
         dataset,
         spec.split,
-        evaluation.protocol(spec.protocol),
+        protocols.protocol(spec.protocol),
         network=spec.network,
         device=device,
         ids=_sample(dataset, spec.split),

@@ -22,7 +22,7 @@ from harness.data.augment import Sample, augment, jitter, recolour
 from harness.data.base import Dataset
 from harness.data.loading import in_worker, loaded
 from harness.errors import UserError
-from harness.evaluation import normalise
+from harness.nn.pixels import normalise
 from harness.specs import Recipe
 
 if TYPE_CHECKING:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness import devices, distributed, evaluation, faults, foreign, interruption, origin, provenance
+from harness import (
+    devices,
+    distributed,
+    evaluation,
+    faults,
+    foreign,
+    interruption,
+    origin,
+    protocols,
+    provenance,
+)
 from harness.boundary import BoundaryCounter
 from harness.data.images import save_index
 from harness.data.loader import TrainingSet
@@ -289,7 +299,7 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
     found: Iterable[tuple[str, dict[str, np.ndarray], np.ndarray | None]]
     where: dict[str, Any] = {"device": prepared.device, "workers": prepared.options.workers, "ids": own}
     if first.output == "segmentation":
-        p = evaluation.protocol(first.protocol)
+        p = protocols.protocol(first.protocol)
         pairs = evaluation.predictions(
             method, prepared.dataset, first.split, p, network=first.network, **where
         )
@@ -319,7 +329,7 @@ def write_evaluation(
     prepared: Prepared, spec: EvaluationSpec, counts: Any, checkpoint_sha256: str, seconds: float
 ) -> EvaluationRecord:
     """Add an evaluation to the trial's folder."""
-    p = evaluation.protocol(spec.protocol)
+    p = protocols.protocol(spec.protocol)
     split = prepared.facts["data"]["splits"][spec.split]
     return Store.write_evaluation(
         prepared.folder,

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import evaluation, foreign
+from harness import evaluation, foreign, protocols
 from harness.data.images import save_index
 from harness.errors import UserError
 from harness.files import sha256_of, write_json
@@ -67,7 +67,7 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
                     method,
                     source.dataset,
                     split,
-                    evaluation.protocol("single"),
+                    protocols.protocol("single"),
                     output=output,
                     device=source.device,
                     workers=workers,

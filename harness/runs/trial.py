@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import devices, distributed, evaluation, fitting
+from harness import devices, distributed, fitting, protocols
 from harness.data import own, sense
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.label_store import LabelStore, prepare_labels, reads_masks, require_masks
@@ -25,8 +25,8 @@ from harness.data.roots import open_dataset
 from harness.data.verify import SplitReport
 from harness.errors import UserError
 from harness.files import cache_folder
-from harness.names import check_labels_from
 from harness.nn.weights import weights_sha256
+from harness.outputs import check_labels_from
 from harness.reading import Damaged
 from harness.recipes import Resolved, recipe_names, resolve
 from harness.rehearsal import check_weights, rehearse, source_output
@@ -157,7 +157,7 @@ class Prepared:
 
     def evaluation_digest(self, spec: EvaluationSpec) -> str:
         """Over everything that defines a number of a given network."""
-        values = essential(evaluation.protocol(spec.protocol))
+        values = essential(protocols.protocol(spec.protocol))
         split = self.facts["data"]["splits"][spec.split]["fingerprint"]
         parts = [spec.split, values, spec.network, spec.output, spec.checkpoint, split]
         options = {k: v for k, v in essential(spec).items() if k not in _SPEC}

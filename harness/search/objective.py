@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import distributed, evaluation, interruption
+from harness import distributed, evaluation, interruption, protocols
 from harness.data.loader import TrainingSet
 from harness.errors import NonFiniteError, UserError
 from harness.files import write_json
@@ -73,7 +73,7 @@ class Objective:
             "split": self.split,
             "share": self.share if self.split == HELD_OUT else None,
             "of": self.spec.split,
-            "protocol": essential(evaluation.protocol(self.spec.protocol)),
+            "protocol": essential(protocols.protocol(self.spec.protocol)),
             "network": self.spec.network,
             "output": self.spec.output,
         }

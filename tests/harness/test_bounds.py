@@ -12,7 +12,7 @@ import pytest
 
 from harness.data.own import OwnSpec
 from harness.errors import UserError
-from harness.evaluation import Protocol
+from harness.protocols import Protocol
 from harness.recipes import parse_overrides, resolve
 from harness.registry import METHODS
 from harness.schema import load

@@ -17,7 +17,7 @@ from small_methods import build, make_batch, mini_recipes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness import distributed, evaluation
+from harness import distributed, evaluation, protocols
 from harness.batch import Progress
 from harness.data.mini import Mini
 from harness.errors import NonFiniteLossError, UserError
@@ -138,7 +138,7 @@ def score(root) -> tuple[evaluation.PerImage, np.ndarray]:
     ids = dataset.ids("val")
     bands = BoundaryCounter(7)
     pairs = []
-    p = evaluation.protocol("single")
+    p = protocols.protocol("single")
     for pair in evaluation.predictions(method, dataset, "val", p, ids=distributed.share(ids)):
         bands.add(pair[1], pair[2])
         pairs.append(pair)

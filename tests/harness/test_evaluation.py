@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harness.errors import UserError
-from harness.evaluation import (
-    Protocol,
-    count,
-    iou_from_counts,
-    predict_scores,
-    protocol,
-    protocols,
-    summarise,
-)
+from harness.evaluation import count, iou_from_counts, predict_scores, summarise
+from harness.protocols import Protocol, protocol, protocols
 from harness.store.records import PerImage
 
 

@@ -10,13 +10,13 @@ import torch
 from runs import wsss
 from small_methods import build
 
-from harness import evaluation, export
+from harness import evaluation, export, protocols
 from harness.data.mini import Mini
 from harness.errors import NonFiniteScoresError, NonFiniteWeightsError, UserError
 from harness.finite import decide_nothing, require_finite_weights
 from harness.nn.dense_crf import mean_field
 
-SINGLE = evaluation.protocol("single")
+SINGLE = protocols.protocol("single")
 
 
 def test_what_decides_nothing():
@@ -61,13 +61,13 @@ def test_scores_that_are_not_finite_end_an_evaluation_and_name_the_picture(name,
     dataset = Mini.locate(small, small)
     first = dataset.ids("val")[0]
     with pytest.raises(NonFiniteScoresError, match=f"(?s)network 'default' are not finite.*picture {first}"):
-        list(evaluation.predictions(broken(name), dataset, "val", evaluation.protocol(protocol)))
+        list(evaluation.predictions(broken(name), dataset, "val", protocols.protocol(protocol)))
 
 
 def test_a_class_that_is_ruled_out_is_legal_and_hides_no_broken_one(small):
     method = build("full/mini-full").eval()
     raw = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
-    suppressing = evaluation.Protocol(absent="suppress")
+    suppressing = protocols.Protocol(absent="suppress")
     tags = torch.tensor([0.0, 1, 0, 0, 0, 0, 0])
     labels = evaluation.label_map(method, raw, suppressing, tags=tags)
     assert set(np.unique(labels)) <= {0, 1}

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from harness import evaluation, specs
+from harness import evaluation, protocols, specs
 from harness.cost.smoke_report import values_digest
 from harness.data import label_store
 from harness.data.base import LabelSpec
 from harness.data.label_making import Making
-from harness.evaluation import Protocol
+from harness.protocols import Protocol
 from harness.recipes import _NOT_TRAINING, Resolved, resolve
 from harness.registry import DATASETS, METHODS
 from harness.runs.trial import Prepared
@@ -191,7 +191,7 @@ def test_an_added_option_of_a_protocol_changes_evaluations_off_its_neutral_value
 ) -> None:
     spec, before = EvaluationSpec(), evaluation_digest(EvaluationSpec())
     cls = with_option(Protocol)
-    base = evaluation.protocol("single")
+    base = protocols.protocol("single")
     for value, unchanged in (("off", True), ("on", False)):
         p = cls(**values_of(base), added=value)
         monkeypatch.setattr(evaluation, "protocol", lambda name, p=p: p)

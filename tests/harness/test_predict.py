@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import deployment, evaluation, prediction, tiling
+from harness import deployment, evaluation, prediction, protocols, tiling
 from harness.cli import cli, invoke
 from harness.data import mini_scenes
 from harness.data.images import write_index
@@ -284,15 +284,15 @@ def test_every_pixel_is_decided_once_and_seen_with_a_margin(height: int, width: 
 
 
 def test_pictures_that_fit_are_predicted_whole() -> None:
-    single = evaluation.Protocol()
+    single = protocols.Protocol()
     assert tiling.tile_side(375, 500, 21, single) is None
     assert tiling.tile_side(1024, 2048, 19, single) is None
     assert tiling.tile_side(3000, 4000, 21, single) == 1024
     many = tiling.tile_side(3000, 4000, 150, single)
     assert many is not None
     assert 512 <= many < 700
-    assert tiling.tile_side(3000, 4000, 150, evaluation.Protocol(scales=(0.5, 2.0))) < many  # type: ignore[operator]
-    assert tiling.tile_side(3000, 4000, 150, evaluation.Protocol(window=(769, 769))) == 769
+    assert tiling.tile_side(3000, 4000, 150, protocols.Protocol(scales=(0.5, 2.0))) < many  # type: ignore[operator]
+    assert tiling.tile_side(3000, 4000, 150, protocols.Protocol(window=(769, 769))) == 769
 
 
 def test_tiles_agree_with_the_whole_where_a_network_sees_nothing_beyond(
@@ -308,7 +308,7 @@ def test_tiles_agree_with_the_whole_where_a_network_sees_nothing_beyond(
         def grid_logits(self, images: torch.Tensor, network: str) -> torch.Tensor:
             return images
 
-    for p in (evaluation.Protocol(flip=True), evaluation.Protocol(squash=(90, 130))):
+    for p in (protocols.Protocol(flip=True), protocols.Protocol(squash=(90, 130))):
         options = {"device": torch.device("cpu")}
         keep = [np.zeros((3, 90, 130), np.float16) for _ in range(2)]
         whole = tiling.segment(PerPixel(), image, p, keep=keep[0], **options)  # type: ignore[arg-type]
@@ -325,7 +325,7 @@ def test_predictions_are_those_of_an_evaluation(record: Record, shapes: Path, tm
     method = load_network(
         resolved, torch.device("cpu"), record.path / "checkpoint" / "last.pt", None, say=lambda note: None
     )
-    p = evaluation.protocol(resolved.recipe.usual_evaluation.protocol)
+    p = protocols.protocol(resolved.recipe.usual_evaluation.protocol)
     dataset = DATASETS.get("shapes")(shapes)
     ((_, label, _),) = evaluation.predictions(method, dataset, "val", p)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / "3.png")), label)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.names import check_labels_from, outputs
+from harness.outputs import check_labels_from, outputs
 from harness.recipes import resolve
 from tests.runs import RECIPE, wsss
 

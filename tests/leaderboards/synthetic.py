@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluation
+from harness import evaluation, protocols
 from harness.recipes import Resolved
 from harness.schema import digest, dump
 from harness.specs import Recipe
@@ -88,7 +88,7 @@ class Factory:
         recipe = resolved.recipe
         own = resolved.digest(fingerprint, digest(dict(overrides or {})))
         folder = self.store.folder(resolved.name, own, seed)
-        p = evaluation.protocols()
+        p = protocols.protocols()
         for spec in recipe.evaluation if status == "finished" else ():
             numbers = per_image or counts(images, quality, seed, absent=absent, unlabelled=self.unlabelled)
             shown = {**dump(p[spec.protocol]), **(protocol or {})}

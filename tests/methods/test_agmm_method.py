@@ -7,7 +7,7 @@ import torch
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
-from harness.evaluation import normalise
+from harness.nn.pixels import normalise
 from methods.agmm import AGMM, AGMMConfig, agmm_loss
 from methods.base import Build
 from methods.baselines import FullSupervision, PartialCrossEntropy

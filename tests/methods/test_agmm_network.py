@@ -173,7 +173,8 @@ def test_double_precision_agrees_closely(tag, full_golden):
 
 @pytest.mark.golden
 def test_seven_scales_with_mirror_agree(full_golden):
-    from harness.evaluation import predict_scores, protocol
+    from harness.evaluation import predict_scores
+    from harness.protocols import protocol
 
     gold = load("voc_r101", "msflip_49x65", full_golden)
     net = network("voc_r101").eval()

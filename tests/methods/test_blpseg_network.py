@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
-from harness.evaluation import Protocol, predict_scores, protocol
+from harness.evaluation import predict_scores
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.resize import resize
+from harness.protocols import Protocol, protocol
 from methods.base import Build
 from methods.blpseg import BLPSeg, BLPSegConfig
 

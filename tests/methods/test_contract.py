@@ -14,7 +14,7 @@ from harness.batch import IGNORE, UNLABELLED, Progress
 from harness.build import Build
 from harness.contract import check_label_map, check_logits
 from harness.errors import UserError
-from harness.names import SEGMENTATION
+from harness.outputs import SEGMENTATION
 from harness.recipes import recipe_names, resolve
 from harness.registry import DATASETS, METHODS
 from harness.rehearsal import rehearse

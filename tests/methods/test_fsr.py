@@ -12,8 +12,8 @@ from torch import Tensor
 from harness.batch import Batch, Progress, View
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
-from harness.evaluation import normalise
 from harness.nn.ema import cosine_momentum
+from harness.nn.pixels import normalise
 from harness.recipes import resolve
 from methods.base import Build
 from methods.fsr import FSR, FSRConfig

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from harness.data.base import DatasetInfo
 from harness.errors import UserError
-from harness.evaluation import count, iou_from_counts, predict_scores, protocol
+from harness.evaluation import count, iou_from_counts, predict_scores
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.vit import ViTEncoder, resize_positions
+from harness.protocols import protocol
 from methods.base import Build
 from methods.fsr import FSR, FSRConfig
 from methods.fsr.network import FSRNetwork, released_checkpoint

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
-from harness.evaluation import normalise
+from harness.nn.pixels import normalise
 from harness.recipes import resolve
 from harness.registry import DATASETS, METHODS
 from harness.schema import load

@@ -11,8 +11,9 @@ from golden_arrays import arrays, boxes
 
 from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
 from harness.errors import UserError
-from harness.evaluation import gather, iou_from_counts, normalise
+from harness.evaluation import gather, iou_from_counts
 from harness.nn.dense_crf import dense_crf_loss
+from harness.nn.pixels import normalise
 from harness.registry import DATASETS
 from methods.base import Build
 from methods.parts.colours import colours
