@@ -294,9 +294,19 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             return self.parallel(batch, progress, last=last)
 
-    def _optimise(self, groups: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
-        """One optimiser step: gradients averaged over groups; returns the mean of every loss term over
-        the groups of this process."""
+    def optimise(self, groups: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+        """One optimiser step: gradients averaged over groups.
+
+        Args:
+            groups: the batches of this process, one per group of a step.
+            progress: where training stands; the learning rate is set already.
+
+        Returns:
+            The mean of every loss term over the groups of this process (scalars on the device).
+
+        Raises:
+            UserError: the loss breaks the contract of a method (:mod:`harness.contract`).
+        """
         self.optimiser.zero_grad(set_to_none=True)
         self.statistics.before()
         mean: dict[str, Tensor] = {}
@@ -364,7 +374,7 @@ class Trainer:
         for groups in loader:
             progress = Progress(self.step, self.total, self.steps_per_epoch)
             lr = self._set_lr()
-            terms = self._optimise(groups, progress)
+            terms = self.optimise(groups, progress)
             pending.append((self.step, [i for g in groups for i in g.ids], terms))
             self.step += 1
             at_row = self.step % self.log_every == 0 or self.step == self.total

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import harness.training
 from harness.cli import cli, invoke
 from harness.reading import read_json
 from harness.store.locks import HOLDER
+from harness.store.records import Record, Store
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -74,7 +75,7 @@ def die_at(moment: str, number: int) -> None:
     """
     if moment == "step":
         trainer = harness.training.Trainer
-        trainer._optimise = At(trainer._optimise, number, die, after=True)
+        trainer.optimise = At(trainer.optimise, number, die, after=True)
     elif moment == "count":
         harness.evaluation.count = At(harness.evaluation.count, number, die)
     elif moment == "row":
@@ -146,6 +147,24 @@ def holders(results: Path) -> dict[Path, int]:
         except (OSError, ValueError):
             continue
     return found
+
+
+def parent(process: int) -> int:
+    """The process that started another one (Linux)."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def settled(results: Path) -> list[Record]:
+    """Records of trials that are over: finished, and no process holds their folder any more.
+
+    A record is written while its trial is still held: what lies beside it may go a moment later.
+    """
+    return [r for r in Store(results).records() if r.finished and not (r.path / HOLDER).exists()]
+
+
+def files_of(records: Iterable[Record]) -> dict[Path, int]:
+    """Every file of records, and when it was last written."""
+    return {f: f.stat().st_mtime_ns for r in records for f in r.path.rglob("*") if f.is_file()}
 
 
 def drafts(results: Path) -> list[Path]:

@@ -60,7 +60,7 @@ def fail_with(error: Exception):
 
 def at_step(monkeypatch, number, action):
     trainer = harness.training.Trainer
-    monkeypatch.setattr(trainer, "_optimise", At(trainer._optimise, number, action))
+    monkeypatch.setattr(trainer, "optimise", At(trainer.optimise, number, action))
 
 
 # --- which errors are which --------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def _slow(results, log, number, ends) -> None:
                 die()
 
         trainer = harness.training.Trainer
-        trainer._optimise = At(trainer._optimise, number, pause)
+        trainer.optimise = At(trainer.optimise, number, pause)
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["the other ends", "the other dies"])

@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import threading
-from pathlib import Path
 
 import pytest
-from fault_tools import drafts, driver, exit_code, holders, wait_for
+from fault_tools import drafts, driver, exit_code, files_of, holders, parent, settled, wait_for
 from runs import RECIPE, TINY, assert_same_numbers, wsss
 
+from harness.history import read_rows
 from harness.jobs.job import Resources
 from harness.recipes import parse_overrides
 from harness.runs.execution import execute
@@ -65,10 +65,14 @@ def _no_token() -> None:
 
 
 def training(results):
-    """Running trials that have a checkpoint to go on from, with their processes."""
+    """Trials that have a checkpoint to go on from and are not near their end, with their processes."""
+
+    def early(folder):
+        return 1 <= len(read_rows(folder / "history.csv")) <= 5  # of ten
 
     def found():
-        return {f: p for f, p in holders(results).items() if (f / "checkpoint" / "last.pt").exists()}
+        running = holders(results).items()
+        return {f: p for f, p in running if (f / "checkpoint" / "last.pt").exists() and early(f)}
 
     return wait_for(found)
 
@@ -210,14 +214,10 @@ def test_a_killed_node_loses_no_finished_record_and_changes_no_number(
     kept = {}
 
     def kill():
-        wait_for(lambda: list(Store(tmp_path).records()))
-        for folder, process in training(tmp_path).items():
-            parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-            done = [r for r in Store(tmp_path).records() if r.finished]
-            kept.update({f: f.stat().st_mtime_ns for r in done for f in r.path.rglob("*") if f.is_file()})
-            cluster.remove_node(nodes[parent], allow_graceful=False)
-            kept["killed"] = folder
-            return
+        kept.update(files_of(wait_for(lambda: settled(tmp_path))))
+        folder, process = next(iter(training(tmp_path).items()))
+        cluster.remove_node(nodes[parent(process)], allow_graceful=False)
+        kept["killed"] = folder
 
     meanwhile(kill)
     assert wsss(*command, "--seeds", SEEDS, "--checkpoint-seconds", 0) == 0

@@ -42,7 +42,7 @@ def command(small, tmp_path):
 
 def at_step(monkeypatch, number, action):
     trainer = harness.training.Trainer
-    monkeypatch.setattr(trainer, "_optimise", At(trainer._optimise, number, action))
+    monkeypatch.setattr(trainer, "optimise", At(trainer.optimise, number, action))
 
 
 def send(number):

@@ -93,7 +93,7 @@ def train_toy(folder, poison: int | None = None) -> dict:
     for step in range(8):
         trainer.step = step
         trainer._set_lr()
-        found = trainer._optimise(shares(batch, GROUPS, 3), Progress(step, 8, 8))
+        found = trainer.optimise(shares(batch, GROUPS, 3), Progress(step, 8, 8))
         own = [i for g in shares(batch, GROUPS, 3) for i in g.ids]
         terms.append(_checked(step, own, found))
     return {"state": method.state_dict(), "terms": terms}
@@ -120,7 +120,7 @@ def gradients(name: str, fraction: float, folder) -> list[torch.Tensor | None]:
     batch = make_batch(method, recipe.supervision, 6)
     trainer.optimiser.step = lambda *a, **k: None
     method.after_step = lambda progress: None
-    trainer._optimise(shares(batch, 2, 3), Progress(int(fraction * 1000), 1000, 10))
+    trainer.optimise(shares(batch, 2, 3), Progress(int(fraction * 1000), 1000, 10))
     return [None if p.grad is None else p.grad.clone() for p in method.parameters()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fault_tools import parent
 
 from harness.cli import cli, invoke
 from harness.store.records import Record, Store
@@ -29,14 +30,18 @@ def run(results: Path, data: Path, *more: str) -> Record:
 
 
 def ranks() -> list[int]:
-    """Processes that do another rank's work just now."""
+    """Processes that do another rank's work just now, for the Ray that this process has started."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            name = (place / "cmdline").read_bytes()
-        except OSError:
+            if not (place / "cmdline").read_bytes().startswith(b"ray::Rank.work"):
+                continue
+            process = int(place.name)
+            while process > 1 and process != os.getpid():
+                process = parent(process)
+        except OSError:  # it has ended meanwhile
             continue
-        if name.startswith(b"ray::Rank.work"):
+        if process == os.getpid():  # another test on this machine may have ranks too
             found.append(int(place.name))
     return found
 

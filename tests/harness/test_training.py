@@ -300,7 +300,7 @@ def test_groups_are_separate_pools_whose_gradients_are_averaged(tmp_path):
 
     wanted = gradient(Collate(2)(samples))
     pooled = gradient(Collate(1)(samples))
-    trainer._optimise(Collate(2)(samples), _progress())
+    trainer.optimise(Collate(2)(samples), _progress())
     for p, w in zip(method.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, w)
     assert any(not torch.allclose(a, b) for a, b in zip(wanted, pooled, strict=True))
@@ -320,7 +320,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_group_without_batch_statis
         trainer = make_trainer(tmp_path, dataclasses.replace(recipe, accumulate=pieces), method)
         samples = [trainer.data[s] for s in next(iter(StepSampler(20, 6, 1, 5)))]
         state = {k: v.clone() for k, v in method.state_dict().items()}
-        terms = trainer._optimise(Collate(1)(samples), _progress())
+        terms = trainer.optimise(Collate(1)(samples), _progress())
         method.load_state_dict(state)
         gradients.append([p.grad.clone() for p in method.parameters()] + [terms["tags"]])
     for a, b in zip(*gradients, strict=True):

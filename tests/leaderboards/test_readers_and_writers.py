@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from fault_tools import files_of, settled
 from synthetic import Factory
 
 from harness.files import append
 from harness.schema import digest
 from harness.store.aside import set_aside
+from harness.store.locks import trial_lock
 from harness.store.records import Store
 from leaderboards.comparison import compare
 from leaderboards.gathering import gather
@@ -77,6 +79,15 @@ def test_a_trial_that_moves_away_while_it_is_read_is_no_damage(factory):
     assert not read[0].sound
     assert not read[1].sound
     assert list(store.left_out) == [str(next((other.path / "evaluations").iterdir()) / "per_image.npz")]
+
+
+def test_a_finished_record_is_settled_when_nobody_holds_it(factory):
+    held, free = (factory.record(seed=seed) for seed in range(2))
+    factory.record(seed=2, status="failed", reason="nothing")
+    with trial_lock(held.path):
+        assert [r.seed for r in settled(factory.store.root)] == [free.seed]
+        assert held.path not in {f.parent for f in files_of(settled(factory.store.root))}
+    assert [r.seed for r in settled(factory.store.root)] == [held.seed, free.seed]
 
 
 def test_four_readers_beside_two_writers_meet_nothing_torn(factory):
