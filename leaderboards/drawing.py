@@ -5,7 +5,6 @@ Figures are made without pyplot, so nothing global changes. Widths are those of 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -22,8 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from harness.drawn_text import as_written
 from harness.files import write_with
 from leaderboards.gathering import dataset_title
+from leaderboards.hover import tell
 from leaderboards.row import Row
-from leaderboards.text import mean_text
 
 #: Okabe and Ito's palette, told apart under every common colour vision, without its yellow (weak on white);
 #: and Tol's wine and a grey: nine methods without a colour twice.
@@ -93,28 +91,6 @@ def dashes(index: int) -> str:
     return _DASHES[index // len(COLOURS) % 4]
 
 
-def says(artist: Artist, text: str, part: str = "") -> None:
-    """Have a mark say a text where the plot is part of a page: the name of its group in SVG carries it.
-
-    ``part`` tells apart marks of one plot that say the same.
-    """
-    artist.set_gid(f"says-{text.encode().hex()}" + (f"_{part}" if part else ""))
-
-
-def figures_of(row: Row, label: str) -> str:
-    """What the marks of a row say: its mean, its interval and every seed."""
-    lines = [label, f"mIoU {mean_text(row)}"]
-    if not math.isnan(row.low):
-        lines.append(f"95 % interval {row.low:.2f} to {row.high:.2f}")
-    if 1 < row.n <= _SEEDS_SAID:
-        lines += [f"seed {seed}: {run.miou:.2f}" for seed, run in zip(row.seeds, row.runs, strict=True)]
-    return "\n".join(lines)
-
-
-#: Seeds that are named one by one.
-_SEEDS_SAID = 6
-
-
 #: Height in inches of the line that a mark takes below a figure.
 _MARK = 0.16
 
@@ -129,6 +105,7 @@ def save(figure: Figure, stem: Path, formats: Sequence[str], mark: str = "") -> 
         if mark:
             _marked(figure, mark)
         as_written(figure)
+        tell(figure)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
         if (engine := figure.get_layout_engine()) is not None:
             engine.execute(figure)

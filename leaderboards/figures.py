@@ -29,15 +29,14 @@ from leaderboards.drawing import (
     dashes,
     entries_of,
     entry_of,
-    figures_of,
     legend,
-    says,
     seeds_text,
     style,
 )
+from leaderboards.hover import figures_of, published_text, says
 from leaderboards.row import Row
 from leaderboards.statistics import spread
-from leaderboards.text import memory_text, number, time_text
+from leaderboards.text import mean_text, memory_text, number, time_text
 
 #: Methods that others are compared with, the first that was run under a supervision.
 BASELINES = ("pce", "cam", "full")
@@ -106,7 +105,7 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
         figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.55, height), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axes, row in zip(panels.flat, others, strict=False):
-            _difference_bars(axes, row.class_iou, base, names, row.recipe.replace("/", "-"))
+            _difference_bars(axes, row.class_iou, base, names)
             lead = number(row.mean - reference.mean, sign=True)
             axes.set_title(f"{entry_of(entries, row).label}\n{lead} mIoU")
         for axes in panels.flat[len(others) :]:
@@ -122,7 +121,7 @@ def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
     return figure
 
 
-def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Sequence[str], title: str) -> None:
+def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Sequence[str]) -> None:
     def folded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         figures = [(*spread(c[~np.isnan(c)].tolist()), (~np.isnan(c)).sum()) for c in values.T]
         mean, std, n = np.array(figures, dtype=np.float64).T
@@ -135,15 +134,19 @@ def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Seque
     places = np.arange(len(order))
     colours = [COLOURS[0] if d >= 0 else COLOURS[1] for d in difference[order]]
     drawn = axes.barh(places, difference[order], 0.72, color=colours, edgecolor="white", linewidth=0.3)
-    for bar, k in zip(drawn.patches, order, strict=True):
+    told = []
+    for k in order:
         error_text = "" if np.isnan(bars[k]) else f" ± {bars[k]:.1f}"
         gap = number(difference[k], 1, sign=True)
-        says(bar, f"{names[k]}: {gap}{error_text} ({mean[k]:.1f} and {other[k]:.1f})", f"{title}-{k}")
+        told.append(f"{names[k]}: {gap}{error_text} ({mean[k]:.1f} and {other[k]:.1f})")
+    for bar, text in zip(drawn.patches, told, strict=True):
+        says(bar, text)
     known = ~np.isnan(bars[order])
-    axes.errorbar(
+    error_bars = axes.errorbar(
         difference[order][known], places[known], xerr=bars[order][known], fmt="none", ecolor="#333333",
         elinewidth=0.7, capsize=1.5,
     )  # fmt: skip
+    says(error_bars, "", [text for text, drawn_too in zip(told, known, strict=True) if drawn_too])
     axes.axvline(0, color="#333333", linewidth=0.6)
     axes.set_yticks(places, [names[i] for i in order])
     axes.set_ylim(-0.7, len(order) - 0.3)
@@ -174,20 +177,23 @@ def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 4.7), layout="constrained")
         axes = figure.subplots()
-        axes.plot([low, high], [low, high], color="#888888", linewidth=0.8, zorder=1)
+        axes.axline((low, low), slope=1, color="#888888", linewidth=0.8, zorder=1)
         for row in shown:
             colour, _, marker = style(entry_of(entries, row).index)
             judged = row.verdict in ("reproduced", "below", "above")
-            axes.errorbar(
+            told = published_text(row, f"{entry_of(entries, row).label}, {row.supervision}")
+            point = axes.errorbar(
                 row.published, row.mean, yerr=None if math.isnan(row.std) else row.std, fmt=marker,
                 color=colour, markersize=5, markerfacecolor=colour if judged else "white", elinewidth=0.8,
                 capsize=2, label=f"{entry_of(entries, row).label}, {row.supervision}", zorder=3,
             )  # fmt: skip
+            says(point, told)
             if judged and not math.isnan(row.tolerance):
-                axes.plot(
+                band = axes.plot(
                     [row.published] * 2, [row.published - row.tolerance, row.published + row.tolerance],
                     color=colour, linewidth=4, alpha=0.25, solid_capstyle="butt", zorder=2,
                 )  # fmt: skip
+                says(band, f"{told}\ntolerance {row.tolerance:g}")
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.grid(visible=True, axis="x")
         axes.set_xlabel("published mIoU (%)")
@@ -220,17 +226,20 @@ def seeds_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
         axes = figure.subplots()
         for place, row in enumerate(rows):
             colour, _, marker = style(entry_of(entries, row).index)
+            drawn = []
             if not math.isnan(row.low):
-                axes.plot(
+                drawn += axes.plot(
                     [row.low, row.high], [place] * 2, color="#BBBBBB", linewidth=5, solid_capstyle="butt"
                 )
-            axes.plot([row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.6, zorder=3)
+            drawn += axes.plot(
+                [row.mean] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.6, zorder=3
+            )
             scores = [run.miou for run in row.runs]
-            (dots,) = axes.plot(
+            drawn += axes.plot(
                 scores, [place] * len(scores), linestyle="none", marker=marker, markersize=4.5, color=colour,
                 markeredgecolor="white", markeredgewidth=0.5, zorder=4,
             )  # fmt: skip
-            says(dots, figures_of(row, entry_of(entries, row).label), str(place))
+            says(drawn, figures_of(row, entry_of(entries, row).label))
         axes.set_yticks(range(len(rows)), [f"{entry_of(entries, row).label} (n = {row.n})" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
@@ -290,12 +299,17 @@ def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
                 [iou_from_counts(b.intersection, b.predicted, b.labelled, classes)[1] for b in bands]
             )
             widths = bands[0].widths
-            axes.plot(
-                widths, scores.mean(0), dashes(entry.index), color=colour, marker=marker, markersize=3.5,
+            means, low, high = scores.mean(0), scores.min(0), scores.max(0)
+            drawn_too = axes.plot(
+                widths, means, dashes(entry.index), color=colour, marker=marker, markersize=3.5,
                 label=entry.label,
             )  # fmt: skip
+            told = [f"within {w:.0f} px: {m:.1f}" for w, m in zip(widths, means, strict=True)]
             if len(bands) > 1:
-                axes.fill_between(widths, scores.min(0), scores.max(0), color=colour, alpha=0.18, linewidth=0)
+                told = [f"{t} ({a:.1f} to {b:.1f})" for t, a, b in zip(told, low, high, strict=True)]
+                band = axes.fill_between(widths, low, high, color=colour, alpha=0.18, linewidth=0)
+                says(band, "\n".join([entry.label, *told]))
+            says(drawn_too, entry.label, told)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(widths.tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -342,11 +356,12 @@ def cost_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure |
                     continue
                 entry = entry_of(entries, row)
                 colour, _, marker = style(entry.index)
-                axes.errorbar(
+                point = axes.errorbar(
                     value(row), row.mean, yerr=None if math.isnan(row.std) else row.std, fmt=marker,
                     color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.5, elinewidth=0.8,
                     label=entry.label,
                 )  # fmt: skip
+                says(point, f"{entry.label}\nmIoU {mean_text(row)}\n{name}: {text(value(row))}")
             values = np.array([value(row) for row in rows])
             _scale(axes, values[~np.isnan(values)], text)
             axes.set_xlabel(name)
@@ -405,11 +420,16 @@ def annotation_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fi
             colour, _, marker = style(index)
             seconds = [ANNOTATION[row.supervision].seconds for row in members]
             stds = [0.0 if math.isnan(row.std) else row.std for row in members]
-            axes.errorbar(
+            points = axes.errorbar(
                 seconds, [row.mean for row in members], yerr=stds, color=colour, marker=marker, markersize=5,
                 linewidth=0.9, linestyle=dashes(index), elinewidth=0.8, capsize=2, markeredgecolor="white",
                 markeredgewidth=0.5, label=label,
             )  # fmt: skip
+            told = [
+                f"{row.supervision}, {s:g} s: {mean_text(row)}"
+                for row, s in zip(members, seconds, strict=True)
+            ]
+            says(points, label, told)
         axes.set_xscale("log")
         axes.set_xlim(15, 320)
         places = [ANNOTATION[k].seconds for k in kinds]

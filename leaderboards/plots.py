@@ -26,13 +26,12 @@ from leaderboards.drawing import (
     caption,
     entries_of,
     entry_of,
-    figures_of,
     legend,
-    says,
     seeds_text,
     style,
 )
 from leaderboards.gathering import dataset_title
+from leaderboards.hover import figures_of, published_text, says
 from leaderboards.row import Row
 from leaderboards.statistics import spread
 
@@ -86,14 +85,18 @@ def _bars(
             places[present], means[present], width * 0.92, color=colour, hatch=hatch, edgecolor="white",
             linewidth=0.3, label=entry.label,
         )  # fmt: skip
+        told = [
+            f"{name}: {mean:.1f}" + ("" if np.isnan(std) else f" ± {std:.1f}")
+            for name, mean, std in zip(names, means, stds, strict=True)
+        ]
         for bar, k in zip(drawn.patches, np.flatnonzero(present).tolist(), strict=True):
-            spread_text = "" if np.isnan(stds[k]) else f" ± {stds[k]:.1f}"
-            says(bar, f"{entry.label}\n{names[k]}: {means[k]:.1f}{spread_text}", f"{index}-{k}")
+            says(bar, f"{entry.label}\n{told[k]}")
         several = ~np.isnan(stds)
-        axes.errorbar(
+        error_bars = axes.errorbar(
             places[several], means[several], stds[several], fmt="none", ecolor="#333333", elinewidth=0.7,
             capsize=min(2.0, 12 * width),
         )  # fmt: skip
+        says(error_bars, entry.label, [told[k] for k in np.flatnonzero(several)])
         for place in places[~present]:
             axes.text(
                 place, 1.0, "absent", rotation=90, ha="center", va="bottom", fontsize=6, color="#555555"
@@ -156,11 +159,17 @@ def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure
                 others = [c for c in COLOURS if c != "#000000"]
                 colour = "#000000" if total else others[(index - 1) % len(others)]
                 line = "-" if index <= len(others) else "--"
-                axes.plot(steps, mean, line, color=colour, label="total" if total else term, zorder=3)
+                name = "total" if total else term
+                (drawn_line,) = axes.plot(steps, mean, line, color=colour, label=name, zorder=3)
+                last = f"{name} loss, mean over seeds\nlast {mean[-1]:.3g}, lowest {mean.min():.3g}"
+                says(drawn_line, f"{label}\n{last}")
                 if total and len(row.records) > 1:
                     _every_seed(axes, row, steps)
                 elif len(row.records) > 1:
-                    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+                    band = axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+                    says(
+                        band, f"{label}\n{term} loss, range over seeds\nlast {low[-1]:.3g} to {high[-1]:.3g}"
+                    )
             axes.set_title(f"{label}, n = {row.n}")
             if all(low.min() >= 0 for _, low, _ in terms.values()):
                 axes.set_ylim(bottom=0)
@@ -202,7 +211,7 @@ def _every_seed(axes: Axes, row: Row, steps: pd.Index) -> None:
             if own
             else f"seed {record.seed}, total loss; last {history.iloc[-1]:.3g}"
         )
-        says(line, told, f"{row.recipe}-{record.seed}".replace("/", "-"))
+        says(line, f"{row.label}\n{told}")
 
 
 # --- overview ------------------------------------------------------------------------------------------
@@ -251,22 +260,22 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
 def _dots(axes: Axes, row: Row, x: float, half: float, entry: Entry) -> None:
     """One row of the overview: line at the mean, dots side by side, the published value."""
     colour, _, marker = style(entry.index)
-    told = figures_of(row, entry.label)
+    drawn = []
     if not math.isnan(row.low):
-        axes.plot(
+        drawn += axes.plot(
             [x, x], [row.low, row.high], color="#BBBBBB", linewidth=3.0, solid_capstyle="butt", zorder=2
         )
-    (mean,) = axes.plot([x - half, x + half], [row.mean, row.mean], color=colour, linewidth=2.0, zorder=3)
-    says(mean, told, f"mean-{row.recipe}".replace("/", "-"))
+    drawn += axes.plot([x - half, x + half], [row.mean, row.mean], color=colour, linewidth=2.0, zorder=3)
     scores = [run.miou for run in row.runs]
     places = x + np.linspace(-0.7, 0.7, len(scores)) * half if len(scores) > 1 else [x]
-    (dots,) = axes.plot(
+    drawn += axes.plot(
         places, scores, linestyle="none", marker=marker, markersize=4, color=colour, zorder=4,
         markeredgecolor="white", markeredgewidth=0.4, label=entry.label,
     )  # fmt: skip
-    says(dots, told, f"seeds-{row.recipe}".replace("/", "-"))
+    says(drawn, figures_of(row, entry.label))
     if not math.isnan(row.published):
-        axes.plot(
+        diamond = axes.plot(
             x, row.published, linestyle="none", marker="D", markersize=5, zorder=5,
             markerfacecolor="none", color="#333333", label="published",
         )  # fmt: skip
+        says(diamond, published_text(row, entry.label))

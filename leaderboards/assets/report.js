@@ -115,14 +115,30 @@ says.id = "says";
 says.hidden = true;
 says.setAttribute("aria-hidden", "true");
 document.body.append(says);
-document.addEventListener("pointermove", (event) => {
-  const mark = event.target.closest?.("[data-says]");
-  says.hidden = !mark;
-  if (!mark) return;
-  says.textContent = mark.dataset.says;
-  says.style.left = `${Math.min(event.clientX + 14, innerWidth - says.offsetWidth - 8)}px`;
-  says.style.top = `${Math.min(event.clientY + 16, innerHeight - says.offsetHeight - 8)}px`;
-});
+// The mark at a place or close by, since lines are thin; of a mark with several points, the one that is met.
+const around = [[0, 0], [3, 0], [-3, 0], [0, 3], [0, -3], [6, 0], [-6, 0], [0, 6], [0, -6]];
+function pointed({ clientX, clientY, target }) {
+  if (!target.closest?.(".plot")) return "";
+  for (const [right, down] of around) {
+    const met = document.elementFromPoint(clientX + right, clientY + down), mark = met?.closest("[data-says]");
+    if (!mark) continue;
+    const [text, points] = mark.dataset.says.split("\x1e"), told = points?.split("\x1f") ?? [];
+    const drawn = Array.from(mark.querySelectorAll(mark.querySelector("use") ? "use" : "path"));
+    const one = drawn.length === told.length ? told[drawn.indexOf(met)] : undefined;
+    return [text, ...(one === undefined ? told.slice(0, 12) : [one])].filter(Boolean).join("\n");
+  }
+  return "";
+}
+function tell(event) {
+  const text = pointed(event);
+  says.hidden = !text;
+  if (!text) return;
+  says.textContent = text;
+  says.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - says.offsetWidth - 8))}px`;
+  says.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - says.offsetHeight - 8))}px`;
+}
+document.addEventListener("pointermove", tell);
+document.addEventListener("pointerdown", tell); // a finger does not hover
 addEventListener("scroll", () => { says.hidden = true; }, { passive: true });
 // Two rows set against each other.
 const form = document.getElementById("pair");
