@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.data.base import DatasetInfo, Supervision
+from harness.nn.pixels import FromImageNet
+from harness.specs import PixelSpec
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.nn.encoders import Encoder
     from harness.nn.vit import ViTEncoder
     from harness.specs import AugmentSpec
+
+M = TypeVar("M", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ class Build:
         supervision: kind of weak label of this run.
         crop: training crop ``(H, W)`` in pixels.
         backbone: name for :func:`harness.nn.encoders.create_encoder` (a timm name or one of ours).
-        weights: ``none``, ``packaged`` (ships with this project), a file, or a timm tag.
+        weights: see :mod:`harness.nn.weights`.
+        pixels: mean and deviation of the colours that the weights were trained with. Batches are
+            ImageNet-normalised whatever it says; encoders convert them.
     """
 
     dataset: DatasetInfo
@@ -55,6 +63,7 @@ class Build:
     crop: tuple[int, int]
     backbone: str
     weights: str = "none"
+    pixels: PixelSpec = field(default_factory=PixelSpec)
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +74,7 @@ class Build:
         """The recipe's backbone with its weights; ``options`` as in ``create_encoder``."""
         from harness.nn.encoders import create_encoder
 
-        return create_encoder(self.backbone, self.weights, **options)
+        return self._seeing(create_encoder(self.backbone, self.weights, **options))
 
     def last_stage(self, output_stride: int | None = None) -> Encoder:
         """The recipe's backbone for what reads its last stage alone: any encoder, or a plain transformer."""
@@ -79,4 +88,10 @@ class Build:
         """The recipe's backbone as a vision transformer; ``options`` as in ``create_vit``."""
         from harness.nn.vit import create_vit
 
-        return create_vit(self.backbone, self.weights, crop=self.crop, **options)
+        return self._seeing(create_vit(self.backbone, self.weights, crop=self.crop, **options))
+
+    def _seeing(self, network: M) -> M:
+        """A network that is given ImageNet-normalised pictures and sees its own colours."""
+        if self.pixels != PixelSpec():
+            network.register_forward_pre_hook(FromImageNet(self.pixels.mean, self.pixels.std))
+        return network

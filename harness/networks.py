@@ -29,7 +29,7 @@ def build_method(resolved: Resolved, device: torch.device, seed: int) -> Method:
     """The method of a recipe with freshly initialised networks, on a device."""
     recipe = resolved.recipe
     info = DATASETS.get(recipe.dataset).info
-    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights)
+    build = Build(info, recipe.supervision, recipe.crop_size, recipe.backbone, recipe.weights, recipe.pixels)
     torch.manual_seed(seed)
     return METHODS.get(recipe.method)(resolved.config, build).to(device)
 

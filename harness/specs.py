@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from harness.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side, Unfit
 from harness.data.base import LabelSpec, Supervision
 from harness.errors import UserError
+from harness.nn.pixels import MEAN, STD
 from harness.schema import Neutral, schema
 
 
@@ -105,6 +106,20 @@ class ScheduleSpec:
         if (self.steps is None) == (self.epochs is None):
             raise UserError("a schedule needs exactly one of 'steps' and 'epochs'", where="[schedule]")
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+
+_Shade = Annotated[float, Field(ge=0, le=1)]
+_Spread = Annotated[float, Field(gt=0, le=1)]
+
+
+@schema
+class PixelSpec:
+    """Colours as the backbone's weights know them: (RGB in [0, 1] - mean) / std. ImageNet's by default."""
+
+    mean: tuple[_Shade, _Shade, _Shade] = MEAN
+    """Of R, G and B."""
+    std: tuple[_Spread, _Spread, _Spread] = STD
+    """Deviation of R, G and B."""
 
 
 _Area = Annotated[float, Field(gt=0, le=1)]
@@ -215,7 +230,10 @@ class Recipe:
     backbone: str
     """timm name, or one of ours."""
     weights: str = "none"
-    """Where the backbone starts: `none`, `packaged`, a file, or a timm tag."""
+    """Where the backbone starts: `none`, `packaged`, a file, `package:NAME` (in an installed package), or a
+    timm tag."""
+    pixels: Annotated[PixelSpec, Neutral(PixelSpec())] = PixelSpec()
+    """Colours that the backbone's weights were trained with."""
     train_split: str = "train"
     """Split trained on."""
     crop: Side | tuple[Side, Side] = 321

@@ -24,8 +24,6 @@ KEY = "network"
 def described(method: Method) -> dict[str, Any]:
     """Plain values of all that predictions depend on beside the weights: ``method, backbone, classes,
     background, pixels`` (mean and deviation of RGB in [0, 1]) and every value of ``config``."""
-    from harness.nn.pixels import MEAN, STD
-
     build = getattr(method, "build", None)
     if build is None:  # a method that never called Method.__init__ can say nothing
         return {}
@@ -34,7 +32,7 @@ def described(method: Method) -> dict[str, Any]:
         "backbone": build.backbone,
         "classes": list(build.dataset.classes),
         "background": build.dataset.background,
-        "pixels": {"mean": list(MEAN), "std": list(STD)},
+        "pixels": dump(build.pixels),
         "config": dump(method.config),
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
-from harness.nn.weights import is_file, read_state_dict, timm_name, weights_file
+from harness.nn.weights import is_tag, read_state_dict, timm_name, weights_file
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo, FeatureListNet
@@ -127,7 +127,7 @@ def create_encoder(
 
     Args:
         name: a name of :data:`OWN`, or a timm architecture.
-        weights: ``none``, ``packaged``, a file, or a timm tag (:mod:`harness.nn.weights`).
+        weights: see :mod:`harness.nn.weights`.
         output_stride: stride of the last stage; strides beyond it become dilations. The network's own
             by default.
         multi_grid: factors of the dilations in the last stage's blocks, such as ``(1, 2, 4)``; empty
@@ -195,7 +195,7 @@ def _timm_encoder(
     ):  # windows at any size, shifted in every stage, as segmentation codes do
         options |= {"strict_img_size": False, "always_partition": True}
     path = weights_file(name, weights)
-    by_tag = path is not None and weights != "packaged" and not is_file(weights)
+    by_tag = is_tag(weights)
     if by_tag:  # timm reads the file itself: it knows how to convert older ones
         name = timm_name(name, weights)
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
@@ -205,20 +205,9 @@ def _timm_encoder(
     if multi_grid:
         apply_multi_grid(encoder, multi_grid)
     if path is not None and not by_tag:
-        if isinstance(encoder, TimmEncoder):
-            load_encoder(encoder, path)
-        else:
-            load_encoder(encoder.network, path, heads=_beyond(architecture, encoder.network))
+        inner = encoder if isinstance(encoder, TimmEncoder) else encoder.network
+        load_encoder(inner, path, architecture)
     return encoder
-
-
-def _beyond(architecture: str, network: nn.Module) -> tuple[str, ...]:
-    """Keys that timm's classification network has beyond its pyramid."""
-    import timm
-
-    with torch.device("meta"):
-        whole = timm.create_model(architecture).state_dict()
-    return tuple(whole.keys() - network.state_dict().keys())
 
 
 #: Examples of networks, by what they can do.
@@ -367,32 +356,85 @@ def apply_multi_grid(encoder: nn.Module, multi_grid: Sequence[int]) -> None:
         block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
 
-_RESNET_REMEDY = (
-    "the file belongs to another network; AGMM's ResNet with three 3x3 convolutions in "
-    "its stem is timm's resnet50s and resnet101s, torchvision's is resnet50 and resnet101"
-)
+def load_encoder(network: nn.Module, path: Path, architecture: str = "") -> None:
+    """Load a backbone from a file; only tensors beyond the encoder, such as a classifier's, may be left over.
 
+    Files of other codes fit, too, where they hold timm's tensors in timm's order under other names
+    (:func:`renamed_in_order`). Counters of batch normalisation may be missing (files from before torch 0.4.1
+    lack them).
 
-def load_encoder(
-    encoder: nn.Module, path: Path, remedy: str = _RESNET_REMEDY, heads: Sequence[str] = ()
-) -> None:
-    """Load a backbone from a file; only a classification head's tensors (and ``heads``) may be left over.
-
-    Counters of batch normalisation may be missing (files from before torch 0.4.1 lack them).
+    Args:
+        network: the encoder, changed in place.
+        path: of the file.
+        architecture: timm's name of the classification network that the encoder is a part of; none for
+            networks of our own.
 
     Raises:
         UserError: other missing or surplus keys, or shapes that differ.
     """
-    state = {k: v for k, v in read_state_dict(path).items() if not k.startswith(_HEADS) and k not in heads}
-    own = encoder.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    own = network.state_dict()
+    whole = _whole(architecture) if architecture else own
+    state = renamed_in_order(read_state_dict(path), whole)
+    flat = {key.replace(".", "_"): key for key in own}  # timm writes a dot of a stage's name as _
+    beyond = {k for k in whole if k not in own and k.replace(".", "_") not in flat}
+    state = {
+        flat.get(k.replace(".", "_"), k): v
+        for k, v in state.items()
+        if k not in beyond and not k.startswith(_HEADS)
+    }
+    missing = [k for k in own if k not in state and not k.endswith(_COUNTER)]
     surplus = [k for k in state if k not in own]
     shapes = [k for k in state if k in own and state[k].shape != own[k].shape]
     for keys, problem in ((missing, "lacks"), (surplus, "has surplus"), (shapes, "has other shapes for")):
         if keys:
+            hint = ""
+            if architecture.startswith("resne"):
+                hint = (
+                    "; AGMM's ResNet with three 3x3 convolutions in its stem is timm's resnet50s and "
+                    "resnet101s, torchvision's is resnet50 and resnet101"
+                )
             raise UserError(
                 f"the weights file {problem} {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}",
                 where=path,
-                remedy=remedy,
+                remedy=f"the file belongs to another network than {architecture or 'this one'}: name the "
+                f"backbone that it is of, or other weights{hint}",
             )
-    encoder.load_state_dict(state, strict=False)
+    network.load_state_dict(state, strict=False)
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _whole(architecture: str) -> dict[str, Tensor]:
+    """The state of timm's classification network, without values."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(architecture).state_dict()
+
+
+def renamed_in_order(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of a network, where they are its tensors in its order under other names.
+
+    That is so where every one has the shape of its counterpart and the last part of its name (``weight``,
+    ``bias``, ``running_mean``, ``running_var``), the classifier included, and names that both know are the
+    same tensor's. Codes that port a network rename its modules and keep their order.
+
+    Args:
+        state: of a file.
+        whole: of the network.
+
+    Returns:
+        The tensors renamed; as they are where they do not fit, or where names fit already.
+    """
+    theirs = [k for k in state if not k.endswith(_COUNTER)]
+    ours = [k for k in whole if not k.endswith(_COUNTER)]
+
+    def marks(key: str, tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+        return key.rpartition(".")[2], tuple(tensor.shape)
+
+    fits = len(theirs) == len(ours) and all(
+        marks(a, state[a]) == marks(b, whole[b]) and (a == b or (a not in whole and b not in state))
+        for a, b in zip(theirs, ours, strict=True)
+    )
+    return {b: state[a] for a, b in zip(theirs, ours, strict=True)} if fits else dict(state)

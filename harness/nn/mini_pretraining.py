@@ -25,12 +25,12 @@ from harness.errors import UserError, nearest
 from harness.files import check_writable, sha256_of, whole_file, write_json
 from harness.nn.encoders import create_encoder
 from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
+from harness.nn.pixels import MEAN, STD
 
 #: Pictures the reported accuracy is measured on.
 HELD_OUT = 1000
 _SIDE, _SHIFT = 56, 6
 _SMOOTHING = 0.05  # of labels
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for every encoder here
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def pictures(
 
 def normalised(images: Tensor) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in 0..255 as ImageNet-normalised float32."""
-    mean, std = images.new_tensor([_MEAN, _STD], dtype=torch.float32)[..., None, None]
+    mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)[..., None, None]
     return (images / 255 - mean) / std
 
 

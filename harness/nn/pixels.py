@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: ImageNet statistics of RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -15,3 +18,24 @@ def normalise(raw: Tensor) -> Tensor:
     mean = torch.tensor(MEAN, device=raw.device).view(3, 1, 1)
     std = torch.tensor(STD, device=raw.device).view(3, 1, 1)
     return (raw.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class FromImageNet:
+    """A forward pre-hook that turns ImageNet-normalised pictures into those of another mean and deviation.
+
+    Attributes:
+        mean: of R, G and B in [0, 1], that the module's weights were trained with.
+        std: their deviations.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of ``module`` with the first, ``(B, 3, H, W)`` pictures, in its colours."""
+        images = arguments[0]
+        scale = [own / new for own, new in zip(STD, self.std, strict=True)]
+        shift = [(own - new) / std for own, new, std in zip(MEAN, self.mean, self.std, strict=True)]
+        factor, offset = images.new_tensor([scale, shift])[..., None, None]
+        return (images * factor + offset, *arguments[1:])

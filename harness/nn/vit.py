@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.nn.encoders import OWN as PYRAMIDS
 from harness.nn.encoders import Encoder, check_name, load_encoder
 from harness.nn.precision import outside_autocast
-from harness.nn.weights import is_file, timm_name, weights_file
+from harness.nn.weights import is_tag, timm_name, weights_file
 
 #: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
 OWN = {"mini_vit": "harness.nn.mini_encoder:mini_vit"}
@@ -226,7 +226,7 @@ def create_vit(
 
     Args:
         name: a name of :data:`OWN`, or a timm architecture of plain vision transformers.
-        weights: ``none``, ``packaged``, a file, or a timm tag (:mod:`harness.nn.weights`).
+        weights: see :mod:`harness.nn.weights`.
         crop, aux_layer, class_token, position, mask_token: see :class:`ViTEncoder`.
         drop_path: probability of stochastic depth in the last block, growing linearly from 0 in the
             first.
@@ -245,7 +245,7 @@ def create_vit(
             remedy=f"choose {' or '.join(OWN)}, or a plain one of timm, such as vit_base_patch16_224",
         )
     path = weights_file(name, weights)
-    by_tag = path is not None and weights != "packaged" and not is_file(weights)
+    by_tag = is_tag(weights)
     if name in OWN:
         module, _, attribute = OWN[name].partition(":")
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
@@ -256,9 +256,7 @@ def create_vit(
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
         network = _timm_network(timm_name(name, weights) if by_tag else name, options)
     if path is not None and not by_tag:
-        load_encoder(
-            network, path, remedy="the file belongs to another transformer than the recipe's backbone"
-        )
+        load_encoder(network, path, "" if name in OWN else name.partition(".")[0])
     return ViTEncoder(
         _plain(network, name),
         crop=crop,

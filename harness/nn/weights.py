@@ -1,8 +1,9 @@
-"""Where a backbone's weights come from: one field, four kinds, one hash for the record.
+"""Where a backbone's weights come from: one field, five kinds, one hash for the record.
 
 ``none``       random start
 ``packaged``   a file that ships with this project (:func:`packaged`)
 a file         ``.safetensors``, or ``.pth``/``.pt``/``.bin`` read without executing anything
+a package      ``package:NAME``: the weights file of an installed distribution (:mod:`harness.nn.package`)
 a timm tag     such as ``gluon_in1k``, or ``timm`` for timm's default; the only kind that may download,
                and only when a network is built with it
 """
@@ -20,12 +21,11 @@ from torch import Tensor
 import harness.compat  # noqa: F401  (before timm)
 from harness.errors import UserError, nearest
 from harness.files import expanded, sha256_of
+from harness.nn import package
 from harness.nn.torch_files import read_torch
 
 #: Folder of the packaged files.
 PRETRAINED = Path(__file__).with_name("pretrained")
-
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @cache
@@ -82,12 +82,15 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     """The local file behind a backbone's ``weights``, fetched first if it is a timm tag; None for ``none``.
 
     Raises:
-        UserError: unknown tag, missing or altered file, or no network for a tag that is not cached.
+        UserError: unknown tag, missing or altered file, a package that is not installed or has no such file,
+            or no network for a tag that is not cached.
     """
     if weights == "none":
         return None
     if weights == "packaged":
         return _packaged_file(backbone)
+    if package.names(weights):
+        return package.file_of(weights)
     if is_file(weights):
         path = expanded(weights)
         if not path.is_file():
@@ -98,7 +101,12 @@ def weights_file(backbone: str, weights: str) -> Path | None:
 
 def is_file(weights: str) -> bool:
     """Whether ``weights`` is meant as a path (by its suffix or a slash)."""
-    return weights.endswith(_SUFFIXES) or "/" in weights or "\\" in weights
+    return weights.endswith(package.SUFFIXES) or "/" in weights or "\\" in weights
+
+
+def is_tag(weights: str) -> bool:
+    """Whether ``weights`` is meant as a timm tag."""
+    return weights not in ("none", "packaged") and not package.names(weights) and not is_file(weights)
 
 
 def weights_sha256(backbone: str, weights: str) -> str | None:
