@@ -15,6 +15,7 @@ from harness.names import run_command
 from harness.recipes import resolve
 from harness.scoring import trained_with
 from leaderboards.claims import Claim, Judged, Pair, as_lines, compare_rows
+from leaderboards.differing import differing
 from leaderboards.row import Row
 from leaderboards.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.tables import leaderboard
@@ -153,13 +154,16 @@ def _alike(a: Row, b: Row) -> bool:
 
 
 def as_plain(compared: Compared) -> dict[str, Any]:
-    """A comparison as plain values: the columns of the claims' table, and IoU by class of either row."""
+    """A comparison as plain values: columns of the claims' table, IoU by class, and what else differs."""
     (line,) = as_lines([compared.judged])
     left_out = ("claim", "statement", "paper", "place", "suites", "command", "direction", "margin")
     plain = {k: None if v != v else v for k, v in line.items() if k not in left_out}
     for side, row in (("better", compared.a), ("worse", compared.b)):
         means = [None if v != v else round(v, 6) for v in row.class_spread[0].tolist()]
         plain[f"iou_{side}"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
+    plain["differing"] = [
+        dict(zip(("what", "better", "worse"), one, strict=True)) for one in differing(compared.a, compared.b)
+    ]
     return plain
 
 

@@ -192,6 +192,12 @@ def standing(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
 
 
+def usual_evaluation(rows: Sequence[Row]) -> str:
+    """The evaluation that most rows have; of several, the one with the shortest name."""
+    counted = Counter(row.evaluation for row in rows)
+    return min(counted, key=lambda name: (-counted[name], len(name), name))
+
+
 def caption(row: Row, supervision: bool = True) -> str:
     """Data set, split, supervision, protocol and, where unusual, network and output of a figure."""
     words = [dataset_title(row.dataset), row.runs[0].data["spec"]["split"]]

@@ -10,7 +10,7 @@ from itertools import groupby
 from leaderboards.claims import Judged, count
 from leaderboards.collapse import collapsed
 from leaderboards.columns import images_text, recipe_text
-from leaderboards.drawing import standing
+from leaderboards.drawing import standing, usual_evaluation
 from leaderboards.figures import reference_of
 from leaderboards.gathering import dataset_title
 from leaderboards.inline_plots import drawn, kind_of
@@ -65,12 +65,6 @@ def chosen_plots(rows: Sequence[Row], plots: Mapping[str, bytes]) -> tuple[list[
     pictures = [stem for stem in plots if kind_of(stem) == "qualitative"]
     most = max(pictures, key=lambda stem: len(plots[stem]), default="")
     return [stem for stem in names if stem in plots], most
-
-
-def usual_evaluation(rows: Sequence[Row]) -> str:
-    """The evaluation that most rows have; of several, the one with the shortest name."""
-    counted = Counter(row.evaluation for row in rows)
-    return min(counted, key=lambda name: (-counted[name], len(name), name))
 
 
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -51,6 +52,9 @@ from leaderboards.published import Published
 from leaderboards.row import Row
 from leaderboards.text import DASH, number
 
+if TYPE_CHECKING:
+    from leaderboards.thumbnails import Look
+
 _ASSETS = Path(__file__).with_name("assets")
 
 #: Rows of one table by class; `per_class.csv` has all of them.
@@ -69,6 +73,7 @@ def html_report(
     label: str = "",
     plots: Mapping[str, bytes] | None = None,
     parts: Sequence[Section] | None = None,
+    look: Look | None = None,
 ) -> str:
     """The page.
 
@@ -80,6 +85,7 @@ def html_report(
         label: stands behind the title, such as ``quick run``.
         plots: file stem to SVG, or PNG where it starts like one.
         parts: the :func:`leaderboards.columns.sections` of the rows, where they are at hand.
+        look: small pictures for the comparison of two rows, see :mod:`leaderboards.thumbnails`.
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
     parts = sections(rows) if parts is None else parts
@@ -97,7 +103,7 @@ def html_report(
         ("tables", "Tables", tables("scores")),
         ("classes", "By class", _by_class(rows, places_of_rows)),
         ("plots", "Plots", _plots({k: v for k, v in plots.items() if k not in above})),
-        ("compare", "Compare", comparison_view(rows)),
+        ("compare", "Compare", comparison_view(rows, look)),
         ("claims", "Claims", _claims(judged, rows) if judged else ""),
         ("labels", "Pseudo labels", tables("pseudo labels")),
         ("cost", "Cost", tables("cost")),

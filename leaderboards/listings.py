@@ -18,6 +18,7 @@ from leaderboards.columns import (
     unasked_text,
 )
 from leaderboards.comparison import Compared, class_lines
+from leaderboards.differing import differing
 from leaderboards.row import Row
 from leaderboards.text import DASH, mean_text, number
 
@@ -148,6 +149,8 @@ def comparison(found: Sequence[Compared]) -> str:
         classes = class_lines(a, b)
         if classes:
             texts.append(table(classes, ("class", "first", "second", "difference"), right=(1, 2, 3)))
+        if others := differing(a, b):
+            texts.append(f"{heading('what else differs')}\n{table(others, ('what', 'first', 'second'))}")
     return "\n\n".join(texts)
 
 

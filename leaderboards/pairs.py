@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leaderboards.columns import recipe_text
-from leaderboards.drawing import standing
+from leaderboards.differing import differing
+from leaderboards.drawing import standing, usual_evaluation
+from leaderboards.figures import reference_of
 from leaderboards.gathering import dataset_title
 from leaderboards.markup import escape, script_data
 from leaderboards.row import Row
 from leaderboards.statistics import aligned, two_level_difference
 
+if TYPE_CHECKING:
+    from leaderboards.thumbnails import Look
+
 #: Rows of one evaluation that can be picked, the best; ``wsss compare`` takes any.
 MOST = 10
 #: Pictures of either way.
-_PICTURES = 5
+_PICTURES = 4
 _RESAMPLES = 400
 #: Counts that are held at once, at most: beyond, the page has no view and `wsss compare` does it.
 _NUMBERS = 30_000_000
 
 
-def comparison_view(rows: Sequence[Row]) -> str:
-    """Fields to pick two rows, and the figures of every pair that they may pick; empty without a pair."""
+def comparison_view(rows: Sequence[Row], look: Look | None = None) -> str:
+    """Fields to pick two rows, and the figures of every pair that they may pick; empty without a pair.
 
-    def key(row: Row) -> tuple[str, str]:
-        return row.dataset, row.evaluation
+    The evaluation of most rows comes first. ``look`` gives small pictures, see
+    :mod:`leaderboards.thumbnails`.
+    """
 
+    def key(row: Row) -> tuple[str, bool, str]:
+        return row.dataset, row.evaluation != usual[row.dataset], row.evaluation
+
+    shown = standing(rows)
+    usual = {
+        name: usual_evaluation([r for r in shown if r.dataset == name]) for name in {r.dataset for r in shown}
+    }
     groups = []
-    for (dataset, evaluation), group in groupby(sorted(standing(rows), key=key), key=key):
+    for (dataset, _, evaluation), group in groupby(sorted(shown, key=key), key=key):
         members = sorted(group, key=lambda row: -row.mean)[:MOST]
         first = members[0].runs[0].data
         alike = [
@@ -43,7 +56,7 @@ def comparison_view(rows: Sequence[Row]) -> str:
         ]
         numbers = sum(row.images * row.n for row in alike) * len(first["classes"])
         if len(alike) > 1 and numbers <= _NUMBERS:
-            groups.append(_group(f"{dataset_title(dataset)}, {evaluation}", alike))
+            groups.append(_group(f"{dataset_title(dataset)}, {evaluation}", alike, look))
     if not groups:
         return ""
     options = "".join(f'<option value="{i}">{escape(g["title"])}</option>' for i, g in enumerate(groups))
@@ -56,8 +69,9 @@ def comparison_view(rows: Sequence[Row]) -> str:
     )
 
 
-def _group(title: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Figures of rows of one evaluation: IoU by class, and of every pair the interval and the pictures."""
+def _group(title: str, rows: Sequence[Row], look: Look | None) -> dict[str, Any]:
+    """Figures of rows of one evaluation: IoU by class, and of every pair the interval, what differs, and the
+    pictures."""
     both = iter(aligned([run.counts() for row in rows for run in row.runs]))
     counts = [[next(both) for _ in row.runs] for row in rows]
     classes = rows[0].runs[0].data["protocol"]["classes"]
@@ -80,9 +94,11 @@ def _group(title: str, rows: Sequence[Row]) -> dict[str, Any]:
         pairs[f"{i}-{j}"] = {
             "figures": [round(float(v), 2) for v in (interval.estimate, interval.low, interval.high)],
             "single": min(len(counts[i]), len(counts[j])) == 1,
+            "differing": differing(rows[i], rows[j]),
             "first": told(order[::-1][:_PICTURES]),
             "second": told(order[:_PICTURES]),
         }
+    seen = look(rows, _wanted(pairs)) if look is not None else None
     iou = [[None if v != v else round(v, 1) for v in row.class_spread[0].tolist()] for row in rows]
     return {
         "title": title,
@@ -90,8 +106,28 @@ def _group(title: str, rows: Sequence[Row]) -> dict[str, Any]:
         "means": [round(row.mean, 2) for row in rows],
         "classes": list(rows[0].runs[0].data["classes"]),
         "iou": iou,
+        "start": _start(rows),
         "pairs": pairs,
+        "pictures": {} if seen is None else seen.pictures,
+        "colours": [] if seen is None else seen.colours,
     }
+
+
+def _start(rows: Sequence[Row]) -> tuple[int, int]:
+    """The pair that is shown first: the best row under weak labels and its baseline, else the two best."""
+    weak = [row for row in rows if row.supervision != "full"]
+    if weak:
+        base = reference_of([row for row in weak if row.supervision == weak[0].supervision])
+        if base is not weak[0]:
+            return rows.index(weak[0]), rows.index(base)
+    return 0, 1
+
+
+def _wanted(pairs: Mapping[str, Any]) -> list[str]:
+    """Pictures that pairs show: the first of every pair and way, those of better rows before others'."""
+    ordered = sorted(pairs, key=lambda name: sum(map(int, name.split("-"))))
+    ways = [pairs[name][way] for name in ordered for way in ("first", "second")]
+    return list(dict.fromkeys(way[k][0] for k in range(_PICTURES) for way in ways if k < len(way)))
 
 
 def _by_picture(counts: Any) -> np.ndarray:

@@ -69,6 +69,15 @@ def choose(rows: Sequence[Row], quantiles: Sequence[float] = QUANTILES) -> list[
     return [shared[i] for i in dict.fromkeys(chosen)]
 
 
+def kept(row: Row, ids: Sequence[str]) -> bool:
+    """Whether a row's first seed left its predictions of pictures as files."""
+    return all(present(file) for file in _files(row, ids))
+
+
+def _files(row: Row, ids: Sequence[str]) -> list[Path]:
+    return [row.runs[0].path / "predictions" / f"{image_id}.png" for image_id in ids]
+
+
 def predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str = "cpu") -> list[np.ndarray] | None:
     """``(H, W)`` uint8 predictions of a row's first seed; None where nothing can make them."""
     try:
@@ -82,9 +91,8 @@ def _predicted(row: Row, ids: Sequence[str], dataset: Dataset, device: str) -> l
     from harness.data.images import read_index
 
     run = row.runs[0]
-    files = [run.path / "predictions" / f"{image_id}.png" for image_id in ids]
-    if all(present(file) for file in files):
-        return [read_index(file) for file in files]
+    if kept(row, ids):
+        return [read_index(file) for file in _files(row, ids)]
     checkpoint = row.records[0].path / "checkpoint" / f"{run.data['spec']['checkpoint']}.pt"
     if not present(checkpoint) or row.verdict == "external":
         return None

@@ -7,10 +7,11 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pandas as pd
@@ -40,6 +41,9 @@ from leaderboards.published import Cell, Published, published
 from leaderboards.row import Row
 from leaderboards.tables import CLASS_COLUMNS, COLUMNS, as_lines, class_lines, leaderboard
 from leaderboards.text import DASH, escaped, pipe_table
+
+if TYPE_CHECKING:
+    from leaderboards.thumbnails import Look
 
 #: Formats of tables.
 FORMATS = ("md", "csv", "tex", "json")
@@ -209,8 +213,9 @@ def write_report(
     tables = _tables(rows, frame, known, out, dataset, FORMATS, label)
     files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
+    look: Look | None = None
     if plots:
-        from leaderboards import qualitative
+        from leaderboards import qualitative, thumbnails
         from leaderboards.drawing import save
         from leaderboards.plotting import KINDS, draw
 
@@ -223,8 +228,11 @@ def write_report(
             written = save(figure, out / "plots" / stem, ("png", "pdf"), label)
             drawn[stem] = written[0].read_bytes()
             files += written
-    known_of = {"provenance": provenance(frame, rows), "label": label}
-    page = html_report(rows, judged, known, plots=drawn, parts=tables.parts, **known_of)
+        look = partial(thumbnails.look, data_roots=data_roots, device=device, say=say)
+    page = html_report(
+        rows, judged, known, provenance=provenance(frame, rows), label=label, plots=drawn, parts=tables.parts,
+        look=look,
+    )  # fmt: skip
     return [*files, _write(out / "report.html", page)]
 
 

@@ -140,27 +140,41 @@ function tell(event) {
 document.addEventListener("pointermove", tell);
 document.addEventListener("pointerdown", tell); // a finger does not hover
 addEventListener("scroll", () => { says.hidden = true; }, { passive: true });
-// Two rows set against each other.
+// Two rows set against each other; their figures are read when the reader comes near.
 const form = document.getElementById("pair");
-if (form) {
+function compare() {
   const groups = JSON.parse(document.getElementById("pairs").textContent), out = document.getElementById("compared");
   const { group, first, second } = form.elements;
-  const make = (name, text, ...children) => {
+  const make = (name, ...children) => {
     const made = document.createElement(name);
-    made.textContent = text;
     made.append(...children);
     return made;
   };
-  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
-  const table = (title, heads, lines) => {
-    const made = make("table", ""), head = make("tr", "", ...heads.map((name, i) => make("th", name)));
-    for (const cell of head.cells) cell.scope = "col";
+  const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+  const table = (title, heads, lines, numbers = true) => {
+    const made = make("table", make("caption", title), make("thead", make("tr", ...heads.map((name) => make("th", name)))),
+      make("tbody", ...lines.map((line) => make("tr", ...line.map((cell, i) => make(i ? "td" : "th", ...[cell].flat()))))));
     made.className = "small";
-    made.append(make("caption", title), make("thead", "", head));
-    made.append(make("tbody", "", ...lines.map((line) => make("tr", "", ...line.map((text, i) => make(i ? "td" : "th", text))))));
-    for (const cell of made.querySelectorAll("tr > :not(:first-child)")) cell.className = "r";
+    for (const cell of made.tHead.rows[0].cells) cell.scope = "col";
     for (const cell of made.querySelectorAll("tbody th")) cell.scope = "row";
+    if (numbers) for (const cell of made.querySelectorAll("tr > :not(:first-child)")) cell.className = "r";
     return made;
+  };
+  const image = (source, text) => Object.assign(make("img"), { src: source, alt: text, className: "thumb" });
+  const swatch = (colour) => {
+    const made = make("i");
+    made.className = "swatch";
+    made.style.background = colour;
+    return made;
+  };
+  // The interval on a scale around zero; it says nothing that does not stand beside it.
+  const drawing = (difference, low, high) => {
+    const most = Math.max(...[difference, low, high].map(Math.abs), 1e-9), at = (x) => 50 + 48 * x / most;
+    const line = (kind, from, to, top, end) => `<line class="${kind}" x1="${at(from)}" x2="${at(to)}" y1="${top}" y2="${end}"/>`;
+    const made = make("span");
+    made.innerHTML = '<svg class="interval" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">' +
+      line("zero", 0, 0, 0, 12) + line("range", low, high, 6, 6) + line("mean", difference, difference, 2, 10) + "</svg>";
+    return made.firstChild;
   };
   const draw = () => {
     const own = groups[group.value], a = Number(first.value), b = Number(second.value);
@@ -169,30 +183,44 @@ if (form) {
     let [difference, low, high] = pair.figures;
     if (turned) [difference, low, high] = [-difference, -high, -low];
     const over = pair.single ? "pictures alone: one side has one seed" : "pictures and seeds";
-    const classes = own.classes.map((name, k) => [name, own.iou[a][k], own.iou[b][k]])
-      .map(([name, x, y]) => [name, x, y, x === null || y === null ? null : x - y])
-      .sort((x, y) => (y[3] ?? -999) - (x[3] ?? -999));
+    const sure = low > 0 ? "The first leads." : high < 0 ? "The second leads." : "Which of them leads is open.";
     const text = (value, digits = 1) => value === null ? "absent" : value.toFixed(digits);
-    const pictures = (list) => list.map(([id, x, y]) => turned ? [id, text(y), text(x)] : [id, text(x), text(y)]);
-    const parts = make("div", "",
-      table("IoU by class (%)", ["Class", "First", "Second", "Difference"],
-        classes.map(([name, x, y, gap]) => [name, text(x), text(y), gap === null ? "–" : signed(gap)])),
-      table("Pictures on which the first is ahead: mean IoU (%)", ["Picture", "First", "Second"],
-        pictures(turned ? pair.second : pair.first)),
-      table("Pictures on which the second is ahead: mean IoU (%)", ["Picture", "First", "Second"],
-        pictures(turned ? pair.first : pair.second)));
+    const classes = own.classes.map((name, k) => [k, own.iou[a][k], own.iou[b][k]])
+      .map(([k, x, y]) => [k, x, y, x === null || y === null ? null : x - y])
+      .sort((x, y) => (y[3] ?? -999) - (x[3] ?? -999))
+      .map(([k, x, y, gap]) => [[...own.colours[k] ? [swatch(own.colours[k])] : [], own.classes[k]],
+        text(x), text(y), gap === null ? "–" : signed(gap, 1)]);
+    const differing = pair.differing.map(([name, x, y]) => turned ? [name, y, x] : [name, x, y]);
+    const pictures = (title, list) => {
+      const seen = list.some(([id]) => own.pictures[id]), lines = list.map(([id, ...both]) => {
+        const [x, y] = turned ? [both[1], both[0]] : both, shown = own.pictures[id];
+        const cell = (place, value) => {
+          const map = shown?.[place + 2], side = place === a ? "first" : "second";
+          return map ? [image(map, `what the ${side} predicts`), text(value)] : text(value);
+        };
+        const truth = seen ? [shown ? [image(shown[1], "truth")] : ""] : [];
+        return [shown ? [image(shown[0], ""), id] : id, ...truth, cell(a, x), cell(b, y)];
+      });
+      return lines.length ? [table(title, ["Picture", ...seen ? ["Truth"] : [], "First", "Second"], lines)] : [];
+    };
+    const words = make("p", make("strong", sure), ` First minus second: ${signed(difference)} points of mIoU, ` +
+      `95 % interval ${signed(low)} to ${signed(high)} over ${over}. `, drawing(difference, low, high));
+    const left = make("div", table("IoU by class (%)", ["Class", "First", "Second", "Difference"], classes));
+    if (differing.length) left.append(table("What else differs", ["What", "First", "Second"], differing, false));
+    else left.append(make("p", "They differ in nothing else that is recorded."));
+    const right = make("div",
+      ...pictures("Where the first is ahead most: mean IoU of the picture (%)", turned ? pair.second : pair.first),
+      ...pictures("Where the second is ahead most", turned ? pair.first : pair.second));
+    const parts = make("div", left, right);
     parts.className = "pair";
-    out.replaceChildren(make("p", `First minus second: ${signed(difference)} points of mIoU, 95 % interval ` +
-      `${signed(low)} to ${signed(high)} over ${over}.`), parts);
+    const note = Object.keys(own.pictures).length ? "IoU is the mean over seeds; maps are those of the first seed. White is void." : "";
+    out.replaceChildren(words, parts, ...note ? [Object.assign(make("p", note), { className: "notes" })] : []);
   };
   const fill = () => {
     const own = groups[group.value];
-    for (const [field, place] of [[first, 0], [second, 1]]) {
-      field.replaceChildren(...own.rows.map((name, i) => {
-        const option = make("option", `${name} (${own.means[i].toFixed(2)})`);
-        option.value = i;
-        return option;
-      }));
+    for (const [field, place] of [[first, own.start[0]], [second, own.start[1]]]) {
+      field.replaceChildren(...own.rows.map((name, i) =>
+        Object.assign(make("option", `${name} (${own.means[i].toFixed(2)})`), { value: i })));
       field.value = place;
     }
     draw();
@@ -203,3 +231,8 @@ if (form) {
   form.addEventListener("submit", (event) => event.preventDefault());
   fill();
 }
+if (form) new IntersectionObserver((entries, observer) => {
+  if (!entries.some((entry) => entry.isIntersecting)) return;
+  observer.disconnect();
+  compare();
+}, { rootMargin: "600px" }).observe(form);

@@ -70,7 +70,10 @@ def test_text_sorts_classes_and_names_figures(factory: Factory) -> None:
     judged = found[0].judged
     assert f"+{judged.difference:.2f}" in text
     assert "95 % interval over images and seeds" in text
-    names = [line.split()[0] for line in text.partition("first")[2].partition("first")[2].splitlines()[1:]]
+    names = [
+        line.split()[0]
+        for line in text.partition("first")[2].partition("first")[2].partition("\n\n")[0].splitlines()[1:]
+    ]
     assert set(names) == set(CLASSES)
     assert names[-1] == "cross"  # absent from one side: no difference, last
 
