@@ -108,6 +108,9 @@ class Dataset(ABC):
     info: ClassVar[DatasetInfo]
     #: Masks on disk are index maps of ``0..K-1`` and 255, so that full supervision needs no copies.
     canonical_masks: ClassVar[bool] = False
+    #: Colours of the values in palette masks, where masks of other colours are likely others; none where
+    #: files use several.
+    mask_palette: ClassVar[Sequence[tuple[int, int, int]] | None] = None
     #: What a user must fetch from ``info.homepage``, and under which terms, in words.
     obtain: ClassVar[tuple[str, ...]] = ()
 

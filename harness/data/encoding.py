@@ -57,11 +57,11 @@ class Encoding:
         """Labels of a file: ``(H, W)`` uint8, ``0..K-1``, 254 and 255.
 
         Args:
-            path: a PNG of any kind that holds codes.
+            path: a PNG of any kind that holds codes, or a BMP of colours.
             picture: ``(H, W, 3)`` uint8, where labels were drawn on it.
 
         Raises:
-            UserError: missing, corrupt, no PNG, or a code that the table does not have.
+            UserError: missing, corrupt, of another format, or a code that the table does not have.
         """
         codes, known = self._codes(path)
         table = np.full(len(known) + 1, -1, np.int16)  # the last is that of all other codes
@@ -80,7 +80,7 @@ class Encoding:
     def _codes(self, path: Path) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """One number for each pixel, and numbers with labels in rising order."""
         with opened_mask(path) as image:
-            if image.format != "PNG":
+            if image.format != "PNG" and not (self.colours and image.format == "BMP"):
                 raise UserError(
                     f"the mask is a {image.format} file",
                     where=path,

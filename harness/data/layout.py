@@ -51,6 +51,10 @@ class FileDataset(Dataset):
     stray: ClassVar[float] = 0.5
     #: Whether ids may name folders below that of the pictures: ``a/b``.
     folders: ClassVar[bool] = False
+    #: The data set whose packaged lists and tags these pictures have, where it is another one.
+    lists_of: ClassVar[str] = ""
+    #: Image tags are the classes that masks show, where no file of them is there: nobody else gave any.
+    tags_of_masks: ClassVar[bool] = False
     canonical_masks = True
 
     def __init__(self, root: Path | str) -> None:
@@ -68,6 +72,10 @@ class FileDataset(Dataset):
     @abstractmethod
     def list_path(self, split: str) -> Path:
         """Where a list of this copy's own would stand."""
+
+    @property
+    def _packaged(self) -> str:
+        return self.lists_of or self.info.name
 
     @property
     def tags_path(self) -> Path:
@@ -116,9 +124,9 @@ class FileDataset(Dataset):
         """
         self.check_split(split)
         if split not in self._ids:
-            own, packaged = self.list_path(split), packaged_list(self.info.name, split)
+            own, packaged = self.list_path(split), packaged_list(self._packaged, split)
             if own.exists():
-                ids = read_list(own, lambda i: self.image_path(i).exists(), folders=self.folders)
+                ids = self._own_list(own)
                 if packaged is not None:
                     self._refuse_other_split(split, ids, packaged)
                 self._ids[split] = ids
@@ -126,9 +134,13 @@ class FileDataset(Dataset):
                 self._ids[split] = packaged if packaged is not None else self._missing_list(split)
         return self._ids[split]
 
+    def _own_list(self, path: Path) -> tuple[str, ...]:
+        """Ids of a list in the data set's own folder."""
+        return read_list(path, lambda i: self.image_path(i).exists(), folders=self.folders)
+
     def unofficial(self, split: str) -> list[str]:
         """Ids of this copy's list that the official one does not have."""
-        official = packaged_list(self.info.name, split)
+        official = packaged_list(self._packaged, split)
         known = set(official or ())
         return [] if official is None else [i for i in self.ids(split) if i not in known]
 
@@ -136,7 +148,7 @@ class FileDataset(Dataset):
         """A list under the wrong name trains on what it is scored on."""
         strange = set(ids) - set(official)
         for other in self.info.splits if strange else ():
-            taken = strange & set(packaged_list(self.info.name, other) or ())
+            taken = strange & set(packaged_list(self._packaged, other) or ())
             if taken:
                 raise UserError(
                     f"{len(taken)} of the {len(ids)} ids in the list of {split!r} belong to {other!r}, "
@@ -252,9 +264,13 @@ class FileDataset(Dataset):
             UserError: no tags ship for this data set, an image has none (VOC test), or the file has other
                 columns than the data set has classes.
         """
+        if self.tags_of_masks and not self.tags_path.exists():
+            split = next(iter(self.info.splits))  # wherever a picture is, its mask has one place
+            rows = [mask_tags(self, split, image_id) for image_id in image_ids]
+            return np.stack(rows) if rows else np.zeros((0, self.info.num_classes), np.uint8)
         if self._tags is None:
             own = self.tags_path
-            packaged = PACKAGED / self.info.name / "tags.npz"
+            packaged = PACKAGED / self._packaged / "tags.npz"
             self._tags = tags_by_picture(
                 packaged if packaged.exists() and not own.exists() else own, self.info
             )

@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def read_list(
         raise UserError(
             f"the list cannot be read: {error}", where=path, remedy="check its permissions, or copy it again"
         ) from None
-    seen: dict[str, int] = {}
+    words = []
     for number, line in enumerate(text.splitlines(), 1):
         word, where = line.strip(), f"{path}, line {number}"
         if not word:
@@ -81,6 +81,19 @@ def read_list(
                 where=where,
                 remedy="save the list as plain text, and rename the picture",
             )
+        words.append((number, word))
+    return checked_ids(words, path)
+
+
+def checked_ids(words: Iterable[tuple[int, str]], path: Path) -> tuple[str, ...]:
+    """Ids with the lines that they stand on, once each has shown to be one.
+
+    Raises:
+        UserError: none at all, one twice, or one that is too long.
+    """
+    seen: dict[str, int] = {}
+    for number, word in words:
+        where = f"{path}, line {number}"
         longest = max(len(part.encode()) for part in word.split("/"))
         if longest > _LONGEST_ID:
             raise UserError(f"an id of {longest} bytes is no file name", where=where, remedy="shorten it")

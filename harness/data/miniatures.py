@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image
 
 from harness.data import mini_scenes
+from harness.data.camvid import CamVid
 from harness.data.cityscapes import Cityscapes
 from harness.data.coco2014 import CATEGORIES, COCO2014
 from harness.data.images import save_index, write_index
 from harness.data.lists import packaged_list, write_tags
+from harness.data.msrc import MSRC, THINGS
 from harness.data.voc2012 import VOC2012
 from harness.errors import UserError, nearest
 from harness.files import named, whole_file
@@ -31,16 +33,22 @@ _NUMBERS: Mapping[str, Sequence[int]] = {
     "coco2014": (0, 1, 13, 18, 44, 62, 90),
     "cityscapes": (7, 8, 11, 17, 24, 26, 33),
     "ade20k": (1, 2, 3, 13, 20, 100, 150),
+    "msrc": (2, 4, 6, 9, 12, 17, 23),
+    "msrc-objects": (2, 4, 6, 9, 12, 17, 23),
+    "camvid": (3, 0, 1, 5, 8, 9, 10),
 }
 #: What a scene's void pixels become; in COCO they belong to no annotation.
-_VOID_NUMBERS = {"voc2012": 255, "coco2014": 0, "cityscapes": 0, "ade20k": 0}
+_VOID_NUMBERS = {"voc2012": 255, "camvid": 11}  # 0 in the others
+
+#: How ids of data sets without official lists begin.
+_NAMED = {"train": "0001TP", "val": "0016E5"}
 
 
 def write_miniature(name: str, root: Path | str, *, train: int = 8, val: int = 4, seed: int = 0) -> Path:
     """Write the miniature of a data set and return the folder to pass as ``--data-root``.
 
     Args:
-        name: ``voc2012``, ``coco2014``, ``cityscapes`` or ``ade20k``.
+        name: ``voc2012``, ``coco2014``, ``cityscapes``, ``ade20k``, ``msrc``, ``msrc-objects`` or ``camvid``.
         root: folder to write the official folder into.
         train, val: number of pictures; VOC's ``train`` is also its ``train_aug``.
         seed: of the scenes.
@@ -56,11 +64,11 @@ def write_miniature(name: str, root: Path | str, *, train: int = 8, val: int = 4
         raise UserError("the folder is there already", where=folder, remedy="delete it, or name another")
     scenes = {}
     for split, count in (("train", train), ("val", val)):
-        official = packaged_list(name, split)
-        assert official is not None
+        lists = "msrc" if name == "msrc-objects" else name
+        official = packaged_list(lists, split) or [f"{_NAMED[split]}_{i:05d}" for i in range(count)]
         for index, image_id in enumerate(official[:count]):
             picture, mask = mini_scenes.scene(seed, split, index)
-            numbers = np.full(256, _VOID_NUMBERS[name], np.uint8)
+            numbers = np.full(256, _VOID_NUMBERS.get(name, 0), np.uint8)
             numbers[: len(_NUMBERS[name])] = _NUMBERS[name]
             scenes[image_id] = (split, picture, mask, numbers[mask])
     with named(folder):
@@ -170,15 +178,40 @@ def _ade20k(folder: Path, scenes: Scenes) -> None:
         write_index(folder / "annotations" / part / f"{image_id}.png", numbers)
 
 
+def _msrc(folder: Path, scenes: Scenes) -> None:
+    _lists(folder / "lists", scenes)
+    colours = np.array([(0, 0, 0), *(thing.colour for thing in THINGS)], np.uint8)
+    for image_id, (_, picture, _, numbers) in scenes.items():
+        _picture(folder / "Images" / f"{image_id}.bmp", picture)
+        _picture(folder / "GroundTruth" / f"{image_id}_GT.bmp", colours[numbers])
+
+
+def _camvid(folder: Path, scenes: Scenes) -> None:
+    for image_id, (split, picture, _, numbers) in scenes.items():
+        _picture(folder / split / f"{image_id}.png", picture)
+        write_index(folder / f"{split}annot" / f"{image_id}.png", numbers)
+    for split in ("train", "val"):  # pairs of paths, as SegNet's code reads them
+        ids = [image_id for image_id, scene in scenes.items() if scene[0] == split]
+        places = [(f"/SegNet/CamVid/{split}/{i}.png", f"/SegNet/CamVid/{split}annot/{i}.png") for i in ids]
+        text = "".join(f"{picture} {mask}\n" for picture, mask in places)
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+
+
 _WRITERS: Mapping[str, Callable[[Path, Scenes], None]] = {
     "voc2012": _voc,
     "coco2014": _coco,
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
+    "msrc": _msrc,
+    "msrc-objects": _msrc,
+    "camvid": _camvid,
 }
 _FOLDERS = {
     "voc2012": VOC2012.info.folder,
     "coco2014": COCO2014.info.folder,
     "cityscapes": Cityscapes.info.folder,
     "ade20k": "ADEChallengeData2016",
+    "msrc": MSRC.info.folder,
+    "msrc-objects": MSRC.info.folder,
+    "camvid": CamVid.info.folder,
 }

@@ -34,6 +34,10 @@ class PictureFiles:
             found[name.rpartition(".")[0]].append(name)
         return found
 
+    def ids(self) -> list[str]:
+        """Ids of all pictures, sorted."""
+        return sorted(self._found)
+
     def of(self, image_id: str) -> list[Path]:
         """Files of an id: none, one, or several that cannot all be its picture."""
         names = self._found.get(image_id, [])

@@ -296,7 +296,7 @@ def _look(
                     where=mask,
                     remedy="take picture and mask from the same release of the data set",
                 )
-            note = palette_note(mask, dataset.info.palette)
+            note = palette_note(mask, dataset.info.palette if (own := dataset.mask_palette) is None else own)
     except UserError as error:
         return error
     return _Sound(stamp, sha256_of(picture), "" if mask is None else sha256_of(mask), note, dropped, pixels)

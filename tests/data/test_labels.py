@@ -24,7 +24,7 @@ from harness.data.voc2012 import VOC2012
 from harness.errors import UserError
 from harness.registry import DATASETS
 
-NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k")
+NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 
 
 def wsss(*arguments: object) -> int:

@@ -18,7 +18,7 @@ from harness.data.miniatures import write_miniature
 from harness.data.voc2012 import VOC2012
 from harness.errors import UserError
 
-NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k")
+NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 
 
 def wsss(*arguments: object) -> int:
@@ -227,11 +227,11 @@ def test_where_to_obtain_what_may_not_be_fetched_is_said(name: str, tmp_path: Pa
     assert wsss("data", "prepare", name, "--data-root", tmp_path) == 2
     printed = capsys.readouterr()
     assert "Obtain from http" in printed.out
-    assert "GB" in printed.out
+    assert " GB)" in printed.out or " MB)" in printed.out
     assert "error: " in printed.err
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "ade20k"])
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "msrc", "camvid"])
 def test_what_is_used_as_distributed_needs_nothing(name: str, tmp_path: Path, capsys):
     assert wsss("data", "miniature", name, tmp_path / "a") == 0
     assert wsss("data", "prepare", name, "--data-root", tmp_path / "a") == 0

@@ -17,7 +17,7 @@ from harness.data.report import verify
 from harness.data.voc2012 import VOC2012
 from harness.registry import DATASETS
 
-NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k")
+NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 
 
 def wsss(*arguments: object) -> int:
