@@ -17,6 +17,7 @@ from harness.nn.choice import best_class
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
+from harness.nn.vit import by_rate
 from harness.schema import InferenceOnly, Neutral, Shapes, schema
 from methods.base import Build, Method
 from methods.parts.cam import EPS, log_sum_exp_pool
@@ -223,9 +224,7 @@ class ClassActivationMap(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder with ``backbone_lr_scale``, and the classifier."""
-        backbone = list(self.backbone.parameters())
-        scale = self.config.backbone_lr_scale
-        return [{"params": backbone, "lr_scale": scale}, {"params": list(self.classifier.parameters())}]
+        return by_rate(self.backbone, self.classifier.parameters(), self.config.backbone_lr_scale)
 
     @classmethod
     def search_space(cls) -> dict[str, BaseDistribution]:

@@ -8,7 +8,7 @@ any size, the position table for them, masked patches, and outputs as maps. The 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +23,10 @@ from harness.nn.precision import outside_autocast
 from harness.nn.weights import is_tag, timm_name, weights_file
 
 #: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
-OWN = {"mini_vit": "harness.nn.mini_encoder:mini_vit"}
+OWN = {
+    "mini_vit": "harness.nn.mini_encoder:mini_vit",
+    "lite0_hybrid": "harness.nn.hybrid:lite0_hybrid",
+}
 
 ClassToken = Literal["travels", "apart"]
 Position = Literal["frozen", "trained"]
@@ -126,6 +129,12 @@ class ViTEncoder(nn.Module):
         self.blocks = net.blocks
         self.norm = net.norm
 
+    def untrained(self) -> list[nn.Parameter]:
+        """Parameters that no pretrained weights are for: all above the trunk of a hybrid, else none."""
+        trunk = getattr(self.patch_embed.proj, "trunk", None)
+        below = {id(p) for p in trunk.parameters()} if trunk is not None else set()
+        return [p for p in self.parameters() if id(p) not in below] if below else []
+
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tokens:
         """Tokens of ``images`` ``(B, 3, H, W)``.
 
@@ -193,6 +202,20 @@ class TokenStage(Encoder):
         return [self.vit(images).final]
 
 
+def by_rate(backbone: nn.Module, head: Iterable[nn.Parameter], lr_scale: float) -> list[dict[str, Any]]:
+    """Optimiser groups: a backbone's pretrained parameters at ``lr_scale``, and the others with the head."""
+    fresh = untrained(backbone)
+    slow = [p for p in backbone.parameters() if id(p) not in fresh]
+    fast = [p for p in backbone.parameters() if id(p) in fresh]
+    return [{"params": slow, "lr_scale": lr_scale}, {"params": [*head, *fast]}]
+
+
+def untrained(module: nn.Module) -> set[int]:
+    """Ids of the parameters of encoders inside a module that no pretrained weights are for."""
+    encoders = (m for m in module.modules() if isinstance(m, ViTEncoder))
+    return {id(p) for encoder in encoders for p in encoder.untrained()}
+
+
 def is_transformer(name: str) -> bool:
     """Whether a backbone's name is that of a vision transformer, which :func:`create_vit` builds."""
     return name in OWN or name.startswith(("vit_", "deit_", "deit3_"))
@@ -256,7 +279,11 @@ def create_vit(
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
         network = _timm_network(timm_name(name, weights) if by_tag else name, options)
     if path is not None and not by_tag:
-        load_encoder(network, path, "" if name in OWN else name.partition(".")[0])
+        patches: Any = network.get_submodule("patch_embed.proj") if name in OWN else None
+        if hasattr(patches, "trunk"):  # a hybrid: its blocks start from nothing
+            load_encoder(patches.trunk, path, patches.architecture)
+        else:
+            load_encoder(network, path, "" if name in OWN else name.partition(".")[0])
     return ViTEncoder(
         _plain(network, name),
         crop=crop,

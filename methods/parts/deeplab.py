@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.bounds import MOST, Stride
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
+from harness.nn.vit import by_rate
 from harness.schema import Shapes, TrainingOnly, schema
 from methods.base import Build, Method
 
@@ -61,10 +62,9 @@ class DeepLabMethod(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder with ``backbone_lr_scale``, and the head."""
-        backbone = list(self.network.backbone.parameters())
-        inside = {id(p) for p in backbone}
+        inside = {id(p) for p in self.network.backbone.parameters()}
         head = [p for p in self.network.parameters() if id(p) not in inside]
-        return [{"params": backbone, "lr_scale": self.config.backbone_lr_scale}, {"params": head}]
+        return by_rate(self.network.backbone, head, self.config.backbone_lr_scale)
 
     @classmethod
     def key_tables(cls) -> dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:

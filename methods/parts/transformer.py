@@ -23,7 +23,7 @@ from harness.nn.decoders import LargeFOV
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
-from harness.nn.vit import Tokens, ViTEncoder
+from harness.nn.vit import Tokens, ViTEncoder, untrained
 from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
 from methods.base import Build, Lazy, Method
 from methods.parts.cam import (
@@ -47,9 +47,9 @@ class ViTConfig:
     aux_layer: Annotated[int, Shapes()] = Field(default=-3, ge=-1000, le=1000)
     """Block whose tokens the auxiliary classifier reads; -3 is the tenth of twelve.
     [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
-    pooling: Annotated[Literal["max", "lse"], TrainingOnly()] = "max"
-    """How token scores become a class score: maximum, or log-sum-exp, which spreads the maps.
-    [ToCo model/model_seg_neg.py; lse: our choice]"""
+    pooling: Annotated[Literal["max", "lse", "average"], TrainingOnly()] = "max"
+    """How token scores become a class score: of the channels' maxima, or the log-sum-exp or average of the
+    tokens' scores, which spread the maps. [ToCo model/model_seg_neg.py; lse, average: our choice]"""
     lse_sharpness: Annotated[float, TrainingOnly()] = Field(default=5.0, gt=0)
     """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
     decoder_width: Annotated[int, Shapes()] = Field(default=512, ge=1, le=MOST)
@@ -153,6 +153,8 @@ class ViTNetwork(nn.Module):
         """
         if self.config.pooling == "max":
             return classifier(features.amax((2, 3), keepdim=True)).flatten(1)
+        if self.config.pooling == "average":
+            return classifier(features.mean((2, 3), keepdim=True)).flatten(1)
         scores = at_least_float32(classifier(features).flatten(2))
         return log_sum_exp_pool(scores, self.config.lse_sharpness)
 
@@ -293,16 +295,18 @@ def optimiser_groups(
 
     Args:
         module: whose parameters.
-        encoder: prefixes of names that learn at the base rate.
+        encoder: prefixes of names that learn at the base rate, where pretrained weights are for them.
         head_lr_scale: rate of the others, relative to it.
         decay: ``all``, or ``matrices``: no decay of biases, vectors, position tables and learned tokens
             (FSR utils/optim.py).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    fresh = untrained(module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = decay == "all" or _is_matrix(name, parameter)
-            groups.setdefault((name.startswith(encoder), decayed), []).append(parameter)
+            slow = name.startswith(encoder) and id(parameter) not in fresh
+            groups.setdefault((slow, decayed), []).append(parameter)
     return [
         {"params": parameters, "lr_scale": 1.0 if slow else head_lr_scale}
         | ({} if decayed else {"weight_decay": 0.0})
