@@ -36,6 +36,7 @@ from harness.networks import build_method
 from harness.outputs import check_output
 from harness.registry import FORGET, METHODS
 from harness.schema import digest, dump
+from harness.shapes import Shapes
 
 if TYPE_CHECKING:
     from harness.recipes import Resolved
@@ -166,7 +167,8 @@ class _NeedsValues(Exception):
 
 def _try(resolved: Resolved) -> Rehearsed:
     try:
-        return _try_on(resolved, _META)
+        with Shapes():
+            return _try_on(resolved, _META)
     except _NeedsValues:
         return _try_on(resolved, torch.device("cpu"))
 

@@ -10,12 +10,22 @@ import harness.compat  # noqa: F401  # isort: skip  (before timm and torchvision
 
 import pytest
 import torch
+from cpu_seconds import CpuSeconds
 
 from harness.data.mini import Mini
 
 GOLDEN = Path(__file__).parent / "golden"
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers, and errors would be wrapped
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu", type=int, metavar="N", help="show the N tests that take the most CPU seconds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.cpu is not None:
+        config.pluginmanager.register(CpuSeconds(config.option.cpu))
 
 
 @pytest.fixture(scope="session", autouse=True)
