@@ -1,12 +1,14 @@
 """What verbs print, in one visual language: headings, tables and prose that fit the terminal.
 
-A table whose columns do not fit is wrapped within its cells, numbers never; where that does not do, its rows
-become paragraphs. Words with a slash (paths, recipes, commands) are never broken: they are to be copied.
+A table whose columns do not fit is wrapped within its cells, numbers never. Words with a slash (paths,
+recipes, commands) are to be copied: prose never breaks them, a table does only where it would be no table
+otherwise. Where that does not do either, its rows become paragraphs.
 Colours are click's, which leaves them out where the output is no terminal.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -21,6 +23,8 @@ _PROSE = 100
 _GAP = 2
 #: Texts this short are not wrapped in a table: verdicts, ranges of numbers.
 _SHORT = 14
+#: A word that takes more than this share of the terminal may be broken in a table.
+_LONG = 0.6
 
 #: How a state is shown, whatever verb says it.
 _STATES: dict[str, dict[str, Any]] = {
@@ -58,12 +62,15 @@ def cells(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` columns, broken at spaces; words without a slash are cut if they must be."""
+def wrapped(text: str, width: int, *, whole: bool = True) -> list[str]:
+    """Lines of at most ``width`` columns, broken at spaces; longer words are cut, best behind a dash.
+
+    ``whole``: words with a slash are not cut, and may be longer than a line.
+    """
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for word in (piece for whole in paragraph.split() for piece in _pieces(whole, width)):
+        for word in (piece for one in paragraph.split() for piece in _pieces(one, width, whole)):
             longer = f"{line} {word}" if line else word
             if line and cells(longer) > width:
                 lines.append(line)
@@ -74,14 +81,16 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def _pieces(word: str, width: int) -> list[str]:
-    if cells(word) <= width or "/" in word:
+def _pieces(word: str, width: int, whole: bool) -> list[str]:
+    if cells(word) <= width or (whole and "/" in word):
         return [word]
     pieces, piece = [], ""
     for character in word:
         if piece and cells(piece + character) > width:
-            pieces.append(piece)
-            piece = ""
+            at = max(piece.rfind(mark) for mark in "/-_.") + 1
+            at = at if at > len(piece) // 2 else len(piece)
+            pieces.append(piece[:at])
+            piece = piece[at:]
         piece += character
     return [*pieces, piece]
 
@@ -129,27 +138,34 @@ def table(
         return indent + "none"
     body, names = [[row[i] for i in kept] for row in body], [headers[i] for i in kept]
     aligned = {place for place, i in enumerate(kept) if i in set(right)}
-    widths = _widths(body, names, aligned, columns() - cells(indent))
+    room = columns() - cells(indent)
+    widths, whole = _widths(body, names, aligned, room), True
+    if widths is None:
+        widths, whole = _widths(body, names, aligned, room, whole=False), False
     if widths is None:
         return "\n".join(_paragraph(row, names, indent) for row in body)
     lines = (
-        _line([Cell(name, {"bold": True}) for name in names], widths, aligned, indent) if any(names) else []
+        _line([Cell(n, {"bold": True}) for n in names], widths, aligned, indent, whole) if any(names) else []
     )
     for row in body:
-        lines += _line(row, widths, aligned, indent)
+        lines += _line(row, widths, aligned, indent, whole)
     return "\n".join(lines)
 
 
 def _widths(
-    body: Sequence[Sequence[Cell]], names: Sequence[str], right: set[int], room: int
+    body: Sequence[Sequence[Cell]], names: Sequence[str], right: set[int], room: int, *, whole: bool = True
 ) -> list[int] | None:
-    """Widths of the columns; None where not even numbers and the longest words fit beside one another."""
+    """Widths of the columns; None where not even numbers and the longest words fit beside one another.
+
+    Words count as long as they are; those that take most of the room only where they stay ``whole``.
+    """
+    most = math.inf if whole else _LONG * room if any(names) else 0  # paragraphs would have no names
     texts = [[name, *(row[i].text for row in body)] for i, name in enumerate(names)]
     widths = [max(cells(line) for text in column for line in text.split("\n")) for column in texts]
     least = [
         width
         if i in right
-        else min(width, max(_SHORT, *(cells(word) for text in column for word in text.split() or [""])))
+        else min(width, max([_SHORT, *(n for text in column for n in map(cells, text.split()) if n <= most)]))
         for i, (column, width) in enumerate(zip(texts, widths, strict=True))
     ]
     room -= _GAP * (len(names) - 1)
@@ -162,8 +178,8 @@ def _widths(
     return widths
 
 
-def _line(row: Sequence[Cell], widths: Sequence[int], right: set[int], indent: str) -> list[str]:
-    parts = [wrapped(cell.text, width) for cell, width in zip(row, widths, strict=True)]
+def _line(row: Sequence[Cell], widths: Sequence[int], right: set[int], indent: str, whole: bool) -> list[str]:
+    parts = [wrapped(cell.text, width, whole=whole) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for k in range(max(map(len, parts))):
         line = indent
@@ -184,7 +200,7 @@ def _paragraph(row: Sequence[Cell], names: Sequence[str], indent: str) -> str:
         for line in wrapped(first.text or names[0], columns() - cells(indent))
     ]
     rest = "; ".join(
-        f"{name} {' '.join(cell.text.split())}"
+        f"{name} {' '.join(cell.text.split())}".lstrip()
         for name, cell in zip(names[1:], others, strict=True)
         if cell.text
     )

@@ -205,7 +205,7 @@ def plot(
 
         files = write(rows, place, wanted, data_roots, device=device, label=label, say=aside)
     else:
-        files = write_plots(rows, place, kind=kind, formats=wanted, label=label)
+        files = write_plots(rows, place, kind=kind, formats=wanted, label=label, say=aside)
     _wrote(files)
     return ended(store)
 

@@ -6,7 +6,7 @@ Figures are made without pyplot, so nothing global changes. Widths are those of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.drawn_text import as_written
 from harness.files import write_with
+from harness.listing import cells
 from leaderboards.gathering import dataset_title
 from leaderboards.hover import tell
+from leaderboards.long_names import LEGEND, arrange, without_boxes
 from leaderboards.row import Row
 
 #: Okabe and Ito's palette, told apart under every common colour vision, without its yellow (weak on white);
@@ -91,32 +93,58 @@ def dashes(index: int) -> str:
     return _DASHES[index // len(COLOURS) % 4]
 
 
+NO_FONT = (
+    "names have characters that no font here has: PNG and PDF show boxes; "
+    "install one that has them, such as Noto Sans CJK"
+)
+
 #: Height in inches of the line that a mark takes below a figure.
 _MARK = 0.16
 
 
-def save(figure: Figure, stem: Path, formats: Sequence[str], mark: str = "") -> list[Path]:
+def save(
+    figure: Figure,
+    stem: Path,
+    formats: Sequence[str],
+    mark: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
     """Write ``stem.<format>`` for each format, without dates, so that equal plots are equal files.
 
-    A mark, such as ``quick run``, stands in small print below the figure.
+    A mark, such as ``quick run``, stands in small print below the figure. Where no font here has a character,
+    it is a box in the plot, ``say`` is told, and SVG keeps its text, for fonts of where it is looked at.
     """
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context(STYLE):
+    lacking: set[str] = set()
+    with mpl.rc_context(STYLE), without_boxes(lacking):
+        tell(figure)
         if mark:
             _marked(figure, mark)
         as_written(figure)
-        tell(figure)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
-        if (engine := figure.get_layout_engine()) is not None:
-            engine.execute(figure)
-    figure.set_layout_engine("none")  # one layout, whatever the format
-    files = []
-    for name in formats:
-        file = stem.with_name(f"{stem.name}.{name}")
-        with mpl.rc_context(STYLE):
-            write_with(file, lambda f, n=name: figure.savefig(f, format=n, metadata=dates.get(n)))  # type: ignore[misc]
-        files.append(file)
+        arrange(figure)
+        figure.set_layout_engine("none")  # one layout, whatever the format
+        files = []
+        for name in formats:
+            file = stem.with_name(f"{stem.name}.{name}")
+            with mpl.rc_context({"svg.fonttype": "none" if lacking else "path"}):
+                write_with(file, lambda f, n=name: figure.savefig(f, format=n, metadata=dates.get(n)))  # type: ignore[misc]
+            files.append(file)
+    if lacking:
+        say(NO_FONT)
     return files
+
+
+def once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """What says each text once, however often it is told."""
+    said: set[str] = set()
+
+    def told(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return told
 
 
 def _marked(figure: Figure, mark: str) -> None:
@@ -217,7 +245,7 @@ def caption(row: Row, supervision: bool = True) -> str:
 def legend(figure: Figure, axes: Axes, title: str, width: float = WIDTH) -> None:
     """Legend above the axes, in as many columns as fit a width in inches."""
     handles, names = axes.get_legend_handles_labels()
-    letters = [len(name) + 7 for name in names]
+    letters = [min(cells(name), LEGEND) + 7 for name in names]
     room = int(125 * width / WIDTH)
     columns = len(names) if sum(letters) <= room else max(1, room // max(letters))
     figure.legend(

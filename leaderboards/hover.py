@@ -21,7 +21,7 @@ from matplotlib.container import BarContainer, Container
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine, Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedFormatter, LogFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 
 from leaderboards.row import Row
 from leaderboards.text import mean_text, number
@@ -173,11 +173,8 @@ def _on_axis(axis: Axis, low: float, high: float) -> str:
 def _value(axis: Axis, value: float) -> str:
     """A value as the axis writes it: the name of a class, a time, a number."""
     formatter = axis.get_major_formatter()
-    if isinstance(formatter, FixedFormatter):
-        places = np.asarray(axis.get_majorticklocs(), dtype=np.float64)
-        near = np.flatnonzero(np.abs(places - value) < 0.5)
-        names = list(formatter.seq)
-        return str(names[near[0]]) if near.size and near[0] < len(names) else ""
     if isinstance(formatter, ScalarFormatter | LogFormatter | NullFormatter):
         return f"{value:.4g}".replace("-", "−")
-    return " ".join(formatter(value).split())
+    ticks = np.asarray(axis.get_majorticklocs(), dtype=np.float64)
+    near = ticks[np.abs(ticks - value) < 0.5]  # of names, the one beside the mark
+    return " ".join((formatter(value) or (formatter(near[0]) if near.size else "")).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.listing import Cell, columns, heading, prose, remark, state, table
+from harness.listing import Cell, cells, columns, heading, prose, remark, state, table
 from leaderboards.claims import Judged, count, p_text
 from leaderboards.columns import (
     MIOU,
@@ -29,6 +29,8 @@ _WANTED = (
     "Commit",
 )  # fmt: skip
 _KEPT = 3
+#: So wide a column of names is, at least, before it wraps.
+_NAME = 24
 #: So many claims that were not run are listed with the commands that run them.
 _FEW = 12
 
@@ -82,7 +84,9 @@ def _section(section: Section) -> str:
 
 
 def _natural(texts: Sequence[Sequence[str]], named: Sequence[Column], shown: Sequence[int]) -> int:
-    return sum(max(len(named[i].name), *(len(line[i]) for line in texts)) + 2 for i in shown)
+    """Columns that a table likes to have: long names wrap, and cost no other column its place."""
+    most = max(_NAME, columns() // 3)
+    return sum(max(len(named[i].name), *(min(cells(line[i]), most) for line in texts)) + 2 for i in shown)
 
 
 def claims(judged: Sequence[Judged]) -> str:

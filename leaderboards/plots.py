@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from harness.data.base import SUPERVISIONS
+from harness.listing import cells
 from leaderboards.collapse import collapsed
 from leaderboards.drawing import (
     COLOURS,
@@ -105,7 +106,7 @@ def _bars(
         axes.axvline(len(names) - 1.5, color="#888888", linewidth=0.6)
     axes.set_ylim(0, 100)
     axes.set_ylabel("IoU (%)")
-    crowded = len(names) > 8
+    crowded = len(names) > 8 or max(map(cells, names)) > 90 / len(names)
     axes.set_xticks(centres, names, rotation=45 if crowded else 0, ha="right" if crowded else "center")
     if crowded:
         for tick in axes.get_xticklabels():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.errors import UserError, nearest
 from leaderboards import figures, plots
-from leaderboards.drawing import Entries, entries_of, save, standing
+from leaderboards.drawing import Entries, entries_of, once, save, standing
 from leaderboards.row import Row, trainings
 
 #: Rows in one figure: the best by mean mIoU; the tables have all of them.
@@ -76,6 +76,7 @@ def write_plots(
     kind: str = "all",
     formats: Sequence[str] = ("png", "svg"),
     label: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Draw and write plots of the rows that stand (neither stale nor holes).
 
@@ -85,6 +86,7 @@ def write_plots(
         kind: of :data:`KINDS`, or ``all``.
         formats: of ``png``, ``svg``, ``pdf``.
         label: printed below every figure.
+        say: called with a sentence where a font is missing.
 
     Raises:
         UserError: an unknown kind or format, or nothing to draw.
@@ -93,11 +95,12 @@ def write_plots(
     for name in formats:
         if name not in ("png", "svg", "pdf"):
             raise UserError(f"unknown format {name!r}", where="--format", remedy="png, svg or pdf")
+    say = once(say)
     files = [
         file
         for one in kinds
         for stem, figure in draw(rows, one)
-        for file in save(figure, out / stem, formats, label)
+        for file in save(figure, out / stem, formats, label, say)
     ]
     if not files:
         wanted = "" if kind == "all" else f" for {kind}"

@@ -350,7 +350,9 @@ def write(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Draw and write the grids; arguments as in :func:`draw`, ``label`` is printed below each."""
-    from leaderboards.drawing import save
+    from leaderboards.drawing import once, save
+
+    say = once(say)
 
     drawn = draw(rows, data_roots, device=device, say=say)
-    return [file for stem, figure in drawn for file in save(figure, out / stem, formats, label)]
+    return [file for stem, figure in drawn for file in save(figure, out / stem, formats, label, say)]

@@ -216,16 +216,17 @@ def write_report(
     look: Look | None = None
     if plots:
         from leaderboards import qualitative, thumbnails
-        from leaderboards.drawing import save
+        from leaderboards.drawing import once, save
         from leaderboards.plotting import KINDS, draw
 
+        say = once(say)
         for kind in KINDS:
             for stem, figure in draw(rows, kind):
-                written = save(figure, out / "plots" / stem, ("png", "svg"), label)
+                written = save(figure, out / "plots" / stem, ("png", "svg"), label, say)
                 drawn[stem] = written[1].read_bytes()
                 files += written
         for stem, figure in qualitative.draw(rows, data_roots, device=device, say=say):
-            written = save(figure, out / "plots" / stem, ("png", "pdf"), label)
+            written = save(figure, out / "plots" / stem, ("png", "pdf"), label, say)
             drawn[stem] = written[0].read_bytes()
             files += written
         look = partial(thumbnails.look, data_roots=data_roots, device=device, say=say)

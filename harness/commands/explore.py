@@ -190,6 +190,8 @@ def show(
         click.echo(json.dumps({"name": asked.name, "values": values, "remarks": remarks}, indent=1))
         return
     click.echo(heading(f"{asked.name} ({resolved.recipe.method}, {resolved.file})"))
+    for file in dict.fromkeys(_file(origin) for origin in asked.origins.values()):
+        click.echo(prose(f"with values of {file}") if file else "", nl=bool(file))
     explained = documented(resolved) if docs else {}
     sections: dict[str, list[tuple[str, Any, str, str]]] = {}
     for row in rows:
@@ -234,12 +236,17 @@ def _said(known: Printed | None) -> str:
     return f"printed: {there} ({known.source})"
 
 
+def _file(origin: str) -> str:
+    """The recipe file of one's own that an origin names, empty for every other origin."""
+    return origin if origin.partition(" [")[0].lower().endswith(".toml") else ""
+
+
 def _value_line(key: str, value: Any, origin: str, source: str, known: Printed | None) -> list[str | Cell]:
     differs = known is not None and known.differs
     style = {"fg": "yellow"} if differs else {}
-    said = _said(known) or (
-        "" if origin == "default" else f"[{origin.partition(' [')[2]}" if " [" in origin else origin
-    )
+    file, _, table_of = origin.partition(" [")
+    short = Path(file).name if _file(origin) else file  # the whole path stands above
+    said = _said(known) or ("" if origin == "default" else f"[{table_of}" if table_of else short)
     if differs and origin == "command line":
         said += "; command line"
     return [

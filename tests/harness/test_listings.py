@@ -94,6 +94,46 @@ def test_every_word_of_a_table_is_shown_at_any_width(width: int, monkeypatch) ->
     assert not too_long(shown, width)
 
 
+LONG = {
+    "words": "a method whose title takes eighty characters and that somebody wrote in a hurry",
+    "recipe": f"agmm/{'x' * 75}",
+    "path": "/home/somebody/projects/segmentation/weights/of/the/network/resnet101_v1-0123.pth",
+    "CJK": "弱教師あり領域分割のための確率的な手法とその長い名前の例をここに書いておく試みです",
+    "signs": "50%_off_$x_1$_<b>bold</b>_&_co" * 3,
+}
+
+
+@pytest.mark.parametrize("width", [100, 80, 60])
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_name_leaves_a_table_a_table(kind: str, width: int, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = LONG[kind]
+    rows = [(name, "holds", "51.50 ± 0.49"), ("pce/mini", "does not hold", "9.00 ± 0.10")]
+    lines = click.unstyle(table(rows, ("recipe", "verdict", "mIoU (%)"), right=(2,))).splitlines()
+    assert all(cells(line) <= width for line in lines)
+    assert next(line.index("±") for line in lines if "±" in line) > 20
+    columns = {cells(line[: line.index("±")]) for line in lines if "±" in line}
+    assert len(columns) == 1  # figures stand below one another
+    start = cells(lines[0][: lines[0].index("verdict")])
+    shown = "".join(line if kind == "CJK" else line[:start] for line in lines[1:-1])
+    assert "".join(name.split())[:30] in "".join(shown.replace("holds", "").split()).replace("51.50±0.49", "")
+
+
+def test_a_recipe_file_far_away_is_named_once_and_its_values_stay_a_table(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / ("a folder that somebody chose/" * 3) / f"{'mine' * 10}.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('extends = "agmm/mini-scribble"\n[optimiser]\nlr = 0.02\n', encoding="utf-8")
+    assert invoke(cli, ["show", str(file)]) == 0
+    shown = click.unstyle(capsys.readouterr().out)
+    assert "".join(shown.split()).count("".join(str(file).split())) == 1
+    (line,) = (line for line in shown.splitlines() if "optimiser.lr " in line)
+    (other,) = (line for line in shown.splitlines() if "optimiser.betas " in line)
+    assert line.index("0.02") == other.index("[0.9")
+
+
 def test_numbers_stand_below_one_another_and_empty_columns_go(monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     rows = [("a", "9.10", "", Cell("holds", {"fg": "green"})), ("bb", "10.20", "", "x")]

@@ -84,3 +84,19 @@ def test_json_has_what_the_listing_says(verb: str, factory: Factory, tmp_path, m
     for one in judged:
         assert one["verdict"] in shown
         assert f"{one['difference']:+.2f}".replace("-", "−") in shown
+
+
+def test_a_name_of_eighty_characters_costs_no_other_column_its_place(
+    factory: Factory, tmp_path, monkeypatch, capsys
+) -> None:
+    fill(factory)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for name in ("pce/mini-short", f"pce/mini-{'long-' * 15}"):
+        factory.record(factory.resolved(name, supervision="scribble"), title="分割" * 20)
+        assert invoke(cli, ["leaderboard", "--results", str(factory.store.root)]) == 0
+        shown.append(click.unstyle(capsys.readouterr().out).splitlines())
+    heads = [next(line for line in lines if "mIoU" in line).split() for lines in shown]
+    assert heads[0] == heads[1]
+    assert all(cells(line) <= 120 for line in shown[1] if not _COPIED.fullmatch(line))
