@@ -13,26 +13,31 @@ import wsss_bench  # our packages are found first, whatever lies where the user 
 
 if TYPE_CHECKING:
     from harness import __version__ as __version__
-    from harness.batch import Batch as Batch
-    from harness.batch import Progress as Progress
-    from harness.batch import View as View
-    from harness.build import Build as Build
-    from harness.build import ViewSpec as ViewSpec
+    from harness.basics.errors import UserError as UserError
+    from harness.basics.finite import require_finite as require_finite
+    from harness.basics.schema import InferenceOnly as InferenceOnly
+    from harness.basics.schema import Neutral as Neutral
+    from harness.basics.schema import Shapes as Shapes
+    from harness.basics.schema import TrainingOnly as TrainingOnly
+    from harness.basics.schema import schema as schema
     from harness.data.base import IGNORE as IGNORE
     from harness.data.base import UNLABELLED as UNLABELLED
     from harness.data.base import Dataset as Dataset
     from harness.data.base import DatasetInfo as DatasetInfo
     from harness.data.predictions import folder_pairs as folder_pairs
-    from harness.data.roots import open_dataset as open_dataset
-    from harness.deployment import export_model as export_model
-    from harness.errors import UserError as UserError
-    from harness.evaluation import gather as gather
-    from harness.evaluation import label_map as label_map
-    from harness.evaluation import summarise as summarise
-    from harness.export import export as export
-    from harness.finite import require_finite as require_finite
-    from harness.jobs.job import Resources as Resources
-    from harness.networks import load_network as load_network
+    from harness.data.sets.roots import open_dataset as open_dataset
+    from harness.engine.batch import Batch as Batch
+    from harness.engine.batch import Progress as Progress
+    from harness.engine.batch import View as View
+    from harness.engine.build import Build as Build
+    from harness.engine.build import ViewSpec as ViewSpec
+    from harness.engine.method import Method as Method
+    from harness.engine.method import NoConfig as NoConfig
+    from harness.engine.method import Paper as Paper
+    from harness.engine.networks import load_network as load_network
+    from harness.evaluation.evaluator import gather as gather
+    from harness.evaluation.evaluator import label_map as label_map
+    from harness.evaluation.evaluator import summarise as summarise
     from harness.nn.decoders import DeepLabV3Plus as DeepLabV3Plus
     from harness.nn.ema import ema_copy as ema_copy
     from harness.nn.ema import ema_update as ema_update
@@ -40,38 +45,33 @@ if TYPE_CHECKING:
     from harness.nn.precision import outside_autocast as outside_autocast
     from harness.nn.resize import resize as resize
     from harness.nn.vit import create_vit as create_vit
-    from harness.prediction import predict as predict
-    from harness.protocols import protocol as protocol
-    from harness.recipes import Resolved as Resolved
-    from harness.recipes import all_recipes as all_recipes
-    from harness.recipes import recipe_names as recipe_names
-    from harness.recipes import resolve as resolve
-    from harness.runs.execution import execute as execute
-    from harness.runs.execution import plan as plan
-    from harness.runs.execution import run_recipes as run  # noqa: F401
-    from harness.runs.trial import Options as Options
-    from harness.runs.trial import Outcome as Outcome
-    from harness.runs.trial import Trial as Trial
-    from harness.schema import InferenceOnly as InferenceOnly
-    from harness.schema import Neutral as Neutral
-    from harness.schema import Shapes as Shapes
-    from harness.schema import TrainingOnly as TrainingOnly
-    from harness.schema import schema as schema
-    from harness.scoring import evaluate as evaluate
-    from harness.scoring import score_predictions as score_predictions
-    from harness.search.searching import search as search
-    from harness.store.counts import PerImage as PerImage
-    from harness.store.records import EvaluationRecord as EvaluationRecord
-    from harness.store.records import Record as Record
-    from harness.store.records import Store as Store
-    from leaderboards.frames import class_table as class_table
-    from leaderboards.frames import table as table
-    from leaderboards.report import write_claims as write_claims
-    from leaderboards.report import write_leaderboard as write_leaderboard
-    from leaderboards.report import write_report as write_report
-    from methods.base import Method as Method
-    from methods.base import NoConfig as NoConfig
-    from methods.base import Paper as Paper
+    from harness.recipes.protocols import protocol as protocol
+    from harness.recipes.resolving import Resolved as Resolved
+    from harness.recipes.resolving import all_recipes as all_recipes
+    from harness.recipes.resolving import recipe_names as recipe_names
+    from harness.recipes.resolving import resolve as resolve
+    from harness.records.counts import PerImage as PerImage
+    from harness.records.records import EvaluationRecord as EvaluationRecord
+    from harness.records.records import Record as Record
+    from harness.records.records import Store as Store
+    from harness.running.inference.deployment import export_model as export_model
+    from harness.running.inference.export import export as export
+    from harness.running.inference.prediction import predict as predict
+    from harness.running.inference.scoring import evaluate as evaluate
+    from harness.running.inference.scoring import score_predictions as score_predictions
+    from harness.running.jobs.job import Resources as Resources
+    from harness.running.search.searching import search as search
+    from harness.running.trials.execution import execute as execute
+    from harness.running.trials.execution import plan as plan
+    from harness.running.trials.execution import run_recipes as run  # noqa: F401
+    from harness.running.trials.trial import Options as Options
+    from harness.running.trials.trial import Outcome as Outcome
+    from harness.running.trials.trial import Trial as Trial
+    from leaderboards.rows.frames import class_table as class_table
+    from leaderboards.rows.frames import table as table
+    from leaderboards.write.report import write_claims as write_claims
+    from leaderboards.write.report import write_leaderboard as write_leaderboard
+    from leaderboards.write.report import write_report as write_report
     from methods.parts.cam import cam_to_label as cam_to_label
     from methods.parts.cam import multi_scale_cam as multi_scale_cam
     from methods.parts.cross_entropy import partial_cross_entropy as partial_cross_entropy
@@ -83,18 +83,18 @@ if TYPE_CHECKING:
 #: Where each name comes from: the module, and its name there if it is another.
 _PLACES = {
     "harness": ("__version__",),
-    "harness.batch": ("Batch", "Progress", "View"),
-    "harness.build": ("Build", "ViewSpec"),
-    "harness.jobs.job": ("Resources",),
+    "harness.engine.batch": ("Batch", "Progress", "View"),
+    "harness.engine.build": ("Build", "ViewSpec"),
+    "harness.running.jobs.job": ("Resources",),
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),
-    "harness.data.roots": ("open_dataset",),
-    "harness.deployment": ("export_model",),
-    "harness.errors": ("UserError",),
-    "harness.evaluation": ("gather", "label_map", "summarise"),
-    "harness.export": ("export",),
-    "harness.finite": ("require_finite",),
-    "harness.networks": ("load_network",),
+    "harness.data.sets.roots": ("open_dataset",),
+    "harness.running.inference.deployment": ("export_model",),
+    "harness.basics.errors": ("UserError",),
+    "harness.evaluation.evaluator": ("gather", "label_map", "summarise"),
+    "harness.running.inference.export": ("export",),
+    "harness.basics.finite": ("require_finite",),
+    "harness.engine.networks": ("load_network",),
     "methods.parts.cam": ("cam_to_label", "multi_scale_cam"),
     "harness.nn.decoders": ("DeepLabV3Plus",),
     "harness.nn.ema": ("ema_copy", "ema_update"),
@@ -102,19 +102,19 @@ _PLACES = {
     "harness.nn.precision": ("outside_autocast",),
     "harness.nn.resize": ("resize",),
     "harness.nn.vit": ("create_vit",),
-    "harness.prediction": ("predict",),
-    "harness.protocols": ("protocol",),
-    "harness.recipes": ("Resolved", "all_recipes", "recipe_names", "resolve"),
-    "harness.runs.execution": ("execute", "plan", "run=run_recipes"),
-    "harness.runs.trial": ("Options", "Outcome", "Trial"),
-    "harness.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
-    "harness.scoring": ("evaluate", "score_predictions"),
-    "harness.search.searching": ("search",),
-    "harness.store.counts": ("PerImage",),
-    "harness.store.records": ("EvaluationRecord", "Record", "Store"),
-    "leaderboards.frames": ("class_table", "table"),
-    "leaderboards.report": ("write_claims", "write_leaderboard", "write_report"),
-    "methods.base": ("Method", "NoConfig", "Paper"),
+    "harness.running.inference.prediction": ("predict",),
+    "harness.recipes.protocols": ("protocol",),
+    "harness.recipes.resolving": ("Resolved", "all_recipes", "recipe_names", "resolve"),
+    "harness.running.trials.execution": ("execute", "plan", "run=run_recipes"),
+    "harness.running.trials.trial": ("Options", "Outcome", "Trial"),
+    "harness.basics.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
+    "harness.running.inference.scoring": ("evaluate", "score_predictions"),
+    "harness.running.search.searching": ("search",),
+    "harness.records.counts": ("PerImage",),
+    "harness.records.records": ("EvaluationRecord", "Record", "Store"),
+    "leaderboards.rows.frames": ("class_table", "table"),
+    "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
+    "harness.engine.method": ("Method", "NoConfig", "Paper"),
     "methods.parts.cross_entropy": ("partial_cross_entropy",),
     "methods.parts.deeplab": ("DeepLabConfig", "DeepLabMethod"),
     "methods.parts.transformer": ("ViTConfig", "ViTSegmenter"),

@@ -94,7 +94,7 @@ def taken() -> dict[str, str]:
 
 def main() -> None:
     """The command ``wsss``."""
-    from harness.cli import main as command
+    from harness.cli.main import main as command
 
     command()
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 import harness.nn.vit
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
-from harness.networks import build_method
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress, View
+from harness.engine.networks import build_method
+from harness.engine.training import create_optimiser
 from harness.nn import dense_crf
 from harness.nn.pixels import normalise
-from harness.recipes import resolve
-from harness.training import create_optimiser
+from harness.recipes.resolving import resolve
 from methods.parts import par, token_contrast
 
 #: Parts of a step by name, wherever methods have imported them.

@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from harness.runs.trial import Prepared
+    from harness.running.trials.trial import Prepared
 
 #: A recipe that most of the suite resembles.
 RECIPE = "agmm/mini-scribble"
@@ -158,7 +158,7 @@ def command(*arguments: str) -> Run:
 
 def wsss(*arguments: str) -> Run:
     """Run a ``wsss`` command in a process of its own."""
-    return command(sys.executable, "-m", "harness.cli", *arguments)
+    return command(sys.executable, "-m", "harness.cli.main", *arguments)
 
 
 # --- over a bare loop --------------------------------------------------------------------------------
@@ -166,10 +166,11 @@ def wsss(*arguments: str) -> Run:
 
 def bare_loop(prepared: Prepared) -> Iterator[int]:
     """The loop that anybody would write; yields after each step. Scoring comes after the last one."""
-    from harness import evaluation, protocols
-    from harness.data.loader import StepSampler, TrainingSet, training_loader
-    from harness.networks import build_method
-    from harness.training import Progress, create_optimiser, lr_factor
+    from harness.engine.loader import StepSampler, TrainingSet, training_loader
+    from harness.engine.networks import build_method
+    from harness.engine.training import Progress, create_optimiser, lr_factor
+    from harness.evaluation import evaluator
+    from harness.recipes import protocols
 
     recipe, dataset, steps = prepared.resolved.recipe, prepared.dataset, prepared.steps
     method = build_method(prepared.resolved, prepared.device, 0)
@@ -190,16 +191,16 @@ def bare_loop(prepared: Prepared) -> Iterator[int]:
         yield step + 1
     total = np.zeros((3, dataset.info.num_classes), np.int64)
     for spec in recipe.evaluation:
-        found = evaluation.predictions(method, dataset, spec.split, protocols.protocol(spec.protocol))
+        found = evaluator.predictions(method, dataset, spec.split, protocols.protocol(spec.protocol))
         for _, prediction, mask in found:
-            total += np.stack(evaluation.count(prediction, mask, dataset.info.num_classes))
+            total += np.stack(evaluator.count(prediction, mask, dataset.info.num_classes))
 
 
 def bare(steps: int) -> float:
     """Seconds of the bare loop, in this process."""
     import torch
 
-    from harness.runs.trial import Options, Trial, prepare
+    from harness.running.trials.trial import Options, Trial, prepare
 
     torch.set_num_threads(1)
     prepared = prepare(Trial(RECIPE, 0, {"schedule.steps": steps}), Options(device="cpu"))
@@ -212,10 +213,10 @@ def bare(steps: int) -> float:
 def in_turns(steps: int, trials: int, place: Path) -> None:
     """Run trials as ``wsss run`` does, each in turn with a bare loop of its steps, in this process and
     Ray's; leaves ``<seed>.json`` for each: when it ended, and the seconds of the bare loop's turns."""
-    from harness.jobs import on_ray
-    from harness.jobs.job import Resources
-    from harness.runs.execution import execute
-    from harness.runs.trial import Options, Trial
+    from harness.running.jobs import on_ray
+    from harness.running.jobs.job import Resources
+    from harness.running.trials.execution import execute
+    from harness.running.trials.trial import Options, Trial
 
     class Both(on_ray.Worker):
         """After every turn of the trial (about a second) the loop makes the steps that it is behind."""

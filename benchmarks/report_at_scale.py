@@ -21,14 +21,16 @@ _START = time.perf_counter()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from harness import evaluation, protocols, provenance  # noqa: E402, protocols
+from harness.basics import provenance  # noqa: E402, protocols
+from harness.basics.schema import digest, dump  # noqa: E402
 from harness.data.base import SUPERVISIONS  # noqa: E402
-from harness.recipes import Resolved  # noqa: E402
-from harness.schema import digest, dump  # noqa: E402
-from harness.specs import Recipe  # noqa: E402
-from harness.store.records import SCHEMA, PerImage, Store  # noqa: E402
-from leaderboards.report import write_report  # noqa: E402
-from leaderboards.statistics import bootstrap_miou  # noqa: E402
+from harness.evaluation import evaluator  # noqa: E402, protocols
+from harness.recipes import protocols  # noqa: E402, protocols
+from harness.recipes.resolving import Resolved  # noqa: E402
+from harness.recipes.specs import Recipe  # noqa: E402
+from harness.records.records import SCHEMA, PerImage, Store  # noqa: E402
+from leaderboards.rows.statistics import bootstrap_miou  # noqa: E402
+from leaderboards.write.report import write_report  # noqa: E402
 
 _IMPORTED = time.perf_counter() - _START
 
@@ -56,7 +58,7 @@ def make(root: Path, records: int) -> None:
         for seed in range(NETWORKS):
             run, file = counts(100, len(CLASSES), 2000, seed), Path(place) / "per_image.npz"
             run.save(file)
-            networks.append((file.read_bytes(), evaluation.summarise(run, CLASSES, protocol)))
+            networks.append((file.read_bytes(), evaluator.summarise(run, CLASSES, protocol)))
     choose = np.random.default_rng(2)
     for index in range(records):
         number, seed = divmod(index, SEEDS)

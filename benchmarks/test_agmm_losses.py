@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from harness.batch import UNLABELLED
+from harness.engine.batch import UNLABELLED
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.encoders import create_encoder
 from methods.agmm import AGMMConfig, agmm_loss

@@ -24,15 +24,15 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data import mini_scenes
-from harness.data.augment import augment
 from harness.data.base import LabelSpec
 from harness.data.images import read_index, read_rgb, write_index
-from harness.data.label_store import prepare_labels
-from harness.data.loader import Collate, TrainingSet
-from harness.data.voc2012 import VOC2012, write_tags
-from harness.data.weak_labels import simulate
-from harness.recipes import resolve
+from harness.data.labels.label_store import prepare_labels
+from harness.data.labels.weak_labels import simulate
+from harness.data.sets import mini_scenes
+from harness.data.sets.voc2012 import VOC2012, write_tags
+from harness.engine.augment import augment
+from harness.engine.loader import Collate, TrainingSet
+from harness.recipes.resolving import resolve
 
 SIZE = (375, 500)
 MASKS, MASKS_TARGET, CORES = 24, 6 * 60, 2

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.dense_crf import _Potts, dense_crf_loss, mean_field
 from harness.nn.lattice import bilateral_features, build_lattice
 from methods.parts.affinity_head import affinity_loss

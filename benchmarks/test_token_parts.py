@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 from methods.parts.par import DILATIONS, DIRECTIONS, par, positions, refine_cams
 from methods.parts.projector import Projector
 from methods.parts.token_contrast import patch_token_contrast

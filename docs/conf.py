@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import harness
-import harness.compat  # before timm and torchvision
+import harness.basics.compat  # before timm and torchvision
 
 project = "wsss-bench"
 author = "the wsss-bench authors"

@@ -1,6 +1,6 @@
 """Writes what ``record.json`` and ``evaluation.json`` hold, from their types: tables for people into
 ``records.md``, JSON schemas for programs into ``schema/``. Run it after a change of
-``harness/store/documents.py``.
+``harness/records/documents.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.store.documents import SCHEMA, Document, EvaluationDocument, RecordDocument
+from harness.records.documents import SCHEMA, Document, EvaluationDocument, RecordDocument
 
 HERE = Path(__file__).parent
 DOCUMENTS = {"record.json": RecordDocument, "evaluation.json": EvaluationDocument}

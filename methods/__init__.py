@@ -1,1 +1,1 @@
-"""Method adapters: one readable file per paper, all under the interface of :mod:`methods.base`."""
+"""Method adapters: one readable file per paper, all under the interface of :mod:`harness.engine.method`."""

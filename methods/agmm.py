@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness.batch import IGNORE, Batch, Progress
+from harness.basics.schema import schema
 from harness.data.base import Supervision
+from harness.engine.batch import IGNORE, Batch, Progress
+from harness.engine.method import Paper
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize, transposed_resize
-from harness.schema import schema
-from methods.base import Paper
 from methods.parts.cross_entropy import partial_cross_entropy
 from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 

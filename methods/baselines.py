@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import Batch, Progress
-from harness.bounds import MOST, Stride
+from harness.basics.bounds import MOST, Stride
+from harness.basics.finite import require_finite
+from harness.basics.schema import InferenceOnly, Neutral, Shapes, schema
 from harness.data.base import Supervision
-from harness.finite import require_finite
+from harness.engine.batch import Batch, Progress
+from harness.engine.method import Build, Method
 from harness.nn.choice import best_class
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import by_rate
-from harness.schema import InferenceOnly, Neutral, Shapes, schema
-from methods.base import Build, Method
 from methods.parts.cam import EPS, log_sum_exp_pool
 from methods.parts.cross_entropy import partial_cross_entropy
 from methods.parts.deeplab import DeepLabConfig, DeepLabMethod

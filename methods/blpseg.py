@@ -23,17 +23,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import IGNORE, Batch, Progress
-from harness.bounds import MOST, MOST_STEPS
+from harness.basics.bounds import MOST, MOST_STEPS
+from harness.basics.errors import UserError
+from harness.basics.schema import Shapes, TrainingOnly, schema
 from harness.data.base import Supervision
-from harness.errors import UserError
+from harness.engine.batch import IGNORE, Batch, Progress
+from harness.engine.method import Build, Method, Paper
 from harness.nn.checkpoints import KeyTable
 from harness.nn.encoders import Encoder
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import Shapes, TrainingOnly, schema
-from methods.base import Build, Method, Paper
 from methods.parts.local_aggregation import Epsilon, local_aggregation
 
 if TYPE_CHECKING:

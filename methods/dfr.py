@@ -22,18 +22,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import UNLABELLED, Batch, Progress
-from harness.bounds import MOST, MOST_STEPS
+from harness.basics.bounds import MOST, MOST_STEPS
+from harness.basics.errors import UserError
+from harness.basics.schema import Shapes, TrainingOnly, schema
 from harness.data.base import Supervision
-from harness.errors import UserError
+from harness.engine.batch import UNLABELLED, Batch, Progress
+from harness.engine.method import Build, Method, Paper
 from harness.nn.decoders import DeepLabV3Plus, conv_bn_relu
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.encoders import Encoder
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from harness.schema import Shapes, TrainingOnly, schema
-from methods.base import Build, Method, Paper
 from methods.parts.affinity_head import affinity_loss, affinity_regulariser
 from methods.parts.cross_entropy import partial_cross_entropy, two_sided_cross_entropy
 from methods.parts.deeplab import DeepLabConfig

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import UNLABELLED, Batch, Progress
-from harness.bounds import MOST
+from harness.basics.bounds import MOST
+from harness.basics.schema import TrainingOnly, schema
 from harness.data.base import Supervision
+from harness.engine.batch import UNLABELLED, Batch, Progress
+from harness.engine.method import Build, Paper
 from harness.nn.decoders import conv_bn_relu
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
-from harness.schema import TrainingOnly, schema
-from methods.base import Build, Paper
 from methods.parts.cross_entropy import partial_cross_entropy
 from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 from methods.parts.gated_crf import GatedCRFKernel, gated_crf_loss

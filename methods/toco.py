@@ -22,16 +22,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import Batch, Progress
-from harness.bounds import MOST, MOST_STEPS
-from harness.build import ViewSpec
+from harness.basics.bounds import MOST, MOST_STEPS
+from harness.basics.schema import TrainingOnly, schema
 from harness.data.base import Supervision
+from harness.engine.batch import Batch, Progress
+from harness.engine.build import ViewSpec
+from harness.engine.method import Build, Paper
 from harness.nn.checkpoints import KeyTable
 from harness.nn.ema import ema_copy, ema_update
 from harness.nn.resize import resize
-from harness.schema import TrainingOnly, schema
-from harness.specs import AugmentSpec
-from methods.base import Build, Paper
+from harness.recipes.specs import AugmentSpec
 from methods.parts.cam import roi_code
 from methods.parts.projector import Projector
 from methods.parts.token_contrast import class_token_contrast, patch_token_contrast

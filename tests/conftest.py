@@ -6,13 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-import harness.compat  # noqa: F401  # isort: skip  (before timm and torchvision)
+import harness.basics.compat  # noqa: F401  # isort: skip  (before timm and torchvision)
 
 import pytest
 import torch
 from cpu_seconds import CpuSeconds
 
-from harness.data.mini import Mini
+from harness.data.sets.mini import Mini
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,23 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import harness.commands.run
-import harness.evaluation
-import harness.files
-import harness.history
+import harness.basics.files
+import harness.cli.run
+import harness.engine.training
+import harness.evaluation.evaluator
 import harness.nn.encoders
-import harness.runs.execution
-import harness.training
-from harness.cli import cli, invoke
-from harness.reading import read_json
-from harness.store.locks import HOLDER
-from harness.store.records import Record, Store
+import harness.records.history
+import harness.running.trials.execution
+from harness.basics.reading import read_json
+from harness.cli.main import cli, invoke
+from harness.records.locks import HOLDER
+from harness.records.records import Record, Store
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        "harness.commands.run",
-        "harness.runs.execution",
+        "harness.cli.run",
+        "harness.running.trials.execution",
         "harness.nn.encoders",
         "methods.agmm",
         "methods.baselines",
@@ -74,12 +74,12 @@ def die_at(moment: str, number: int) -> None:
     - a file's name: writing of this file, complete but not yet in its place.
     """
     if moment == "step":
-        trainer = harness.training.Trainer
+        trainer = harness.engine.training.Trainer
         trainer.optimise = At(trainer.optimise, number, die, after=True)
     elif moment == "count":
-        harness.evaluation.count = At(harness.evaluation.count, number, die)
+        harness.evaluation.evaluator.count = At(harness.evaluation.evaluator.count, number, die)
     elif moment == "row":
-        append = harness.history.append
+        append = harness.records.history.append
 
         def half(path: Path, text: str) -> None:
             nonlocal number
@@ -88,9 +88,9 @@ def die_at(moment: str, number: int) -> None:
             if not number:
                 die()
 
-        harness.history.append = half
+        harness.records.history.append = half
     else:
-        whole_file = harness.files.whole_file
+        whole_file = harness.basics.files.whole_file
 
         @contextmanager
         def dying(path: Path, mode: str = "w") -> Iterator[Any]:
@@ -102,7 +102,7 @@ def die_at(moment: str, number: int) -> None:
                     stream.flush()
                     die()
 
-        harness.files.whole_file = dying
+        harness.basics.files.whole_file = dying
 
 
 def _drive(arguments: list[str], prepare: Callable[..., None] | None, *options: Any) -> None:

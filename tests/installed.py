@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
-from harness import registry
+from harness.basics import registry
 
 
 @contextmanager

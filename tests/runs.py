@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.cli import cli, invoke
-from harness.store.records import Record, Store
+from harness.cli.main import cli, invoke
+from harness.records.records import Record, Store
 
 RECIPE = "agmm/mini-scribble"
 #: Fewer steps of smaller batches; everything else is the recipe's.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 
-from harness.jobs.job import Event
-from harness.search.objective import END
-from harness.search.plan import plan_search
-from harness.search.report import write_tables
-from harness.search.study import open_study, run_study
+from harness.running.jobs.job import Event
+from harness.running.search.objective import END
+from harness.running.search.plan import plan_search
+from harness.running.search.report import write_tables
+from harness.running.search.study import open_study, run_study
 
 RECIPE = "pce/mini-scribble"
 TINY = {"schedule.steps": 40, "batch.per_group": 4, "crop": 32, "weights": "none"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from harness.batch import IGNORE, UNLABELLED, Batch, View
+from harness.basics.registry import DATASETS, METHODS
+from harness.basics.schema import dump
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, View
+from harness.engine.method import Build
 from harness.nn.pixels import normalise
-from harness.recipes import recipe_names, resolve
-from harness.registry import DATASETS, METHODS
-from harness.schema import dump
-from methods.base import Build
+from harness.recipes.resolving import recipe_names, resolve
 
 SIDE = 48
 

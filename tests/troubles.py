@@ -18,10 +18,10 @@ import torch
 from installed import installed
 from torch import nn
 
-from harness import distributed
+from harness.basics.schema import schema
 from harness.data.base import Supervision
-from harness.schema import schema
-from methods.base import Method
+from harness.engine import distributed
+from harness.engine.method import Method
 
 
 class Unpicklable(Exception):

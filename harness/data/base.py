@@ -12,10 +12,10 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from harness.bounds import Byte
+from harness.basics.bounds import Byte
+from harness.basics.errors import UserError, nearest
+from harness.basics.schema import Neutral, schema
 from harness.data.images import Exif, image_size, picture_notes
-from harness.errors import UserError, nearest
-from harness.schema import Neutral, schema
 
 #: A pixel of the picture that nobody annotated. Under weak supervision void borders carry it too.
 UNLABELLED = 254
@@ -32,7 +32,7 @@ class LabelSpec:
     """Which weak labels a recipe trains on. Everything here enters the training digest."""
 
     source: Literal["simulated", "official"] = "simulated"
-    """Drawn from the dense masks by `harness.data.weak_labels`, or read from annotators' files."""
+    """Drawn from the dense masks by `harness.data.labels.weak_labels`, or read from annotators' files."""
     format: Literal["", "png", "xml", "polyline", "clicks", "labelme", "coco", "voc", "yolo", "csv"] = ""
     """Official files only: palette or grey PNG, ScribbleSup XML, polyline text, What's-the-Point JSON;
     LabelMe JSON, COCO JSON, VOC XML, YOLO text, clicks as CSV."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 
 try:
     from pycocotools import mask as _pycocotools

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from harness.errors import UserError
-from harness.files import write_with
-from harness.reading import opened
+from harness.basics.errors import UserError
+from harness.basics.files import write_with
+from harness.basics.reading import opened
 
 #: Whether a picture is turned as its EXIF orientation says.
 Exif = Literal["ignore", "apply"]

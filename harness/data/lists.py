@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.basics.arrays import read_arrays
+from harness.basics.errors import UserError
+from harness.basics.files import write_with
+from harness.basics.reading import MOST_DOCUMENT, read_bytes
+from harness.basics.text import one_line
 from harness.data.naming import stays_inside
-from harness.errors import UserError
-from harness.files import write_with
-from harness.reading import MOST_DOCUMENT, read_bytes
-from harness.store.arrays import read_arrays
-from harness.text import one_line
 
 #: Bytes of an id: names of files have 255 at most, and predictions append to it.
 _LONGEST_ID = 240

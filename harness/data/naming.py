@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 
 T = TypeVar("T")
 

@@ -17,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 
+from harness.basics.errors import UserError
+from harness.basics.reading import read_object
+from harness.basics.scores import iou_from_counts
 from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, class_numbers
 from harness.data.images import read_index
 from harness.data.parallel import ordered_map
-from harness.errors import UserError
-from harness.reading import read_object
-from harness.scores import iou_from_counts
 
 Numbering = Literal["classes", "files"]
 

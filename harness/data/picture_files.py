@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from harness.basics.errors import UserError
 from harness.data.naming import PICTURES
-from harness.errors import UserError
 
 
 class PictureFiles:

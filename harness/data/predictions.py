@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.basics.errors import UserError
 from harness.data import numbering
 from harness.data.base import IGNORE, Dataset
 from harness.data.images import read_index
 from harness.data.numbering import Numbering
-from harness.errors import UserError
 
 
 class FolderPredictions:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from harness.basics.errors import UserError
 from harness.data.base import IGNORE, DatasetInfo
-from harness.errors import UserError
 
 #: Share of pixels from which on strokes and clicks are no strokes and clicks. [our choice]
 _MANY = 0.5

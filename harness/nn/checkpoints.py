@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.weights import read_state_dict
 
 

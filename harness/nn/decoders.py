@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.encoders import Encoder
 from harness.nn.resize import resize
 

@@ -21,12 +21,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harness.errors import UserError, nearest
-from harness.finite import scores_error
+from harness.basics.errors import UserError, nearest
+from harness.basics.finite import scores_error
+from harness.basics.schema import load_tables, schema
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
-from harness.schema import load_tables, schema
 
 # --- the loss ----------------------------------------------------------------------------------------
 

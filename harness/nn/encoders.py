@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import harness.compat  # noqa: F401  (before timm)
-from harness.errors import UserError, nearest
+import harness.basics.compat  # noqa: F401  (before timm)
+from harness.basics.errors import UserError, nearest
 from harness.nn.weights import is_tag, read_state_dict, timm_name, weights_file
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import harness.compat  # noqa: F401  (before timm)
+import harness.basics.compat  # noqa: F401  (before timm)
 
 
 class StagePatches(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.encoders import Encoder  # also cures torchvision before timm is imported
 from harness.nn.vit import ViTEncoder
 

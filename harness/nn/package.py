@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePath
 
-from harness.errors import UserError, nearest
+from harness.basics.errors import UserError, nearest
 
 #: Endings of weights files.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harness.reading import check_regular, damaged
+from harness.basics.reading import check_regular, damaged
 
 #: Bytes that are read at once for the checksum.
 _BLOCK = 1 << 20

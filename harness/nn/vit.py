@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import harness.compat  # noqa: F401  (before timm)
-from harness.errors import UserError
+import harness.basics.compat  # noqa: F401  (before timm)
+from harness.basics.errors import UserError
 from harness.nn.encoders import OWN as PYRAMIDS
 from harness.nn.encoders import Encoder, check_name, load_encoder
 from harness.nn.precision import outside_autocast

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-import harness.compat  # noqa: F401  (before timm)
-from harness.errors import UserError, nearest
-from harness.files import expanded, sha256_of
+import harness.basics.compat  # noqa: F401  (before timm)
+from harness.basics.errors import UserError, nearest
+from harness.basics.files import expanded, sha256_of
 from harness.nn import package
 from harness.nn.torch_files import read_torch
 

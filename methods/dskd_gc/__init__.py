@@ -26,16 +26,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import IGNORE, Batch, Progress
-from harness.bounds import MOST, MOST_STEPS, in_order
+from harness.basics.bounds import MOST, MOST_STEPS, in_order
+from harness.basics.finite import require_finite
+from harness.basics.schema import Shapes, TrainingOnly, schema
 from harness.data.base import Supervision
-from harness.finite import require_finite
+from harness.engine.batch import IGNORE, Batch, Progress
+from harness.engine.method import Build, Lazy, Paper
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
-from harness.schema import Shapes, TrainingOnly, schema
-from methods.base import Build, Lazy, Paper
 from methods.dskd_gc.correction import (
     CorrectionConfig,
     Labels,

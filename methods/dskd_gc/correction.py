@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from harness.batch import IGNORE
-from harness.bounds import MOST, in_order
+from harness.basics.bounds import MOST, in_order
+from harness.basics.schema import Shapes, schema
+from harness.engine.batch import IGNORE
 from harness.nn.resize import resize
-from harness.schema import Shapes, schema
 from methods.dskd_gc.gaussian_mixture import fit_mixture, noise_probability
 from methods.dskd_gc.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
 from methods.parts.cam import activation_maps, cam_to_label, present_cam

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 
 Border = Literal["valid", "zero", "replicate"]
 Source = Literal["initial", "after_rh"]

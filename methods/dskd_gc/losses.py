@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 
 SimilarityMode = Literal["channel", "token", "flat"]
 Reduce = Literal["pooled", "per_image"]

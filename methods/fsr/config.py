@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.bounds import MOST, MOST_STEPS, in_order
-from harness.schema import TrainingOnly, schema
+from harness.basics.bounds import MOST, MOST_STEPS, in_order
+from harness.basics.schema import TrainingOnly, schema
 from methods.fsr.masking import Sampling
 from methods.parts.transformer import ViTConfig
 

@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.batch import Batch, Progress
+from harness.basics.errors import UserError
 from harness.data.base import Supervision
-from harness.errors import UserError
+from harness.engine.batch import Batch, Progress
+from harness.engine.method import Build, Paper, ViewSpec
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens
-from harness.specs import AugmentSpec
-from methods.base import Build, Paper, ViewSpec
+from harness.recipes.specs import AugmentSpec
 from methods.fsr.config import FSRConfig
 from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
 from methods.fsr.network import FSRNetwork, part, released_checkpoint

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harness.batch import UNLABELLED
+from harness.engine.batch import UNLABELLED
 from harness.nn.precision import outside_autocast
 from methods.parts.gated_crf import half_window, neighbours_inside
 

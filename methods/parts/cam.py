@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 from harness.nn.resize import resize
 
 EPS = 1e-5  # of the normalisation to [0, 1]

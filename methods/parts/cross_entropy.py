@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 
 
 def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from harness.bounds import MOST, Stride
+from harness.basics.bounds import MOST, Stride
+from harness.basics.schema import Shapes, TrainingOnly, schema
+from harness.engine.method import Build, Method
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.vit import by_rate
-from harness.schema import Shapes, TrainingOnly, schema
-from methods.base import Build, Method
 
 
 @schema

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.basics.schema import schema
 from harness.nn.precision import outside_autocast
-from harness.schema import schema
 
 #: The name under which a kernel's ``sigmas`` lists the pixels' positions.
 POSITION = "xy"

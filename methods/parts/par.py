@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 from harness.nn.choice import best_class
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize

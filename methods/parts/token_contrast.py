@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 from harness.nn.precision import outside_autocast
 
 Form = Literal["toco", "paper"]

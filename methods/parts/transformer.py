@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.batch import IGNORE
-from harness.bounds import MOST, Factor, Stride, in_order
-from harness.errors import UserError
-from harness.finite import require_finite
+from harness.basics.bounds import MOST, Factor, Stride, in_order
+from harness.basics.errors import UserError
+from harness.basics.finite import require_finite
+from harness.basics.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
+from harness.engine.batch import IGNORE
+from harness.engine.method import Build, Lazy, Method
 from harness.nn.decoders import LargeFOV
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder, untrained
-from harness.schema import InferenceOnly, Neutral, Shapes, TrainingOnly, schema
-from methods.base import Build, Lazy, Method
 from methods.parts.cam import (
     activation_maps,
     cam_to_label,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.voc2012 import VOC2012, write_tags
-from harness.registry import DATASETS
+from harness.basics.registry import DATASETS
+from harness.data.sets.voc2012 import VOC2012, write_tags
 
 Scenes = Mapping[str, np.ndarray]
 Writer = Callable[..., VOC2012]

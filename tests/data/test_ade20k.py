@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.ade20k import ADE20K
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
 from harness.data.base import LabelSpec
 from harness.data.images import write_index
-from harness.data.label_store import prepare_labels
-from harness.errors import UserError
-from harness.registry import DATASETS
+from harness.data.labels.label_store import prepare_labels
+from harness.data.sets.ade20k import ADE20K
 
 IDS = {"train": "ADE_train_00000001", "val": "ADE_val_00000001"}
 MASK = np.repeat(np.array([[0, 1, 150, 150]], np.uint8), 6, axis=0)

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.data.annotations import (
+from harness.basics.errors import UserError
+from harness.data.base import LabelSpec
+from harness.data.labels.annotations import (
     Stroke,
     draw_clicks,
     draw_strokes,
@@ -21,9 +23,7 @@ from harness.data.annotations import (
     read_polylines,
     read_xml,
 )
-from harness.data.base import LabelSpec
-from harness.data.voc2012 import VOC2012
-from harness.errors import UserError
+from harness.data.sets.voc2012 import VOC2012
 
 # --- one pixel wide lines ----------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
 from harness.data.base import LabelSpec
-from harness.data.cityscapes import CLASSES, Cityscapes
 from harness.data.images import write_index
-from harness.errors import UserError
-from harness.registry import DATASETS
+from harness.data.sets.cityscapes import CLASSES, Cityscapes
 
 TRAIN, VAL, TEST, EXTRA = (
     "aachen_000000_000019",

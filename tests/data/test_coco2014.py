@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.coco2014 import CATEGORIES, COCO2014, contiguous
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
 from harness.data.images import write_index
-from harness.errors import UserError
-from harness.registry import DATASETS
+from harness.data.sets.coco2014 import CATEGORIES, COCO2014, contiguous
 
 IDS = {"train": "COCO_train2014_000000000009", "val": "COCO_val2014_000000000042"}
 

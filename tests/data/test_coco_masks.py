@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.coco2014 import COCO2014, contiguous
+from harness.basics.errors import UserError
 from harness.data.coco_masks import decode, from_polygon, from_runs, label_map, panoptic_map, unpacked
 from harness.data.images import read_rgb
-from harness.data.report import verify
-from harness.errors import UserError
+from harness.data.prepare.report import verify
+from harness.data.sets.coco2014 import COCO2014, contiguous
 
 POLYGONS = st.lists(
     st.lists(st.floats(-3, 30, width=32), min_size=6, max_size=24).filter(lambda p: len(p) % 2 == 0),

@@ -14,11 +14,11 @@ import pytest
 from damage import ANY
 from PIL import Image
 
-from harness.data.annotations import read_clicks, read_polylines, read_xml
+from harness.basics.errors import UserError
 from harness.data.images import image_size, palette_note, read_index, read_rgb
-from harness.data.importers import coco_boxes, read_onehot, voc_boxes
+from harness.data.labels.annotations import read_clicks, read_polylines, read_xml
+from harness.data.labels.importers import coco_boxes, read_onehot, voc_boxes
 from harness.data.lists import read_list, read_tags, write_tags
-from harness.errors import UserError
 
 SCRIBBLE = (
     "<annotation><size><width>9</width><height>7</height></size>"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
 from harness.data.base import LabelSpec
 from harness.data.images import read_index
-from harness.data.label_store import prepare_labels
-from harness.data.layout import FileDataset
-from harness.data.own import describe
-from harness.errors import UserError
+from harness.data.labels.label_store import prepare_labels
+from harness.data.sets.layout import FileDataset
+from harness.data.sets.own import describe
 
 #: What masks and labels say, as labels: 0 sky, 1 bird, 255 void or 254 unlabelled where there is such a code.
 WANTED = np.array([[0, 1, 1, 0], [0, 0, 1, 1]], np.uint8)

@@ -14,12 +14,12 @@ import pytest
 from damage import ANY
 from PIL import Image
 
-from harness.data import label_store, weak_labels
+from harness.basics.errors import UserError
 from harness.data.base import LabelSpec, Supervision
 from harness.data.images import read_index, write_index
-from harness.data.label_store import LabelStore, prepare_labels
-from harness.data.voc2012 import VOC2012
-from harness.errors import UserError
+from harness.data.labels import label_store, weak_labels
+from harness.data.labels.label_store import LabelStore, prepare_labels
+from harness.data.sets.voc2012 import VOC2012
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.data import label_tools
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data.base import LabelSpec
-from harness.data.coco2014 import COCO2014, contiguous
 from harness.data.images import write_index
-from harness.data.importers import coco_boxes, draw_boxes, read_onehot, voc_boxes
-from harness.data.label_making import Making, make_labels
-from harness.data.label_statistics import FARTHEST, boundary_distance, count
+from harness.data.labels import label_tools
+from harness.data.labels.importers import coco_boxes, draw_boxes, read_onehot, voc_boxes
+from harness.data.labels.label_statistics import FARTHEST, boundary_distance, count
 from harness.data.lists import read_tags
-from harness.data.miniatures import write_miniature
-from harness.data.voc2012 import VOC2012
-from harness.errors import UserError
-from harness.registry import DATASETS
+from harness.data.prepare.label_making import Making, make_labels
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.sets.coco2014 import COCO2014, contiguous
+from harness.data.sets.voc2012 import VOC2012
 
 NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.batch import UNLABELLED
-from harness.data import loader
-from harness.data.loader import TrainingSet
-from harness.specs import AugmentSpec
+from harness.engine import loader
+from harness.engine.batch import UNLABELLED
+from harness.engine.loader import TrainingSet
+from harness.recipes.specs import AugmentSpec
 
 
 def test_a_worker_gets_names_and_tags_and_nothing_large():

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data import mini, mini_scenes
-from harness.data.mini import Mini
-from harness.errors import UserError
-from harness.files import write_json
-from harness.reading import read_json
+from harness.basics.errors import UserError
+from harness.basics.files import write_json
+from harness.basics.reading import read_json
+from harness.data.sets import mini, mini_scenes
+from harness.data.sets.mini import Mini
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.cli import cli, invoke
-from harness.data.miniatures import write_miniature
-from harness.registry import DATASETS
-from harness.store.records import Store
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
+from harness.data.prepare.miniatures import write_miniature
+from harness.records.records import Store
 
 #: What makes a run of a paper's recipe small; everything else is the recipe's.
 SMALL = {

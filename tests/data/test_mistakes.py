@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
+from harness.cli.main import cli, invoke
 from harness.data.images import save_index, write_index
-from harness.data.miniatures import write_miniature
-from harness.data.voc2012 import VOC2012
-from harness.store.records import Store
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.sets.voc2012 import VOC2012
+from harness.records.records import Store
 
 RUN = ["run", "agmm/mini-scribble", "--set", "dataset=voc2012", "--set", "schedule.steps=1"]
 RUN += ["--set", "batch.per_group=2", "--set", "crop=48", "--seed", "0", "--local", "--device", "cpu"]

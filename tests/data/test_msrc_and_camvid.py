@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.data.camvid import CamVid
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
 from harness.data.images import write_index
-from harness.data.miniatures import write_miniature
-from harness.data.msrc import MSRC, THINGS, MSRCObjects
+from harness.data.prepare.miniatures import write_miniature
 from harness.data.sense import of_masks
-from harness.errors import UserError
+from harness.data.sets.camvid import CamVid
+from harness.data.sets.msrc import MSRC, THINGS, MSRCObjects
 
 NUMBERS = np.arange(24, dtype=np.uint8).reshape(4, 6)
 COLOURS = np.array([(0, 0, 0), *(t.colour for t in THINGS)], np.uint8)

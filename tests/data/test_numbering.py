@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data import numbering
 from harness.data.base import Dataset, LabelSpec
 from harness.data.images import read_index, write_index
-from harness.data.label_store import prepare_labels
-from harness.data.miniatures import write_miniature
-from harness.data.own import describe
+from harness.data.labels.label_store import prepare_labels
 from harness.data.predictions import FolderPredictions, folder_pairs
-from harness.errors import UserError
-from harness.export import write_labels
-from harness.registry import DATASETS
-from harness.runs.trial import open_dataset
-from harness.scoring import score_predictions
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.sets.own import describe
+from harness.running.inference.export import write_labels
+from harness.running.inference.scoring import score_predictions
+from harness.running.trials.trial import open_dataset
 
 NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "birds")
 DIFFERENT = ("coco2014", "cityscapes", "ade20k", "birds")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.data import mini_scenes
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data.images import write_index
-from harness.data.own import describe, register
-from harness.errors import UserError
-from harness.registry import DATASETS
-from harness.store.records import Store
+from harness.data.sets import mini_scenes
+from harness.data.sets.own import describe, register
+from harness.records.records import Store
 
 TOML = """
 title = "Things on a table"
@@ -140,7 +140,7 @@ def test_a_folder_without_description_or_lists_says_what_to_write(folder: Path, 
 
 
 def test_names_of_other_data_sets_stay_theirs(folder: Path):
-    from harness.data.voc2012 import VOC2012
+    from harness.data.sets.voc2012 import VOC2012
 
     register([f"voc2012={folder}", str(folder), "nothing=/nowhere/at/all"])
     assert DATASETS.get("voc2012") is VOC2012

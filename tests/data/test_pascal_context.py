@@ -9,9 +9,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from harness.basics.errors import UserError
 from harness.data.base import LabelSpec
-from harness.data.pascal_context import PascalContext, label_table
-from harness.errors import UserError
+from harness.data.sets.pascal_context import PascalContext, label_table
 
 
 @pytest.fixture

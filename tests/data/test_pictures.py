@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from harness.cli import cli, invoke
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
 from harness.data.images import image_size, picture_notes, read_rgb, write_index
-from harness.data.layout import FileDataset
 from harness.data.lists import read_list
-from harness.data.own import describe
-from harness.data.verify import check_split
-from harness.errors import UserError
+from harness.data.prepare.verify import check_split
+from harness.data.sets.layout import FileDataset
+from harness.data.sets.own import describe
 
 #: Three by two pixels, no two alike.
 PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import scipy.io
 
-from harness.cli import cli, invoke
-from harness.data.coco2014 import CATEGORIES, COCO2014
-from harness.data.miniatures import write_miniature
-from harness.data.voc2012 import VOC2012
-from harness.errors import UserError
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.sets.coco2014 import CATEGORIES, COCO2014
+from harness.data.sets.voc2012 import VOC2012
 
 NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness.basics.errors import UserError
 from harness.data import sense
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
 
 
 def info(classes=("background", "cat", "dog", "cow"), background: int | None = 0) -> DatasetInfo:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from damage import ANY
 
-from harness.data import annotations, images, importers, lists
-from harness.errors import UserError
+from harness.basics.errors import UserError
+from harness.data import images, lists
+from harness.data.labels import annotations, importers
 
 NAMES = {"background": 0, "disc": 1, "ring": 2}
 READERS: dict[str, tuple[bytes, Callable[[Path], Any]]] = {

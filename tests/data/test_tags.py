@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.build import Build
-from harness.data.layout import FileDataset
+from harness.basics.errors import UserError
+from harness.basics.registry import METHODS
 from harness.data.lists import write_tags
-from harness.data.own import describe
-from harness.errors import UserError
-from harness.registry import METHODS
+from harness.data.sets.layout import FileDataset
+from harness.data.sets.own import describe
+from harness.engine.build import Build
 from methods.parts.transformer import ViTSegmenter
 
 OBJECTS = ("wing", "beak", "left foot")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.data.annotations import read_label
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
 from harness.data.base import LabelSpec
 from harness.data.images import write_index
-from harness.data.label_store import prepare_labels
-from harness.data.layout import FileDataset
-from harness.data.own import describe
-from harness.errors import UserError
+from harness.data.labels.annotations import read_label
+from harness.data.labels.label_store import prepare_labels
+from harness.data.sets.layout import FileDataset
+from harness.data.sets.own import describe
 
 HEIGHT, WIDTH = 20, 30
 #: The shape that every format draws: left, top, right, bottom in pixels, and its class.

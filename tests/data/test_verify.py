@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.basics.errors import UserError
 from harness.data.images import write_index
-from harness.data.verify import check_split, preflight
-from harness.data.voc2012 import VOC2012
-from harness.errors import UserError
+from harness.data.prepare.verify import check_split, preflight
+from harness.data.sets.voc2012 import VOC2012
 
 
 @pytest.fixture

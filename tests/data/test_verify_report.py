@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data.images import save_index
-from harness.data.miniatures import write_miniature
-from harness.data.report import verify
-from harness.data.voc2012 import VOC2012
-from harness.registry import DATASETS
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.prepare.report import verify
+from harness.data.sets.voc2012 import VOC2012
 
 NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.basics.errors import UserError
 from harness.data.base import LabelSpec
 from harness.data.images import image_size, read_index, read_rgb, write_index
-from harness.data.voc2012 import VOC2012, bit_palette, read_list, read_tags, write_tags
-from harness.errors import UserError
+from harness.data.sets.voc2012 import VOC2012, bit_palette, read_list, read_tags, write_tags
 
 # --- where it is, which pictures ---------------------------------------------------------------------
 

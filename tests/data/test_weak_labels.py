@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from harness.basics.errors import UserError
 from harness.data.base import SUPERVISIONS, Supervision
-from harness.data.label_tools import drop, n_clicks, shorten
-from harness.data.voc2012 import VOC2012
-from harness.data.weak_labels import simulate, simulated_tags, tags_from_mask
-from harness.errors import UserError
+from harness.data.labels.label_tools import drop, n_clicks, shorten
+from harness.data.labels.weak_labels import simulate, simulated_tags, tags_from_mask
+from harness.data.sets.voc2012 import VOC2012
 
 DRAWN: tuple[Supervision, ...] = ("scribble", "point", "block")
 
@@ -191,7 +191,7 @@ def test_clicks_are_one_for_each_object_near_its_middle() -> None:
 
 _PROBE = """
 import hashlib, numpy as np
-from harness.data.weak_labels import simulate
+from harness.data.labels.weak_labels import simulate
 mask = np.zeros((90, 120), np.uint8); mask[20:60, 30:90] = 5; mask[18:20, 30:90] = 255
 for supervision in ("scribble", "point", "block", "box"):
     label = simulate(mask, supervision, image_id="a", seed=3, num_classes=21, background=0)

@@ -14,18 +14,18 @@ import torch
 from fault_tools import At, driver, exit_code
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
-import harness.data.loader
-import harness.evaluation
-import harness.runs.execution
-import harness.training
-from harness import faults, files
-from harness.errors import NonFiniteLossError, UserError
-from harness.jobs.run import run as run_jobs
-from harness.recipes import parse_overrides, resolve
-from harness.runs.execution import Trials
-from harness.runs.trial import Options, Trial, prepare
-from harness.store.locks import Elsewhere, is_free, trial_lock
-from harness.store.records import Store
+import harness.engine.loader
+import harness.engine.training
+import harness.running.trials.execution
+from harness.basics import files
+from harness.basics.errors import NonFiniteLossError, UserError
+from harness.engine import faults
+from harness.recipes.resolving import parse_overrides, resolve
+from harness.records.locks import Elsewhere, is_free, trial_lock
+from harness.records.records import Store
+from harness.running.jobs.run import run as run_jobs
+from harness.running.trials.execution import Trials
+from harness.running.trials.trial import Options, Trial, prepare
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def fail_with(error: Exception):
 
 
 def at_step(monkeypatch, number, action):
-    trainer = harness.training.Trainer
+    trainer = harness.engine.training.Trainer
     monkeypatch.setattr(trainer, "optimise", At(trainer.optimise, number, action))
 
 
@@ -177,7 +177,9 @@ def test_an_evaluation_that_fails_leaves_a_finished_record_alone(small, tmp_path
     before = only(tmp_path).data
     spec = prepare(trial, options).resolved.recipe.evaluation[0]
     more = type(spec)(split="val", protocol="agmm-voc")
-    monkeypatch.setattr(harness.evaluation, "count", lambda *a: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(
+        harness.evaluation.evaluator, "count", lambda *a: (_ for _ in ()).throw(MemoryError())
+    )
     outcome = outcome_of(prepare(trial, options, (spec, more)))
     assert outcome.status == "failed"
     assert "out of memory" in outcome.reason
@@ -190,7 +192,7 @@ def test_an_evaluation_that_fails_leaves_a_finished_record_alone(small, tmp_path
 
 def _killed_worker(flag: Path | None) -> None:
     """A loader worker kills itself at step 25, once if there is a flag to raise, else each time."""
-    read = harness.data.loader.TrainingSet.__getitem__
+    read = harness.engine.loader.TrainingSet.__getitem__
 
     def dying(self, slot):
         if slot[0] == 25 and slot[1] == 0 and not (flag and flag.exists()):
@@ -199,13 +201,13 @@ def _killed_worker(flag: Path | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, slot)
 
-    harness.data.loader.TrainingSet.__getitem__ = dying
+    harness.engine.loader.TrainingSet.__getitem__ = dying
 
 
 @pytest.mark.faults
 def test_a_killed_loader_worker_costs_a_restart_and_no_number(command, tmp_path, first, monkeypatch, capfd):
     monkeypatch.setattr(
-        harness.data.loader.TrainingSet, "__getitem__", harness.data.loader.TrainingSet.__getitem__
+        harness.engine.loader.TrainingSet, "__getitem__", harness.engine.loader.TrainingSet.__getitem__
     )
     _killed_worker(tmp_path / "flag")
     assert wsss(*command, "--workers", 2) == 0
@@ -217,7 +219,7 @@ def test_a_killed_loader_worker_costs_a_restart_and_no_number(command, tmp_path,
 @pytest.mark.faults
 def test_loader_workers_that_die_every_time_fail_the_trial_with_a_remedy(small, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        harness.data.loader.TrainingSet, "__getitem__", harness.data.loader.TrainingSet.__getitem__
+        harness.engine.loader.TrainingSet, "__getitem__", harness.engine.loader.TrainingSet.__getitem__
     )
     _killed_worker(None)
     options = Options(results=tmp_path, data_roots=(str(small),), device="cpu", workers=1)

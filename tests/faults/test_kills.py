@@ -11,8 +11,8 @@ import pytest
 from fault_tools import die_at, drafts, driver, exit_code, wait_for
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
-from harness.reading import read_json
-from harness.store.records import Store
+from harness.basics.reading import read_json
+from harness.records.records import Store
 
 pytestmark = pytest.mark.faults
 
@@ -68,8 +68,8 @@ def _slow(results, log, number, ends) -> None:
 
     from fault_tools import At, die
 
-    import harness.training
-    from harness.store.records import Store as Records
+    import harness.engine.training
+    from harness.records.records import Store as Records
 
     write = Records.write_record
 
@@ -86,7 +86,7 @@ def _slow(results, log, number, ends) -> None:
             if not ends:
                 die()
 
-        trainer = harness.training.Trainer
+        trainer = harness.engine.training.Trainer
         trainer.optimise = At(trainer.optimise, number, pause)
 
 

@@ -12,13 +12,13 @@ import pytest
 from fault_tools import drafts, driver, exit_code, files_of, holders, parent, settled, wait_for
 from runs import RECIPE, TINY, assert_same_numbers, wsss
 
-from harness.history import read_rows
-from harness.jobs.job import Resources
-from harness.recipes import parse_overrides
-from harness.runs.execution import execute
-from harness.runs.trial import Options, Trial
-from harness.store.locks import is_free
-from harness.store.records import Store
+from harness.recipes.resolving import parse_overrides
+from harness.records.history import read_rows
+from harness.records.locks import is_free
+from harness.records.records import Store
+from harness.running.jobs.job import Resources
+from harness.running.trials.execution import execute
+from harness.running.trials.trial import Options, Trial
 
 pytestmark = pytest.mark.faults
 

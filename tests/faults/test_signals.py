@@ -11,10 +11,10 @@ import torch
 from fault_tools import At, drafts
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
-import harness.evaluation
-import harness.training
-from harness import interruption
-from harness.store.records import Store
+import harness.engine.training
+from harness.basics import interruption
+from harness.evaluation import evaluator
+from harness.records.records import Store
 
 pytestmark = pytest.mark.faults
 
@@ -41,7 +41,7 @@ def command(small, tmp_path):
 
 
 def at_step(monkeypatch, number, action):
-    trainer = harness.training.Trainer
+    trainer = harness.engine.training.Trainer
     monkeypatch.setattr(trainer, "optimise", At(trainer.optimise, number, action))
 
 
@@ -119,7 +119,11 @@ def test_a_second_signal_stops_at_once(command, tmp_path, monkeypatch):
 
 def test_an_evaluation_stops_at_once_and_keeps_the_network(command, tmp_path, first, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(harness.evaluation, "count", At(harness.evaluation.count, 4, send(signal.SIGTERM)))
+        patch.setattr(
+            evaluator,
+            "count",
+            At(evaluator.count, 4, send(signal.SIGTERM)),
+        )
         assert wsss(*command) == 143
     (checkpoint,) = checkpoints(tmp_path)
     assert torch.load(checkpoint, weights_only=True)["final"]

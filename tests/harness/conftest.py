@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from searches import pretend
 
-import harness.search.objective
-from harness.runs.trial import Options
+import harness.running.search.objective
+from harness.running.trials.trial import Options
 
 
 @pytest.fixture
@@ -17,4 +17,4 @@ def options(small, tmp_path) -> Options:
 @pytest.fixture
 def quick(monkeypatch):
     """Trials cost nothing."""
-    monkeypatch.setattr(harness.search.objective, "measure", pretend)
+    monkeypatch.setattr(harness.running.search.objective, "measure", pretend)

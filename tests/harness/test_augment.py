@@ -13,13 +13,13 @@ import torchvision.transforms.functional as vision
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from harness.build import ViewSpec
-from harness.data.augment import area_box, area_crop, augment, crop, resampled, resize
-from harness.data.loader import StepSampler, TrainingSet, training_loader, view
+from harness.basics.schema import essential
+from harness.engine.augment import area_box, area_crop, augment, crop, resampled, resize
+from harness.engine.build import ViewSpec
+from harness.engine.loader import StepSampler, TrainingSet, training_loader, view
 from harness.nn.resize import cubic_resize, scaled_side
-from harness.recipes import resolve
-from harness.schema import essential
-from harness.specs import AugmentSpec
+from harness.recipes.resolving import resolve
+from harness.recipes.specs import AugmentSpec
 
 
 @pytest.mark.parametrize("seed", range(4))

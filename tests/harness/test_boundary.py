@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.boundary import Boundary, BoundaryCounter, distances
+from harness.evaluation.boundary import Boundary, BoundaryCounter, distances
 
 
 def test_distances_by_hand() -> None:

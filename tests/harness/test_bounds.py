@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 
-from harness.data.own import OwnSpec
-from harness.errors import UserError
-from harness.protocols import Protocol
-from harness.recipes import parse_overrides, resolve
-from harness.registry import METHODS
-from harness.schema import load
-from harness.specs import Recipe
+from harness.basics.errors import UserError
+from harness.basics.registry import METHODS
+from harness.basics.schema import load
+from harness.data.sets.own import OwnSpec
+from harness.recipes.protocols import Protocol
+from harness.recipes.resolving import parse_overrides, resolve
+from harness.recipes.specs import Recipe
 from tests.runs import RECIPE
 
 TOCO, DSKD, FSR = "toco/mini-image", "dskd_gc/mini-image", "fsr/mini-image"

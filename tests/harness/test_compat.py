@@ -30,30 +30,31 @@ def python(code: str) -> subprocess.CompletedProcess:
 def test_tables_import_neither_timm_nor_torchvision():
     """They take seconds, and only networks need them."""
     found = "print([m for m in ('timm', 'torchvision') if m in sys.modules])"
-    code = "import sys, methods.toco, methods.agmm, leaderboards.report; from harness.recipes import usable; "
+    code = "import sys, methods.toco, methods.agmm, leaderboards.write.report; "
+    code += "from harness.recipes.resolving import usable; "
     done = python(f"{code}assert not usable()[1]; {found}")
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_timm_imports_here():
-    done = python("import harness.compat, timm, torchvision.transforms.functional")
+    done = python("import harness.basics.compat, timm, torchvision.transforms.functional")
     assert done.returncode == 0, done.stderr
 
 
 def test_the_missing_operator_is_declared_and_the_import_tried_again():
     code = BROKEN.format(message="operator torchvision::nms does not exist")
-    done = python(code + "import harness.compat; print(harness.compat.cured(), Broken.tried)")
+    done = python(code + "import harness.basics.compat; print(harness.basics.compat.cured(), Broken.tried)")
     assert done.stdout.split() == ["True", "2"], done.stderr
 
 
 def test_a_sound_torchvision_is_left_alone():
     sound = BROKEN.format(message="").replace("raise RuntimeError('')", "pass")
-    done = python(sound + "import harness.compat; print(harness.compat.cured(), Broken.tried)")
+    done = python(sound + "import harness.basics.compat; print(harness.basics.compat.cured(), Broken.tried)")
     assert done.stdout.split() == ["False", "1"], done.stderr
 
 
 @pytest.mark.parametrize("message", ["something else is wrong"])
 def test_another_fault_is_not_hidden(message):
-    done = python(BROKEN.format(message=message) + "import harness.compat, torchvision")
+    done = python(BROKEN.format(message=message) + "import harness.basics.compat, torchvision")
     assert done.returncode != 0
     assert message in done.stderr

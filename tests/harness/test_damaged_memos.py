@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from damage import ANY, JSON
 
-from harness.cli import cli, invoke
-from harness.cost import smoke_report
-from harness.data import coco_prepare, mini, verify
-from harness.errors import UserError
-from harness.files import sha256_of, write_json
-from harness.reading import set_aside
-from harness.runs.mending import is_whole
-from harness.store import locks, remote
-from harness.store.locks import HOLDER, LOCK, locked, trial_lock
-from harness.watching import following
+from harness.basics.errors import UserError
+from harness.basics.files import sha256_of, write_json
+from harness.basics.reading import set_aside
+from harness.cli.main import cli, invoke
+from harness.data.prepare import verify
+from harness.data.sets import coco_prepare, mini
+from harness.records import locks, remote
+from harness.records.locks import HOLDER, LOCK, locked, trial_lock
+from harness.running.smoke import report
+from harness.running.trials.mending import is_whole
+from harness.running.watching import following
 
 #: Name below a folder: its content, and what reads it there.
 MEMOS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
@@ -33,7 +34,7 @@ MEMOS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     ),
     HOLDER: ({"process": 1, "host": "here", "since": "now"}, locks._describe),
     "complete.json": ({"sha256": {"a": ""}}, lambda f: is_whole(f.parent, ["a"])),
-    "smoke/agmm/mini/row.json": (None, lambda f: smoke_report.read(f.parents[3] / "results")),
+    "smoke/agmm/mini/row.json": (None, lambda f: report.read(f.parents[3] / "results")),
 }
 
 
@@ -42,8 +43,8 @@ def memo(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A sound memo."""
     file = tmp_path / request.param
     if request.param.startswith("smoke"):
-        row = smoke_report.Row(name="agmm/mini", values="row", status="passed", phases=(), passes=())
-        smoke_report.write(row, tmp_path / "results")
+        row = report.Row(name="agmm/mini", values="row", status="passed", phases=(), passes=())
+        report.write(row, tmp_path / "results")
     else:
         content = MEMOS[request.param][0]
         if request.param == "complete.json":

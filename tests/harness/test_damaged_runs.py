@@ -9,7 +9,7 @@ import pytest
 from damage import ANY, changed
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
-from harness.store.records import Record
+from harness.records.records import Record
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from damage import ANY
 from searches import finish, plan
 
-from harness.errors import UserError
-from harness.reading import Damaged
-from harness.search.study import open_study
+from harness.basics.errors import UserError
+from harness.basics.reading import Damaged
+from harness.running.search.study import open_study
 
 
 def _lines(*values: object) -> bytes:

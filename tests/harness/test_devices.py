@@ -6,9 +6,19 @@ import pytest
 import torch
 from runs import wsss
 
-from harness import devices, distributed, provenance, registry
-from harness.devices import Machine, choose, covered, idle, of_workers, unused, why_unusable, without_kernels
-from harness.errors import UserError
+from harness.basics import devices, provenance, registry
+from harness.basics.devices import (
+    Machine,
+    choose,
+    covered,
+    idle,
+    of_workers,
+    unused,
+    why_unusable,
+    without_kernels,
+)
+from harness.basics.errors import UserError
+from harness.engine import distributed
 
 CPU = Machine()
 H200 = Machine("13.0", 8, 8, "580.65.06", (13, 0), None, [(9, 0)] * 8, ["sm_80", "sm_90", "compute_120"])
@@ -152,8 +162,8 @@ def test_a_booked_gpu_that_torch_cannot_use_ends_the_run_and_not_each_trial(monk
     """Ray finds GPUs by the driver's own tools, whatever torch can do with them."""
     import ray
 
-    from harness.jobs.job import Resources
-    from harness.jobs.session import start_ray
+    from harness.running.jobs.job import Resources
+    from harness.running.jobs.session import start_ray
 
     monkeypatch.setattr(devices, "machine", lambda **how: OLD)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)

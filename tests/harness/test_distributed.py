@@ -17,15 +17,17 @@ from small_methods import build, make_batch, mini_recipes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness import distributed, evaluation, protocols
-from harness.batch import Progress
-from harness.data.mini import Mini
-from harness.errors import NonFiniteLossError, UserError
-from harness.recipes import resolve
-from harness.runs.trial import Options, check_processes
-from harness.schema import load
-from harness.specs import BatchSpec, Recipe
-from harness.training import Trainer
+from harness.basics.errors import NonFiniteLossError, UserError
+from harness.basics.schema import load
+from harness.data.sets.mini import Mini
+from harness.engine import distributed
+from harness.engine.batch import Progress
+from harness.engine.training import Trainer
+from harness.evaluation import evaluator
+from harness.recipes import protocols
+from harness.recipes.resolving import resolve
+from harness.recipes.specs import BatchSpec, Recipe
+from harness.running.trials.trial import Options, check_processes
 
 WORLD = 2
 GROUPS = 4
@@ -102,7 +104,7 @@ def train_toy(folder, poison: int | None = None) -> dict:
 def _checked(step, ids, terms):
     from collections import deque
 
-    from harness.training import _checked as checked
+    from harness.engine.training import _checked as checked
 
     return checked(deque([(step, ids, terms)]))
 
@@ -130,25 +132,25 @@ def probes() -> list[tuple[str, float]]:
     return [(n, f) for n in recipes.values() for f in build(n).probe_steps]
 
 
-def score(root) -> tuple[evaluation.PerImage, np.ndarray]:
+def score(root) -> tuple[evaluator.PerImage, np.ndarray]:
     """Counts of an untrained network on the six validation scenes, shared by the processes."""
-    from harness.boundary import BoundaryCounter
+    from harness.evaluation.boundary import BoundaryCounter
 
     dataset, method = Mini(root), build("pce/mini-scribble")
     ids = dataset.ids("val")
     bands = BoundaryCounter(7)
     pairs = []
     p = protocols.protocol("single")
-    for pair in evaluation.predictions(method, dataset, "val", p, ids=distributed.share(ids)):
+    for pair in evaluator.predictions(method, dataset, "val", p, ids=distributed.share(ids)):
         bands.add(pair[1], pair[2])
         pairs.append(pair)
-    own = evaluation.tally(pairs, 7)
-    return evaluation.of_all_processes(own, ids), np.sum(distributed.collected(bands.counts), axis=0)
+    own = evaluator.tally(pairs, 7)
+    return evaluator.of_all_processes(own, ids), np.sum(distributed.collected(bands.counts), axis=0)
 
 
 def work(number: int, world: int, port: int, root, folder) -> None:
     """What each process does; results of all are compared with those of one process."""
-    import harness.compat  # noqa: F401
+    import harness.basics.compat  # noqa: F401
 
     torch.set_num_threads(1)
     with distributed.session(f"127.0.0.1:{port}", number, world, torch.device("cpu")):

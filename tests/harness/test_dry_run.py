@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from installed import installed
 
-import harness.data.mini
-from harness.cli import invoke
-from harness.commands.explore import doctor, list_, show
-from harness.commands.run import run
-from harness.data.mini import Mini
-from harness.registry import DATASETS
-from harness.runs.overlay import overlay
-from harness.runs.trial import Options, Trial, prepare
+import harness.data.sets.mini
+from harness.basics.registry import DATASETS
+from harness.cli.explore import doctor, list_, show
+from harness.cli.main import invoke
+from harness.cli.run import run
+from harness.data.sets.mini import Mini
+from harness.running.trials.overlay import overlay
+from harness.running.trials.trial import Options, Trial, prepare
 
 
 def trace(*places: Path) -> dict[str, tuple[int, int]]:
@@ -43,8 +43,8 @@ def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
     where = ["--data-root", str(small)]
     if fresh:  # the data set itself is still to be generated
         monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
-        generate = harness.data.mini.generate
-        monkeypatch.setattr(harness.data.mini, "generate", lambda root: generate(root, train=16, val=6))
+        generate = harness.data.sets.mini.generate
+        monkeypatch.setattr(harness.data.sets.mini, "generate", lambda root: generate(root, train=16, val=6))
         where = []
     else:
         prepare(Trial(TARGETS[1]), Options(tmp_path, (str(small),), cache, device="cpu"))

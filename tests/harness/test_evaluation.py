@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harness.errors import UserError
-from harness.evaluation import count, iou_from_counts, predict_scores, summarise
-from harness.protocols import Protocol, protocol, protocols
-from harness.store.records import PerImage
+from harness.basics.errors import UserError
+from harness.evaluation.evaluator import count, iou_from_counts, predict_scores, summarise
+from harness.recipes.protocols import Protocol, protocol, protocols
+from harness.records.records import PerImage
 
 
 @pytest.fixture(scope="module")

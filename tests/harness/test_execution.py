@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.errors import UserError
-from harness.jobs import session
-from harness.jobs.job import Event, Job, Resources, Source
-from harness.runs import execution
-from harness.runs.execution import execute, plan, waves
-from harness.runs.trial import Options, Trial, source_of
+from harness.basics.errors import UserError
+from harness.running.jobs import session
+from harness.running.jobs.job import Event, Job, Resources, Source
+from harness.running.trials import execution
+from harness.running.trials.execution import execute, plan, waves
+from harness.running.trials.trial import Options, Trial, source_of
 
 
 def test_a_plan_is_every_recipe_with_every_seed():
@@ -86,7 +86,7 @@ def test_trials_are_equal_by_value():
 
 def test_an_interrupted_ray_run_says_so_instead_of_inventing_outcomes(monkeypatch):
     """Tune returns on Ctrl-C as it does at the end."""
-    from harness.jobs import on_ray
+    from harness.running.jobs import on_ray
 
     class Waiting(Source):
         def next(self):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.cli import invoke
-from harness.commands.export import export
+from harness.cli.export import export
+from harness.cli.main import invoke
 from harness.data.lists import packaged_list
-from harness.data.mini import Mini
-from harness.data.miniatures import write_miniature
-from harness.networks import build_method
-from harness.recipes import parse_overrides, resolve
+from harness.data.prepare.miniatures import write_miniature
+from harness.data.sets.mini import Mini
+from harness.engine.networks import build_method
+from harness.recipes.resolving import parse_overrides, resolve
 
 CAM = "cam/mini-image"
 
@@ -81,7 +81,7 @@ def test_activation_maps_give_the_labels_that_the_method_makes_of_them(tmp_path,
 
 
 def test_segmentations_are_scored_like_the_network_itself(tmp_path, small, checkpoint, capsys):
-    from harness.commands.score import evaluate
+    from harness.cli.score import evaluate
 
     arguments = (
         "--checkpoint",

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 from troubles import KINDS, PLACES, troubled_package
 
-from harness.cost.smoke import smoke
-from harness.jobs.job import Resources
-from harness.runs.execution import execute
-from harness.runs.trial import Options, Trial
-from harness.store.records import Store
+from harness.records.records import Store
+from harness.running.jobs.job import Resources
+from harness.running.smoke.recipes import smoke
+from harness.running.trials.execution import execute
+from harness.running.trials.trial import Options, Trial
 
 #: Each kind somewhere, each place with several kinds.
 MIXED = [(kind, PLACES[number % len(PLACES)]) for number, kind in enumerate(KINDS)]

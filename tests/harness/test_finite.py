@@ -10,11 +10,13 @@ import torch
 from runs import wsss
 from small_methods import build
 
-from harness import evaluation, export, protocols
-from harness.data.mini import Mini
-from harness.errors import NonFiniteScoresError, NonFiniteWeightsError, UserError
-from harness.finite import decide_nothing, require_finite_weights
+from harness.basics.errors import NonFiniteScoresError, NonFiniteWeightsError, UserError
+from harness.basics.finite import decide_nothing, require_finite_weights
+from harness.data.sets.mini import Mini
+from harness.evaluation import evaluator
 from harness.nn.dense_crf import mean_field
+from harness.recipes import protocols
+from harness.running.inference import export
 
 SINGLE = protocols.protocol("single")
 
@@ -61,7 +63,7 @@ def test_scores_that_are_not_finite_end_an_evaluation_and_name_the_picture(name,
     dataset = Mini.locate(small, small)
     first = dataset.ids("val")[0]
     with pytest.raises(NonFiniteScoresError, match=f"(?s)network 'default' are not finite.*picture {first}"):
-        list(evaluation.predictions(broken(name), dataset, "val", protocols.protocol(protocol)))
+        list(evaluator.predictions(broken(name), dataset, "val", protocols.protocol(protocol)))
 
 
 def test_a_class_that_is_ruled_out_is_legal_and_hides_no_broken_one(small):
@@ -69,19 +71,19 @@ def test_a_class_that_is_ruled_out_is_legal_and_hides_no_broken_one(small):
     raw = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
     suppressing = protocols.Protocol(absent="suppress")
     tags = torch.tensor([0.0, 1, 0, 0, 0, 0, 0])
-    labels = evaluation.label_map(method, raw, suppressing, tags=tags)
+    labels = evaluator.label_map(method, raw, suppressing, tags=tags)
     assert set(np.unique(labels)) <= {0, 1}
     good = method.grid_logits
     method.grid_logits = lambda x, n="default": torch.cat([good(x)[:, :3], good(x)[:, 3:] * math.nan], 1)
     with pytest.raises(NonFiniteScoresError, match="picture p"):
-        evaluation.label_map(method, raw, suppressing, tags=tags, name="p")
+        evaluator.label_map(method, raw, suppressing, tags=tags, name="p")
 
 
 def test_logits_of_another_number_of_classes_are_refused():
     method = build("full/mini-full").eval()
     method.grid_logits = lambda x, n="default": torch.zeros(1, 5, 8, 8)
     with pytest.raises(UserError, match=r"gives logits of \(1, 5, 8, 8\)"):
-        evaluation.label_map(method, torch.zeros(3, 48, 48, dtype=torch.uint8), SINGLE)
+        evaluator.label_map(method, torch.zeros(3, 48, 48, dtype=torch.uint8), SINGLE)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_pseudo_labels_and_maps_of_a_broken_network_name_the_picture(name, small
             parameter.fill_(math.nan)
     first = dataset.ids("train")[0]
     with pytest.raises(NonFiniteScoresError, match=f"(?s)activation maps are not finite.*picture {first}"):
-        list(evaluation.pseudo_labels(method, dataset, "train", ["cam"]))
+        list(evaluator.pseudo_labels(method, dataset, "train", ["cam"]))
     with pytest.raises(NonFiniteScoresError, match=f"(?s)activation maps are not finite.*picture {first}"):
         list(export.activation_maps(method, dataset, "train"))
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from runs import wsss
 
-from harness import fitting
-from harness.data.own import describe
-from harness.errors import UserError
-from harness.recipes import all_recipes, awaits_pictures, recipe_names, resolve
-from harness.registry import DATASETS
-from harness.rehearsal import rehearse
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.data.sets.own import describe
+from harness.engine.rehearsal import rehearse
+from harness.recipes import fitting
+from harness.recipes.resolving import all_recipes, awaits_pictures, recipe_names, resolve
 
 OWN = [name for name in recipe_names() if awaits_pictures(name)]
 TRY = {"backbone": "mini_cnn", "weights": "none"}

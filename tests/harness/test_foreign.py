@@ -13,13 +13,13 @@ import pytest
 from installed import ENTRIES, FILES, METHOD, RECIPES, again, forget, installed, write
 from runs import wsss
 
-from harness import foreign
-from harness.recipes import all_recipes, resolve
-from harness.registry import METHODS
-from harness.store.aside import set_aside
-from harness.store.records import Store
-from leaderboards.gathering import gather
-from leaderboards.tables import leaderboard
+from harness.basics.registry import METHODS
+from harness.recipes import foreign
+from harness.recipes.resolving import all_recipes, resolve
+from harness.records.aside import set_aside
+from harness.records.records import Store
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
 
 RECIPE = "mine/mini-tiny"
 
@@ -101,7 +101,7 @@ def test_a_helper_outside_the_package_and_the_home_of_a_base_count_too(mine: Pat
 
 
 def test_a_data_set_of_a_package_is_named(mine: Path) -> None:
-    files = {"their_data.py": "from harness.data.mini import Mini\nclass Scenes(Mini): pass\n"}
+    files = {"their_data.py": "from harness.data.sets.mini import Mini\nclass Scenes(Mini): pass\n"}
     with installed(mine.parent / "data", "their-data", files, {"datasets": {"scenes": "their_data:Scenes"}}):
         write(mine, {"mine/recipes/mine.toml": RECIPES + '\n    [mini-data]\n    extends = "mini-tiny"\n'
                      '    dataset = "scenes"\n'})  # fmt: skip

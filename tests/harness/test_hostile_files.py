@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.boundary import Boundary
+from harness.basics.errors import UserError
 from harness.data.images import image_size, read_index, read_rgb
-from harness.errors import UserError
-from harness.networks import load_weights
+from harness.engine.networks import load_weights
+from harness.evaluation.boundary import Boundary
 from harness.nn.torch_files import read_torch
 from harness.nn.weights import read_state_dict
-from harness.store.records import PerImage
+from harness.records.records import PerImage
 
 
 class _Made:

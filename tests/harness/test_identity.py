@@ -13,16 +13,8 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from harness import evaluation, protocols, specs
-from harness.cost.smoke_report import values_digest
-from harness.data import label_store
-from harness.data.base import LabelSpec
-from harness.data.label_making import Making
-from harness.protocols import Protocol
-from harness.recipes import _NOT_TRAINING, Resolved, resolve
-from harness.registry import DATASETS, METHODS
-from harness.runs.trial import Prepared
-from harness.schema import (
+from harness.basics.registry import DATASETS, METHODS
+from harness.basics.schema import (
     Neutral,
     differing,
     digest,
@@ -35,9 +27,18 @@ from harness.schema import (
     neutral_values,
     schema,
 )
-from harness.specs import EvaluationSpec, Recipe
-from harness.store.records import Store
-from leaderboards.gathering import Current, protocol_changes, stale_reason
+from harness.data.base import LabelSpec
+from harness.data.labels import label_store
+from harness.data.prepare.label_making import Making
+from harness.evaluation import evaluator
+from harness.recipes import protocols, specs
+from harness.recipes.protocols import Protocol
+from harness.recipes.resolving import _NOT_TRAINING, Resolved, resolve
+from harness.recipes.specs import EvaluationSpec, Recipe
+from harness.records.records import Store
+from harness.running.smoke.report import values_digest
+from harness.running.trials.trial import Prepared
+from leaderboards.rows.gathering import Current, protocol_changes, stale_reason
 
 #: Digests with all that they were made of, as records hold it. Never edit a line: add some.
 KEPT = json.loads(Path(__file__).with_name("kept_digests.json").read_text())
@@ -86,7 +87,7 @@ def test_a_kept_training_digest_is_found_again(kept: dict[str, Any]) -> None:
 def test_kept_evaluation_digests_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for kept in KEPT["evaluations"]:
         recorded = as_recorded(Protocol, kept["protocol"])
-        monkeypatch.setattr(evaluation, "protocol", lambda name, p=recorded: p)
+        monkeypatch.setattr(evaluator, "protocol", lambda name, p=recorded: p)
         spec = as_recorded(EvaluationSpec, kept["spec"])
         assert evaluation_digest(spec, kept["fingerprint"]) == kept["digest"], kept["spec"]
 
@@ -194,7 +195,7 @@ def test_an_added_option_of_a_protocol_changes_evaluations_off_its_neutral_value
     base = protocols.protocol("single")
     for value, unchanged in (("off", True), ("on", False)):
         p = cls(**values_of(base), added=value)
-        monkeypatch.setattr(evaluation, "protocol", lambda name, p=p: p)
+        monkeypatch.setattr(evaluator, "protocol", lambda name, p=p: p)
         assert (evaluation_digest(spec) == before) is unchanged
         assert protocol_changes(dump(base), p) == ([] if unchanged else ["added"])
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import click
 import pytest
 
-from harness import listing
-from harness.cli import cli, invoke
-from harness.commands.options import recipes_beginning
-from harness.commands.run import run
-from harness.cost.forecast import Forecast
-from harness.errors import UserError
-from harness.listing import Cell, cells, prose, table
-from harness.printed import printed
-from harness.recipes import parse_overrides, recipe_names, resolve
-from harness.terminal import say
+from harness.basics import listing
+from harness.basics.errors import UserError
+from harness.basics.listing import Cell, cells, prose, table
+from harness.basics.terminal import say
+from harness.cli.main import cli, invoke
+from harness.cli.options import recipes_beginning
+from harness.cli.run import run
+from harness.recipes.printed import printed
+from harness.recipes.resolving import parse_overrides, recipe_names, resolve
+from harness.running.smoke.forecast import Forecast
 
 #: Lines that may be longer: a single path, or a command that is to be copied.
 _COPIED = re.compile(r"\s*(\S*/\S*|wsss .*|wrote \S+|\S+: +\S*/\S*)\s*")
@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             for i, trial in enumerate(trials)
         ]
 
-    monkeypatch.setattr("harness.cost.forecast.forecast", found)
+    monkeypatch.setattr("harness.running.smoke.forecast.forecast", found)
 
 
 @pytest.mark.parametrize("width", [80, 60])

@@ -9,8 +9,8 @@ import time
 import pytest
 from rich.console import Console
 
-from harness.training import Status
-from harness.watching.board import PLAIN_SECONDS, Board, Work, duration, shortened
+from harness.engine.training import Status
+from harness.running.watching.board import PLAIN_SECONDS, Board, Work, duration, shortened
 
 LONG = "dskd_gc/voc-image-vitb-keep-background seed 12"
 

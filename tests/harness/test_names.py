@@ -19,10 +19,10 @@ import pytest
 from installed import write
 
 import wsss_bench
-from harness import registry
+from harness.basics import registry
+from harness.basics.errors import UserError
+from harness.basics.registry import METHODS, RECIPE_PACKAGES
 from harness.data.parallel import ordered_map
-from harness.errors import UserError
-from harness.registry import METHODS, RECIPE_PACKAGES
 
 #: Folders and a module of a research repository, with the names of ours.
 DECOYS = {f"{name}/__init__.py": "raise SystemExit('not ours')" for name in ("harness", "methods")}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.cli import cli, invoke
+from harness.cli.main import cli, invoke
 from tests.harness.test_usage import VERBS
 from tests.runs import RECIPE
 
@@ -117,16 +117,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "loop").symlink_to("loop")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("harness.runs.execution.execute", lambda *_, **__: [])
-        patch.setattr("harness.cost.smoke.smoke", lambda *_: [])
-        patch.setattr("harness.recipes.usable", lambda: ({}, {}))  # every recipe of every package: slow
-        patch.setattr("leaderboards.commands._recipes", dict)
-        patch.setattr("harness.nn.mini_pretraining.pretrain", lambda *_, **__: None)
-        patch.setattr("harness.data.miniatures.write_miniature", lambda *_, **__: None)
-        patch.setattr("harness.search.searching.plan_search", _planned)
+        patch.setattr("harness.running.trials.execution.execute", lambda *_, **__: [])
+        patch.setattr("harness.running.smoke.recipes.smoke", lambda *_: [])
+        patch.setattr(
+            "harness.recipes.resolving.usable", lambda: ({}, {})
+        )  # every recipe of every package: slow
+        patch.setattr("harness.cli.report._recipes", dict)
+        patch.setattr("harness.engine.mini_pretraining.pretrain", lambda *_, **__: None)
+        patch.setattr("harness.data.prepare.miniatures.write_miniature", lambda *_, **__: None)
+        patch.setattr("harness.running.search.searching.plan_search", _planned)
         made = SimpleNamespace(maker="", result="", counts=SimpleNamespace(summary=lambda _: SUMMARY))
-        patch.setattr("harness.data.label_making.make_labels", lambda *_, **__: made)
-        patch.setattr("harness.data.mini.Mini.locate", classmethod(_located))
+        patch.setattr("harness.data.prepare.label_making.make_labels", lambda *_, **__: made)
+        patch.setattr("harness.data.sets.mini.Mini.locate", classmethod(_located))
         yield folder
 
 
@@ -139,13 +141,13 @@ SUMMARY = {
 
 
 def _planned(*_: Any, **__: Any) -> Any:
-    from harness.errors import UserError
+    from harness.basics.errors import UserError
 
     raise UserError("planned")
 
 
 def _located(cls: Any, *_: Any) -> Any:
-    from harness.errors import UserError
+    from harness.basics.errors import UserError
 
     raise UserError("located")
 

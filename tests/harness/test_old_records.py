@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.evaluation import iou_from_counts
-from harness.store.records import SCHEMA, Store
-from leaderboards.gathering import gather
-from leaderboards.html_report import html_report
-from leaderboards.published import published
-from leaderboards.report import markdown
-from leaderboards.tables import leaderboard
+from harness.evaluation.evaluator import iou_from_counts
+from harness.records.records import SCHEMA, Store
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.published import published
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.html_report import html_report
+from leaderboards.write.report import markdown
 
 FOLDER = Path(__file__).with_name("records")
 VERSIONS = [f"v{version}" for version in range(1, SCHEMA + 1)]

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from runs import wsss
 
-from harness.registry import DATASETS
-from harness.runs.trial import forget
-from harness.store.records import Store
+from harness.basics.registry import DATASETS
+from harness.records.records import Store
+from harness.running.trials.trial import forget
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_pictures.md"
 NAMES = ("wing", "beak")

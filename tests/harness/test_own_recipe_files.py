@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.given import given, one
-from harness.recipes import parse_overrides, resolve
-from harness.runs.execution import plan
-from harness.store.records import Store
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
+from harness.recipes.given import given, one
+from harness.recipes.resolving import parse_overrides, resolve
+from harness.records.records import Store
+from harness.running.trials.execution import plan
 from tests.runs import wsss
 
 BASE = "pce/mini-scribble"

@@ -10,13 +10,13 @@ import torch
 from installed import ENTRIES, FILES, METHOD, again, forget, installed, write
 from runs import wsss
 
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.recipes import expand, recipe_names, resolve, suites
-from harness.registry import COMMANDS, DATASETS, METHODS, RECIPE_PACKAGES
-from harness.rehearsal import rehearse
-from harness.runs.trial import Options
-from harness.search.plan import plan_search
+from harness.basics.errors import UserError
+from harness.basics.registry import COMMANDS, DATASETS, METHODS, RECIPE_PACKAGES
+from harness.cli.main import cli, invoke
+from harness.engine.rehearsal import rehearse
+from harness.recipes.resolving import expand, recipe_names, resolve, suites
+from harness.running.search.plan import plan_search
+from harness.running.trials.trial import Options
 
 #: Modules that bring a method `bad` in ways that cannot work, and a word of the error.
 BROKEN = {
@@ -24,16 +24,16 @@ BROKEN = {
     "raise RuntimeError('no licence')": "no licence",
     "raise SystemExit('no licence')": "no licence",
     "import a_module_that_nobody_has": "a_module_that_nobody_has",
-    "from methods.base import Metod": "Metod",
+    "from harness.engine.method import Metod": "Metod",
     "undefined_name": "undefined_name",
     "class Other: pass": "has no 'Mine'",
-    "class Mine: pass": "no methods.base.Method",
-    "Mine = 5": "no methods.base.Method",
+    "class Mine: pass": "no harness.engine.method.Method",
+    "Mine = 5": "no harness.engine.method.Method",
     METHOD + "\n        title = property()\n        supervision = 'image'": "supervision 'image'",
     METHOD + "\n        supervision = frozenset({'scrible'})": "scrible",
     METHOD + "\n        paper = 'CVPR 2020'": "CVPR 2020",
     METHOD + "\n        Config = dict": "Config",
-    "from methods.base import Method\nclass Mine(Method):\n    name = 'bad'": "lacks",
+    "from harness.engine.method import Method\nclass Mine(Method):\n    name = 'bad'": "lacks",
 }
 
 
@@ -93,7 +93,7 @@ def test_data_sets_verbs_and_recipe_packages_are_checked_alike(tmp_path: Path) -
 def test_every_command_works_beside_a_broken_package_and_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.recipes.recipe_names", lambda: _few(recipe_names()))
+    monkeypatch.setattr("harness.recipes.resolving.recipe_names", lambda: _few(recipe_names()))
     files = {
         **FILES,
         "mine/bad.py": "raise SystemExit",
@@ -292,6 +292,21 @@ def test_a_package_that_changes_torchs_defaults_changes_no_other_method(tmp_path
     assert (made.dtype, made.device.type, made.requires_grad) == (torch.float32, "cpu", True)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from methods.base import Method",
+        "from harness.errors import UserError",
+        "from harness import recipes as r, spec",
+    ],
+)
+@pytest.mark.parametrize("group", REGISTRIES)
+def test_a_package_that_knows_older_modules_is_told_the_door(group: str, line: str, tmp_path: Path) -> None:
+    value = "older" if group == "recipes" else "older:Thing"
+    with installed(tmp_path / "p", "older", {"older.py": line}, {group: {"thing": value}}):
+        assert "take names of this project from `wsss`" in str(REGISTRIES[group].problems()["thing"])
+
+
 WRONG = {
     "networks = 'default'": "networks 'default', not a tuple of distinct names",
     "networks = ()": "networks",
@@ -347,7 +362,7 @@ def test_a_verb_of_another_package_may_end_the_process(code: str, ended: int, tm
 def test_code_that_ends_the_process_within_our_work_is_no_success(
     monkeypatch, tmp_path: Path, capsys
 ) -> None:
-    monkeypatch.setattr("harness.recipe_files.names", lambda: exit(0))
+    monkeypatch.setattr("harness.recipes.recipe_files.names", lambda: exit(0))
     assert invoke(cli, ["list", "recipes"]) == 1
     assert "ended the process" in capsys.readouterr().err
 

@@ -12,18 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import deployment, evaluation, prediction, protocols, tiling
-from harness.cli import cli, invoke
-from harness.data import mini_scenes
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data.images import write_index
-from harness.data.own import register
-from harness.errors import UserError
-from harness.networks import load_network
-from harness.recipes import resolve
-from harness.registry import DATASETS
-from harness.runs.execution import execute, plan
-from harness.runs.trial import Options
-from harness.store.records import Record
+from harness.data.sets import mini_scenes
+from harness.data.sets.own import register
+from harness.engine.networks import load_network
+from harness.evaluation import evaluator, tiling
+from harness.recipes import protocols
+from harness.recipes.resolving import resolve
+from harness.records.records import Record
+from harness.running.inference import deployment, prediction
+from harness.running.trials.execution import execute, plan
+from harness.running.trials.trial import Options
 
 RECIPE = "full/mini-full"
 SET = {"dataset": "shapes", "schedule.steps": 2, "batch.per_group": 2, "crop": 32, "backbone": "mini_cnn"}
@@ -327,7 +329,7 @@ def test_predictions_are_those_of_an_evaluation(record: Record, shapes: Path, tm
     )
     p = protocols.protocol(resolved.recipe.usual_evaluation.protocol)
     dataset = DATASETS.get("shapes")(shapes)
-    ((_, label, _),) = evaluation.predictions(method, dataset, "val", p)
+    ((_, label, _),) = evaluator.predictions(method, dataset, "val", p)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / "3.png")), label)
 
 

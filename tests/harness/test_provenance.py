@@ -11,7 +11,7 @@ import pytest
 #: Runs in a process of its own: what a test session holds and frees would blur the figures.
 SCRIPT = """
 import numpy as np, torch
-from harness.provenance import peak_memory_mib, reset_peak_memory
+from harness.basics.provenance import peak_memory_mib, reset_peak_memory
 
 cpu = torch.device("cpu")
 reset_peak_memory(cpu)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from fault_tools import parent
 
-from harness.cli import cli, invoke
-from harness.store.records import Record, Store
+from harness.cli.main import cli, invoke
+from harness.records.records import Record, Store
 
 RECIPE = "agmm/mini-scribble"
 

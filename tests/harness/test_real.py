@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.cli import cli, invoke
-from harness.store.records import Store
+from harness.cli.main import cli, invoke
+from harness.records.records import Store
 
 pytestmark = pytest.mark.real
 

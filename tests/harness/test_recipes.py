@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from harness import recipe_files, recipes
-from harness.errors import UserError
-from harness.recipes import awaits_pictures, expand, explain, parse_overrides, recipe_names, resolve, suites
-from harness.schema import digest, documentation, dump, flatten, load
-from harness.specs import Recipe
+from harness.basics.errors import UserError
+from harness.basics.schema import digest, documentation, dump, flatten, load
+from harness.recipes import recipe_files, resolving
+from harness.recipes.resolving import (
+    awaits_pictures,
+    expand,
+    explain,
+    parse_overrides,
+    recipe_names,
+    resolve,
+    suites,
+)
+from harness.recipes.specs import Recipe
 
 
 def make(**values):
@@ -169,13 +177,13 @@ def test_inheritance_merges_tables_and_refuses_cycles(monkeypatch):
     }
     monkeypatch.setattr(recipe_files, "files", lambda: {"m": {Path("m.toml"): "m"}})
     monkeypatch.setattr(recipe_files, "tables", lambda stem: tables[stem])
-    values, origins = recipes._inherited("m/child")
+    values, origins = resolving._inherited("m/child")
     assert values["optimiser"] == {"lr": 2.0, "momentum": 0.5}
     assert values["schedule"] == {"steps": 9}
     assert origins["optimiser.momentum"] == "m.toml [_base]"
     assert origins["optimiser.lr"] == "m.toml [child]"
     with pytest.raises(UserError, match="extends itself"):
-        recipes._inherited("m/loop")
+        resolving._inherited("m/loop")
 
 
 def test_digest_is_stable_and_order_free():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.store.documents import EvaluationDocument, RecordDocument
-from harness.store.records import Store
+from harness.records.documents import EvaluationDocument, RecordDocument
+from harness.records.records import Store
 from tests.runs import ONE, RECIPE, TINY, wsss
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,7 +44,7 @@ def test_every_key_that_a_run_writes_is_on_the_page(page: dict, small: Path, tmp
         named = {key for key in known if key.endswith(".*") or ".*." in key}
         for key in _keys(json.loads(json.dumps(data))):
             free = key.startswith(FREE) or any(_fits(key, pattern) for pattern in named)
-            assert free or key in known, f"{name}: {key} is not in harness/store/documents.py"
+            assert free or key in known, f"{name}: {key} is not in harness/records/documents.py"
 
 
 def _keys(values: dict, path: str = "") -> list[str]:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.errors import UserError
-from harness.files import whole_file, write_json
-from harness.store.arrays import read_arrays
-from harness.store.records import PerImage, Store
+from harness.basics.arrays import read_arrays
+from harness.basics.errors import UserError
+from harness.basics.files import whole_file, write_json
+from harness.records.records import PerImage, Store
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -10,17 +10,17 @@ import torch
 from runs import wsss
 from small_methods import build, make_batch
 
-from harness import faults, rehearsal
-from harness.batch import Progress
-from harness.build import Build, ViewSpec
-from harness.contract import check_terms
-from harness.errors import UserError
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS, METHODS
+from harness.basics.schema import dump
+from harness.engine import faults, rehearsal
+from harness.engine.batch import Progress
+from harness.engine.build import Build, ViewSpec
+from harness.engine.contract import check_terms
+from harness.engine.rehearsal import rehearse, source_output
 from harness.nn.encoders import create_encoder
-from harness.recipes import all_recipes, resolve
-from harness.registry import DATASETS, METHODS
-from harness.rehearsal import rehearse, source_output
-from harness.runs.trial import Options, Trial, inspect
-from harness.schema import dump
+from harness.recipes.resolving import all_recipes, resolve
+from harness.running.trials.trial import Options, Trial, inspect
 from methods.baselines import PartialCrossEntropy
 
 RECIPE = "pce/mini-scribble"
@@ -275,7 +275,7 @@ MISTAKES = {
     r"'ce' is torch.float32 of shape \(2,": {
         "loss": lambda self, batch, progress: {"ce": self.network(batch.images).logits}
     },
-    "no frozen dataclass of harness.schema": {"Config": type("Plain", (), {})},
+    "no frozen dataclass of harness.basics.schema": {"Config": type("Plain", (), {})},
 }
 
 

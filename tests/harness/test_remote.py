@@ -15,13 +15,13 @@ import pyarrow.fs
 import pytest
 from watched_store import Killed, Watched, names_below
 
-from harness.errors import UserError
-from harness.files import write_json
-from harness.store import driver_claim, object_store, remote
-from harness.store.driver_claim import only_driver
-from harness.store.object_store import Files, is_uri, shown
-from harness.store.records import PerImage, Store
-from harness.store.remote import Mirror, for_work
+from harness.basics.errors import UserError
+from harness.basics.files import write_json
+from harness.records import driver_claim, object_store, remote
+from harness.records.driver_claim import only_driver
+from harness.records.object_store import Files, is_uri, shown
+from harness.records.records import PerImage, Store
+from harness.records.remote import Mirror, for_work
 
 
 @pytest.fixture(params=["s3", "hdfs"])

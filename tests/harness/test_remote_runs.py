@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from watched_store import names_below
 
-from harness.cli import cli, invoke
-from harness.store.records import Store
+from harness.cli.main import cli, invoke
+from harness.records.records import Store
 
 RECIPE = "agmm/mini-scribble"
 TINY = ["--set", "schedule.steps=30", "--set", "batch.per_group=4", "--set", "crop=48"]
@@ -89,7 +89,7 @@ def test_another_machine_reads_a_uri(bucket, folder_record, tmp_path, small, mon
 @pytest.mark.faults
 def test_a_run_killed_on_one_machine_goes_on_on_another(tmp_path, small, folder_record):
     place = tmp_path / "bucket"
-    command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
+    command = [sys.executable, "-m", "harness.cli.main", "run", RECIPE, *TINY, *ONE]
     command += ["--data-root", str(small), "--results", place.as_uri(), "--checkpoint-seconds", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     shutil.copytree(os.environ["WSSS_CACHE"], tmp_path / "cache", ignore=shutil.ignore_patterns("stores"))

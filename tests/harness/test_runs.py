@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, weights, wsss
 
-from harness.data.mini import Mini
-from harness.store.records import Store
+from harness.data.sets.mini import Mini
+from harness.records.records import Store
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, caps
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["training", "evaluating"])
 def test_a_killed_run_started_again_ends_with_the_same_numbers(tmp_path, first, small, moment):
-    command = [sys.executable, "-m", "harness.cli", "run", RECIPE, *TINY, *ONE]
+    command = [sys.executable, "-m", "harness.cli.main", "run", RECIPE, *TINY, *ONE]
     command += ["--data-root", str(small), "--results", str(tmp_path), "--checkpoint-seconds", "0"]
     wanted = "step,lr" if moment == "training" else "final"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -16,20 +16,20 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from searches import RECIPE, SET, TINY, finish, nothing, plan, pretend, table, value_of
 
-import harness.search.objective
-import harness.search.plan
-import harness.search.study
-from harness import foreign
-from harness.cli import cli, invoke
-from harness.data.mini import Mini
-from harness.errors import UserError
-from harness.jobs.job import Event
-from harness.recipes import parse_overrides, resolve
-from harness.registry import METHODS
-from harness.search.objective import END, HELD_OUT, held_out, measure
-from harness.search.plan import grid_values, plan_search
-from harness.search.report import best_overrides
-from harness.search.study import open_study, run_study
+import harness.running.search.objective
+import harness.running.search.plan
+import harness.running.search.study
+from harness.basics.errors import UserError
+from harness.basics.registry import METHODS
+from harness.cli.main import cli, invoke
+from harness.data.sets.mini import Mini
+from harness.recipes import foreign
+from harness.recipes.resolving import parse_overrides, resolve
+from harness.running.jobs.job import Event
+from harness.running.search.objective import END, HELD_OUT, held_out, measure
+from harness.running.search.plan import grid_values, plan_search
+from harness.running.search.report import best_overrides
+from harness.running.search.study import open_study, run_study
 from methods.baselines import PartialCrossEntropy
 
 
@@ -60,10 +60,10 @@ def test_a_study_goes_on_with_the_code_of_packages_that_it_was_begun_with(option
 
 
 def test_a_study_from_before_code_was_noted_goes_on_without_packages_alone(options, quick, monkeypatch):
-    monkeypatch.setattr(harness.search.study, "_check_code", lambda *a: None)
+    monkeypatch.setattr(harness.running.search.study, "_check_code", lambda *a: None)
     finish(plan(options, trials=2))
     monkeypatch.undo()
-    monkeypatch.setattr(harness.search.objective, "measure", pretend)
+    monkeypatch.setattr(harness.running.search.objective, "measure", pretend)
     finish(plan(options, trials=3))
     monkeypatch.setattr(foreign, "packages_of", lambda resolved: [package("a")])
     with pytest.raises(UserError, match="code that was not recorded"):
@@ -159,7 +159,7 @@ def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(opti
         else:
             yield from pretend(job)
 
-    monkeypatch.setattr(harness.search.objective, "measure", measure)
+    monkeypatch.setattr(harness.running.search.objective, "measure", measure)
     search = plan(options, 8, sampler="random")
     states = [t[1] for t in finish(search)]
     assert states.count("FAIL") == 1
@@ -177,7 +177,7 @@ def test_failed_trials_are_made_up_for_and_diverged_ones_count_as_the_worst(opti
 
 def test_a_trial_whose_scores_are_no_numbers_is_diverged_and_never_the_best(options, monkeypatch):
     """Trained and measured for real: its loss is a number, what it predicts in the end is none."""
-    predict, build = PartialCrossEntropy.predict, harness.search.objective.build_method
+    predict, build = PartialCrossEntropy.predict, harness.running.search.objective.build_method
     broken = []
 
     def build_method(resolved, device, seed):
@@ -191,7 +191,7 @@ def test_a_trial_whose_scores_are_no_numbers_is_diverged_and_never_the_best(opti
         return values * float("nan") if getattr(self, "breaks", False) else values
 
     own = resolve(RECIPE).recipe.optimiser.lr
-    monkeypatch.setattr(harness.search.objective, "build_method", build_method)
+    monkeypatch.setattr(harness.running.search.objective, "build_method", build_method)
     monkeypatch.setattr(PartialCrossEntropy, "predict", scores)
     search = plan_search(RECIPE, 3, overrides=TINY | {"schedule.steps": 1}, options=options, sampler="random")
     finish(search)
@@ -215,7 +215,7 @@ def test_a_measurement_that_is_no_number_makes_a_trial_diverge(value, late, opti
         else:
             yield from pretend(job)
 
-    monkeypatch.setattr(harness.search.objective, "measure", measure)
+    monkeypatch.setattr(harness.running.search.objective, "measure", measure)
     search = plan(options, 3, sampler="random", scheduler="none")
     finish(search)
     rows = table(search)["trials"]
@@ -276,7 +276,7 @@ def test_nothing_is_tried_twice_and_a_space_can_be_exhausted(options, monkeypatc
     def measure(job):
         yield Event(values=((END, 50 + job.trial.overrides["config.dropout"]),))
 
-    monkeypatch.setattr(harness.search.objective, "measure", measure)
+    monkeypatch.setattr(harness.running.search.objective, "measure", measure)
     monkeypatch.setitem(METHODS._registered, "pce", type("Changed", (Coins, METHODS.get("pce")), {}))
     search = plan(options, 9, sampler="tpe", scheduler="none")
     rows = finish(search)
@@ -326,10 +326,10 @@ def jobs(plan):
 
 
 def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, monkeypatch):
-    import harness.search.objective
+    import harness.running.search.objective
 
     seen, scored = set(), []
-    real = harness.search.objective.evaluation.predictions
+    real = harness.running.search.objective.evaluation.predictions
 
     def spy(*arguments, ids, **keywords):
         scored.append(tuple(ids))
@@ -346,9 +346,9 @@ def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, 
     dataset = Mini(options.data_roots[0])
     ids = dataset.ids("train")
     monkeypatch.setitem(METHODS._registered, "pce", Watched)  # a study goes on with the code it began with
-    prepared = harness.search.objective.prepare(jobs(search)[0].trial, options)
+    prepared = harness.running.search.objective.prepare(jobs(search)[0].trial, options)
     expected = {i: t.tolist() for i, t in zip(ids, prepared.labels.tags.astype(float), strict=True)}
-    monkeypatch.setattr(harness.search.objective.evaluation, "predictions", spy)
+    monkeypatch.setattr(harness.running.search.objective.evaluation, "predictions", spy)
     (job,) = jobs(search)
     events = list(measure(job))
     kept = {i for i, m in zip(ids, held_out(ids, 0.25), strict=True) if not m}
@@ -464,7 +464,7 @@ def test_a_method_needs_a_space_over_its_own_keys(options, monkeypatch):
 
 
 def test_a_missing_sampler_package_is_named(options, monkeypatch):
-    monkeypatch.setattr(harness.search.plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness.running.search.plan.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install cmaes"):
         plan(options, sampler="cmaes")
 
@@ -474,7 +474,7 @@ def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path)
     more = ["--trials", "5", "--local", "--scheduler", "none", "--checkpoint-seconds", "0"]
     arguments = [str(a) for a in command(small, tmp_path, *more)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [sys.executable, "-m", "harness.cli.main", *arguments],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

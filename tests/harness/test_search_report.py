@@ -11,11 +11,11 @@ from matplotlib import image
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from searches import RECIPE, finish, plan, table
 
-from harness.recipes import resolve
-from harness.search.analysis import compare
-from harness.search.plots import _Scale, write_plots
-from harness.search.report import importance_table, run_line, verdict, write_report
-from harness.search.study import best_trial, open_study
+from harness.recipes.resolving import resolve
+from harness.running.search.analysis import compare
+from harness.running.search.plots import _Scale, write_plots
+from harness.running.search.report import importance_table, run_line, verdict, write_report
+from harness.running.search.study import best_trial, open_study
 
 
 def test_selection_on_the_reported_split_is_stamped(options, quick):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness import shapes
-from harness.shapes import Shapes
+from harness.engine import shapes
+from harness.engine.shapes import Shapes
 
 
 @pytest.fixture(autouse=True)

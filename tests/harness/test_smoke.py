@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from harness import provenance
-from harness.cli import cli, invoke
-from harness.cost import smoke
-from harness.cost.smoke import ROW, STAND_IN, STEPS, segments
-from harness.cost.smoke_report import Pass, Phase, Row, read, table, write
-from harness.cost.stand_in import bands, stand_in_labels
+from harness.basics import provenance
+from harness.cli.main import cli, invoke
 from harness.data.base import UNLABELLED
 from harness.data.images import read_index
-from harness.data.mini import Mini
-from harness.jobs.job import Resources
-from harness.runs.execution import plan
-from harness.runs.trial import Options, Trial, exported, prepare
-from harness.store.records import Store
-from harness.training import Trainer
+from harness.data.sets.mini import Mini
+from harness.engine.training import Trainer
+from harness.records.records import Store
+from harness.running.jobs.job import Resources
+from harness.running.smoke import recipes, trying
+from harness.running.smoke.report import Pass, Phase, Row, read, table, write
+from harness.running.smoke.stand_in import bands, stand_in_labels
+from harness.running.smoke.trying import ROW, STAND_IN, STEPS, segments
+from harness.running.trials.execution import plan
+from harness.running.trials.trial import Options, Trial, exported, prepare
 from methods.agmm import AGMM
 
 RECIPE = "agmm/mini-scribble"
@@ -47,7 +47,7 @@ def options(tmp_path, small, cache):
 
 
 def tried(targets, options, **more):
-    rows = smoke.smoke(plan(targets, [0, 1, 2], TINY | more), options, None)
+    rows = recipes.smoke(plan(targets, [0, 1, 2], TINY | more), options, None)
     return {row.name: row for row in rows}
 
 
@@ -111,13 +111,13 @@ def test_a_recipe_is_trained_resumed_and_scored_and_only_figures_are_kept(option
 
 def test_recipes_are_tried_on_the_command_line(options, small, tmp_path, capsys):
     where = ["--data-root", small, "--results", options.results, "--device", "cpu", "--local"]
-    recipes = ["full/mini-full", "toco/mini-image", "fsr/mini-image", "agmm/mini-image"]
-    code = wsss("run", *recipes, *OVERRIDES, "--seeds", 2, "--smoke", *where)
+    names = ["full/mini-full", "toco/mini-image", "fsr/mini-image", "agmm/mini-image"]
+    code = wsss("run", *names, *OVERRIDES, "--seeds", 2, "--smoke", *where)
     out = capsys.readouterr().out
     assert code == 0, out
     found = read(options.results)
     rows = {row.name: row for row in found if row.total == 40}
-    assert set(rows) == set(recipes)
+    assert set(rows) == set(names)
     assert [row.name for row in found if row.total != 40] == ["cam/mini-image"], "the source of another"
     assert all(row.status == "passed" and row.trials == 2 for row in found)
     assert f"none of {len(rows) + 1} recipes failed" in out
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_reported_and_no_checkpoint_stays(options):
 
 def test_what_a_run_would_be_refused_for_is_a_row_beside_others_and_an_error_alone(options, small, capsys):
     trials = [*plan([RECIPE], [0], TINY), *plan(["pce/mini-scribble"], [0], TINY | {"batch.per_group": 999})]
-    rows = smoke.smoke(trials, options, None)
+    rows = recipes.smoke(trials, options, None)
     assert [row.status for row in rows] == ["passed", "failed"]
     assert (rows[1].stage, "per_group" in rows[1].reason) == ("checking", True)
     where = ["--data-root", small, "--results", options.results, "--device", "cpu", "--local"]
@@ -209,7 +209,7 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
 
 @pytest.mark.faults
 def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch):
-    class Dying(smoke.SmokeJob):
+    class Dying(trying.SmokeJob):
         def work(self, alone=lambda: None):
             if self.trial.name == RECIPE:
                 self.place.mkdir(parents=True)
@@ -217,10 +217,10 @@ def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(opt
                 os.kill(os.getpid(), 9)
             yield from super().work(alone)
 
-    monkeypatch.setattr(smoke, "SmokeJob", Dying)
+    monkeypatch.setattr(recipes, "SmokeJob", Dying)
     trials = [Trial(RECIPE, 0, TINY), Trial("pce/mini-scribble", 0, TINY | {"batch.groups": 2})]
     resources = Resources(cpus_per_process=0.5)
-    rows = smoke.smoke(trials, replace(options, processes=0), resources)
+    rows = recipes.smoke(trials, replace(options, processes=0), resources)
     assert (rows[0].status, rows[0].stage) == ("failed", "steps 0 to 9")
     assert "worker process died" in rows[0].reason
     assert (rows[1].status, rows[1].reason) == ("passed", "")
@@ -243,7 +243,7 @@ def test_what_passed_is_not_tried_again_unless_something_changed(options, monkey
         again.append(job.trial.name)
         raise ValueError("tried again")
 
-    monkeypatch.setattr(smoke, "_stages", stages)
+    monkeypatch.setattr(trying, "_stages", stages)
     assert tried([RECIPE], options)[RECIPE] == first
     assert not again
     for changed in (
@@ -264,8 +264,8 @@ def test_finished_trials_are_left_alone_and_seeds_to_run_are_counted(options, sm
     row = tried([RECIPE], options)[RECIPE]
     assert (row.status, row.trials) == ("passed", 2)
     shutil.rmtree(tmp_path / "smoke")
-    monkeypatch.setattr(smoke, "_stages", lambda job, found: pytest.fail("tried"))
-    (row,) = smoke.smoke(plan([RECIPE], [1], TINY), options, None)
+    monkeypatch.setattr(trying, "_stages", lambda job, found: pytest.fail("tried"))
+    (row,) = recipes.smoke(plan([RECIPE], [1], TINY), options, None)
     assert (row.status, row.trials, row.seconds()) == ("finished", 0, None)
     assert {f: (options.results / f).stat().st_mtime_ns for f in files(options.results)} == before
 

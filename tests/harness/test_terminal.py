@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import guarded
-from harness.errors import UserError
-from harness.files import write_json
-from harness.terminal import LINES, say
+from harness.basics.errors import UserError
+from harness.basics.files import write_json
+from harness.basics.terminal import LINES, say
+from harness.cli.main import guarded
 from tests.runs import wsss
 
 

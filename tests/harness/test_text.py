@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from harness.files import read_toml
-from harness.reading import read_json
-from harness.recipes import parse_overrides
-from harness.text import clean, csv_cell, one_line
-from leaderboards.html_report import script_data
-from leaderboards.text import escaped
+from harness.basics.errors import UserError
+from harness.basics.files import read_toml
+from harness.basics.reading import read_json
+from harness.basics.text import clean, csv_cell, one_line
+from harness.recipes.resolving import parse_overrides
+from leaderboards.rows.text import escaped
+from leaderboards.write.html_report import script_data
 
 #: What was written, and what it says.
 HOSTILE = {

@@ -12,20 +12,20 @@ import pytest
 import torch
 from fake_trackers import FakeMLflow, FakeWandB, events_of, tensorboard_points
 
-from harness import distributed
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.history import History
-from harness.recipes import resolve
-from harness.runs.running import run
-from harness.runs.tracked import allocated_mib
-from harness.runs.trial import Options, Trial, prepare
-from harness.schema import digest
-from harness.search.objective import END, choose_objective, measure
-from harness.training import Status
-from harness.watching import following
-from harness.watching.following import Following, read_history
-from harness.watching.trackers import TRACKERS, Subject, flat, require
+from harness.basics.errors import UserError
+from harness.basics.schema import digest
+from harness.cli.main import cli, invoke
+from harness.engine import distributed
+from harness.engine.training import Status
+from harness.recipes.resolving import resolve
+from harness.records.history import History
+from harness.running.search.objective import END, choose_objective, measure
+from harness.running.trials.tracked import allocated_mib
+from harness.running.trials.trial import Options, Trial, prepare
+from harness.running.trials.work import run
+from harness.running.watching import following
+from harness.running.watching.following import Following, read_history
+from harness.running.watching.trackers import TRACKERS, Subject, flat, require
 
 ROWS = range(10, 101, 10)
 
@@ -405,7 +405,7 @@ def test_memory_is_read_from_the_allocator_and_on_gpus_alone(monkeypatch):
 
 
 def test_the_trials_of_a_search_are_followed_too(tmp_path, small):
-    from harness.search.objective import HELD_OUT, SearchJob
+    from harness.running.search.objective import HELD_OUT, SearchJob
 
     options = Options(tmp_path / "results", (str(small),), device="cpu", trackers=("tensorboard",))
     trial = Trial("pce/mini-scribble", 0, TINY)

@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-import harness.runs.sources
-from harness import foreign
-from harness.cli import invoke
-from harness.commands.export import export
-from harness.commands.score import evaluate, predict
-from harness.errors import UserError
-from harness.files import sha256_of
-from harness.networks import build_method, load_network, load_weights
-from harness.prediction import predict as predicted
-from harness.recipes import resolve, training_overrides
-from harness.registry import METHODS
-from harness.runs.execution import execute, plan
-from harness.runs.running import _common
-from harness.runs.trial import Options, Trial, exported, prepare
-from harness.schema import InferenceOnly, fields, marks
-from harness.search.plan import plan_search
-from harness.store.records import Record, Store
-from harness.trained import KEY, described
-from leaderboards.gathering import gather
-from leaderboards.tables import leaderboard
+import harness.running.trials.sources
+from harness.basics.errors import UserError
+from harness.basics.files import sha256_of
+from harness.basics.registry import METHODS
+from harness.basics.schema import InferenceOnly, fields, marks
+from harness.cli.export import export
+from harness.cli.main import invoke
+from harness.cli.score import evaluate, predict
+from harness.engine.networks import build_method, load_network, load_weights
+from harness.engine.trained import KEY, described
+from harness.recipes import foreign
+from harness.recipes.resolving import resolve, training_overrides
+from harness.records.records import Record, Store
+from harness.running.inference.prediction import predict as predicted
+from harness.running.search.plan import plan_search
+from harness.running.trials.execution import execute, plan
+from harness.running.trials.trial import Options, Trial, exported, prepare
+from harness.running.trials.work import _common
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
 
 CAM = "cam/mini-image"
 FULL = "full/mini-full"
@@ -338,12 +338,14 @@ def test_labels_of_a_source_are_known_by_the_code_of_packages_that_made_them(
     assert any("code that was not recorded" in str(w.message) for w in told)
     assert other != plain
     assert noted["code"] in other
-    build = harness.runs.sources.build_method
-    monkeypatch.setattr(harness.runs.sources, "build_method", lambda *a: pytest.fail("the labels are whole"))
+    build = harness.running.trials.sources.build_method
+    monkeypatch.setattr(
+        harness.running.trials.sources, "build_method", lambda *a: pytest.fail("the labels are whole")
+    )
     with pytest.warns(UserWarning, match="not recorded"):
         again = here("a" * 64)[0]
     assert again == other
-    monkeypatch.setattr(harness.runs.sources, "build_method", build)
+    monkeypatch.setattr(harness.running.trials.sources, "build_method", build)
     with pytest.warns(UserWarning, match="made again"):
         third = here("b" * 64)[0]
     assert third not in (plain, other)

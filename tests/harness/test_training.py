@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from damage import ANY
 from torch import nn
 
-from harness.batch import Batch
-from harness.data.loader import Collate, StepSampler, TrainingSet
-from harness.errors import NonFiniteLossError, UserError
-from harness.history import gaps
-from harness.schema import load
-from harness.specs import OptimiserSpec, Recipe, ScheduleSpec
-from harness.training import Trainer, create_optimiser, lr_factor
+from harness.basics.errors import NonFiniteLossError, UserError
+from harness.basics.schema import load
+from harness.engine.batch import Batch
+from harness.engine.loader import Collate, StepSampler, TrainingSet
+from harness.engine.training import Trainer, create_optimiser, lr_factor
+from harness.recipes.specs import OptimiserSpec, Recipe, ScheduleSpec
+from harness.records.history import gaps
 
 
 def test_poly_schedule_matches_the_authors(golden):
@@ -307,7 +307,7 @@ def test_groups_are_separate_pools_whose_gradients_are_averaged(tmp_path):
 
 
 def _progress():
-    from harness.batch import Progress
+    from harness.engine.batch import Progress
 
     return Progress(0, 1, 1)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from harness.cli import cli
-from harness.commands.usage import TABLE, Verb
-from harness.data.mini import Mini
+from harness.cli.main import cli
+from harness.cli.usage import TABLE, Verb
+from harness.data.sets.mini import Mini
 from tests.runs import RECIPE, wsss
 
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from runs import only, wsss
 
-from harness.errors import UserError
-from harness.recipes import explain, parse_overrides, resolve
-from harness.specs import EvaluationSpec, Recipe
+from harness.basics.errors import UserError
+from harness.recipes.resolving import explain, parse_overrides, resolve
+from harness.recipes.specs import EvaluationSpec, Recipe
 
 RECIPES = ["agmm/voc-point-r101", "fsr/mini-image", "blpseg/voc-scribble-r101", "dfr/mini-scribble"]
 

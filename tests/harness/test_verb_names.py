@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.outputs import check_labels_from, outputs
-from harness.recipes import resolve
+from harness.basics.errors import UserError
+from harness.engine.outputs import check_labels_from, outputs
+from harness.recipes.resolving import resolve
 from tests.runs import RECIPE, wsss
 
 CAM = "cam/mini-image"

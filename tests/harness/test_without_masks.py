@@ -11,10 +11,10 @@ from PIL import Image
 from runs import wsss
 
 from harness.data.lists import write_tags
-from harness.runs.splits import look
-from harness.runs.trial import Options, Trial, prepare
-from harness.specs import ScheduleSpec
-from harness.store.records import Store
+from harness.recipes.specs import ScheduleSpec
+from harness.records.records import Store
+from harness.running.trials.splits import look
+from harness.running.trials.trial import Options, Trial, prepare
 
 TINY = ("schedule.steps=3", "batch.per_group=2", "crop=32", "weights=none")
 SCRIBBLES = (

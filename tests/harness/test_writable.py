@@ -10,14 +10,14 @@ import click
 import pytest
 import torch
 
-from harness.commands.options import Output
-from harness.cost import smoke
-from harness.errors import UserError
-from harness.files import check_writable
-from harness.nn.mini_pretraining import pretrain
-from harness.runs import execution
-from harness.search import objective
-from harness.store.records import Store
+from harness.basics.errors import UserError
+from harness.basics.files import check_writable
+from harness.cli.options import Output
+from harness.engine.mini_pretraining import pretrain
+from harness.records.records import Store
+from harness.running.search import objective
+from harness.running.smoke import trying
+from harness.running.trials import execution
 from tests.harness.test_usage import VERBS
 from tests.runs import ONE, RECIPE, TINY, wsss
 
@@ -120,7 +120,7 @@ def test_what_a_mode_does_not_write_is_not_asked_for(tmp_path: Path, monkeypatch
     """``--validate`` writes nothing: the usual folder may be one that nobody can write to."""
     (tmp_path / "reports").write_text("x")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("leaderboards.commands._validate", lambda: 0)
+    monkeypatch.setattr("harness.cli.report._validate", lambda: 0)
     assert wsss("leaderboard", "--validate") == 0
     assert wsss("leaderboard") == 2
 
@@ -171,7 +171,7 @@ def test_no_verb_trains_without_a_place_for_its_results(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("trained")
 
-    for job in (execution.TrialJob, smoke.SmokeJob, objective.SearchJob):
+    for job in (execution.TrialJob, trying.SmokeJob, objective.SearchJob):
         monkeypatch.setattr(job, "work", trained)
     one = ["--local", "--device", "cpu"]
     command = {
@@ -200,15 +200,15 @@ def test_finished_trials_need_no_place(
     def read_only(prefix: str, suffix: str, dir: Path) -> str:
         raise PermissionError(13, os.strerror(13), str(dir))
 
-    monkeypatch.setattr("harness.files.tempfile.mkdtemp", read_only)
+    monkeypatch.setattr("harness.basics.files.tempfile.mkdtemp", read_only)
     assert wsss("run", *command, "--seed", 0, "--local", *where, *stored) == 0
     capsys.readouterr()
 
     def scored(*_: object, **__: object) -> None:
         raise AssertionError("scored")
 
-    monkeypatch.setattr("harness.scoring.evaluate_into_record", scored)
-    monkeypatch.setattr("harness.export.load_noted", scored)
+    monkeypatch.setattr("harness.running.inference.scoring.evaluate_into_record", scored)
+    monkeypatch.setattr("harness.running.inference.export.load_noted", scored)
     weights = ["--checkpoint", record.path / "checkpoint" / "last.pt"]
     for verb in (
         ["run", *command, "--seed", 1, "--local", *stored],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic import Factory
 
-from harness.store.records import Store
+from harness.records.records import Store
 
 
 @pytest.fixture
@@ -19,4 +19,4 @@ def factory(tmp_path: Path) -> Factory:
 @pytest.fixture(autouse=True)
 def any_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synthetic records of the miniature scenes have classes of their own."""
-    monkeypatch.setattr("leaderboards.gathering.dataset_classes", lambda name: None)
+    monkeypatch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: None)

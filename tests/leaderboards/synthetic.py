@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluation, protocols
-from harness.recipes import Resolved
-from harness.schema import digest, dump
-from harness.specs import Recipe
-from harness.store.records import PerImage, Record, Store
+from harness.basics.schema import digest, dump
+from harness.evaluation import evaluator
+from harness.recipes import protocols
+from harness.recipes.resolving import Resolved
+from harness.recipes.specs import Recipe
+from harness.records.records import PerImage, Record, Store
 
 CLASSES = ("background", "disc", "ring", "cross")
 
@@ -105,7 +106,7 @@ class Factory:
                     "checkpoint_sha256": scored,
                     "seconds": 1.0,
                     "written": "2025-01-01T00:00:00+00:00",
-                    **evaluation.summarise(numbers, classes, p[spec.protocol]),
+                    **evaluator.summarise(numbers, classes, p[spec.protocol]),
                 },
             )
         splits = {"train": {"images": trained[0], "official": trained[1], "fingerprint": fingerprint}}

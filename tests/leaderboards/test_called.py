@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from synthetic import Factory
 
-from harness.cli import cli, invoke
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.cli.main import cli, invoke
 from harness.data.images import write_index
-from harness.data.own import register
-from harness.errors import UserError
-from harness.names import configuration_name, run_command
-from harness.recipes import parse_overrides
-from harness.registry import DATASETS
-from leaderboards import listings
-from leaderboards.columns import recipe_text
-from leaderboards.comparison import compare
-from leaderboards.drawing import entries_of
-from leaderboards.gathering import gather
-from leaderboards.tables import leaderboard
+from harness.data.sets.own import register
+from harness.recipes.names import configuration_name, run_command
+from harness.recipes.resolving import parse_overrides
+from leaderboards.judge.comparison import compare
+from leaderboards.plots.drawing import entries_of
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write import listings
+from leaderboards.write.columns import recipe_text
 
 SPEC = {"split": "val", "protocol": "single"}
 SEVEN = {"crop": 48, "optimiser.lr": 0.02, "batch.per_group": 4}

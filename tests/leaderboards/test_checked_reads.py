@@ -14,16 +14,16 @@ import torch
 from damage import ANY, changed
 from synthetic import Factory
 
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.files import sha256_of
-from harness.networks import load_weights
+from harness.basics.errors import UserError
+from harness.basics.files import sha256_of
+from harness.basics.reading import Damaged
+from harness.cli.main import cli, invoke
+from harness.engine.networks import load_weights
+from harness.evaluation.verification import verify
 from harness.nn.torch_files import read_torch
-from harness.reading import Damaged
-from harness.store.checkpoints import check_recorded
-from harness.store.records import Store
-from harness.store.verification import verify
-from leaderboards.external import import_records
+from harness.records.checkpoints import check_recorded
+from harness.records.records import Store
+from leaderboards.rows.external import import_records
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_the_best_checkpoint_has_a_hash_too(checkpoint: Path, factory: Factory) 
 def test_verify_store_reads_everything(
     factory: Factory, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.store.verification._classes", lambda record: None)
+    monkeypatch.setattr("harness.evaluation.verification._classes", lambda record: None)
     arguments = ["verify-store", "--results", str(factory.store.root)]
     assert invoke(cli, arguments) == 0
     assert "1 records, 1 evaluations and 1 checkpoints are sound, 0 breaches" in capsys.readouterr().out

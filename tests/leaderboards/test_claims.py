@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from synthetic import Factory
 
-from harness.cli import invoke
-from harness.errors import UserError
-from harness.recipes import all_recipes, recipe_names, resolve
-from harness.recipes import suites as recipe_suites
-from harness.schema import dump
-from leaderboards import claims as module
-from leaderboards.claims import as_frame, claims, count, decide, judge, markdown, read, suites, validate
-from leaderboards.commands import claims as command
-from leaderboards.gathering import gather
-from leaderboards.published import published
+from harness.basics.errors import UserError
+from harness.basics.schema import dump
+from harness.cli.main import invoke
+from harness.cli.report import claims as command
+from harness.recipes.resolving import all_recipes, recipe_names, resolve
+from harness.recipes.resolving import suites as recipe_suites
+from leaderboards.judge import claims as module
+from leaderboards.judge.claims import as_frame, claims, count, decide, judge, markdown, read, suites, validate
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.published import published
 
 GOOD = """
 [lead]

@@ -11,22 +11,22 @@ import pytest
 from PIL import Image
 from synthetic import CLASSES, Factory
 
-from harness.cli import invoke
-from harness.errors import UserError
-from harness.files import cache_folder
-from harness.recipes import parse_overrides, resolve
-from harness.runs.trial import open_dataset
-from harness.scoring import recorded
-from harness.specs import EvaluationSpec
-from harness.store.records import PerImage, Store
-from leaderboards import listings
-from leaderboards.claims import judge, read
-from leaderboards.commands import compare as compare_command
-from leaderboards.commands import import_ as import_command
-from leaderboards.comparison import compare
-from leaderboards.external import import_predictions, import_records, read_metadata
-from leaderboards.gathering import gather
-from leaderboards.tables import leaderboard
+from harness.basics.errors import UserError
+from harness.basics.files import cache_folder
+from harness.cli.main import invoke
+from harness.cli.report import compare as compare_command
+from harness.cli.report import import_ as import_command
+from harness.recipes.resolving import parse_overrides, resolve
+from harness.recipes.specs import EvaluationSpec
+from harness.records.records import PerImage, Store
+from harness.running.inference.scoring import recorded
+from harness.running.trials.trial import open_dataset
+from leaderboards.judge.claims import judge, read
+from leaderboards.judge.comparison import compare
+from leaderboards.rows.external import import_predictions, import_records, read_metadata
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write import listings
 
 METADATA = """
 name = "theirs"

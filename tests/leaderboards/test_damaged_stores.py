@@ -12,15 +12,15 @@ import pytest
 from damage import ANY, EVALUATION, RECORD, changed, no_rights
 from synthetic import CLASSES, Factory
 
-from harness.boundary import Boundary
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.reading import read_bytes
-from harness.store.arrays import read_arrays
-from harness.store.records import PerImage, Record, Store
-from leaderboards.gathering import gather
-from leaderboards.report import provenance, write_leaderboard
-from leaderboards.tables import leaderboard
+from harness.basics.arrays import read_arrays
+from harness.basics.errors import UserError
+from harness.basics.reading import read_bytes
+from harness.cli.main import cli, invoke
+from harness.evaluation.boundary import Boundary
+from harness.records.records import PerImage, Record, Store
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.report import provenance, write_leaderboard
 
 SOUND = "agmm/mini-point"
 OTHER = "pce/mini-point"
@@ -29,7 +29,7 @@ OTHER = "pce/mini-point"
 @pytest.fixture
 def store(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> Factory:
     """Two sound seeds of one recipe and one of another, with curves and bands; the last is damaged."""
-    monkeypatch.setattr("leaderboards.commands._recipes", dict)
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
     for name, seed in ((SOUND, 0), (SOUND, 1), (OTHER, 0)):
         record = factory.record(factory.resolved(name), seed, images=5)
         factory.history(record, {"cls": np.linspace(1, 0.5, 4)})
@@ -148,7 +148,7 @@ def test_damaged_counts_leave_their_evaluation_out(store: Factory, name: str) ->
 def test_counts_that_inflate_beyond_all_bounds_are_not_inflated(
     store: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.store.arrays.MOST_ARRAY", 1 << 20)
+    monkeypatch.setattr("harness.basics.arrays.MOST_ARRAY", 1 << 20)
     file = place(store, "evaluations/*/per_image.npz")
     np.savez_compressed(file, ids=np.zeros(100, "<U8"), labelled=np.zeros((500, 500), np.int64))
     assert file.stat().st_size < 1 << 16
@@ -292,7 +292,7 @@ def test_a_link_that_leads_back_is_named(store: Factory) -> None:
 
 
 def test_classes_are_those_of_the_data_set(store: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leaderboards.gathering.dataset_classes", lambda name: (*CLASSES[:3], "star"))
+    monkeypatch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: (*CLASSES[:3], "star"))
     frame = gather(store.store)
     assert frame["run"].isna().all()
     assert "its classes are not those of mini (cross)" in provenance(frame)
@@ -326,7 +326,7 @@ def test_a_record_made_by_hand_counts_as_any(factory: Factory) -> None:
 
 def test_checked_counts_are_read_once(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check and the table share what was read, within bounds; a store too large for them reads again."""
-    from harness.store import records
+    from harness.records import records
 
     for seed in range(3):
         factory.record(seed=seed)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from synthetic import Factory
 
-from harness.data.mini import Mini
-from harness.errors import UserError
-from harness.schema import load
-from harness.store.records import Store
-from leaderboards.external import External, import_predictions, import_records, saved_notes
-from leaderboards.gathering import external_digest, gather
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from harness.basics.errors import UserError
+from harness.basics.schema import load
+from harness.data.sets.mini import Mini
+from harness.records.records import Store
+from leaderboards.rows.external import External, import_predictions, import_records, saved_notes
+from leaderboards.rows.gathering import external_digest, gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
 
 SPEC = {"split": "val", "protocol": "single"}
 MAPS = {"split": "val", "protocol": "single", "output": "cam"}

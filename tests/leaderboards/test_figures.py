@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from synthetic import CLASSES, Factory
 
-from harness.boundary import Boundary
-from harness.errors import UserError
-from harness.evaluation import iou_from_counts
-from harness.specs import EvaluationSpec
-from leaderboards.figures import (
+from harness.basics.errors import UserError
+from harness.evaluation.boundary import Boundary
+from harness.evaluation.evaluator import iou_from_counts
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.plots.figures import (
     ANNOTATION,
     annotation_figure,
     boundary_figure,
@@ -23,10 +23,10 @@ from leaderboards.figures import (
     reference_of,
     seeds_figure,
 )
-from leaderboards.gathering import gather
-from leaderboards.plotting import KINDS, MOST, check_kinds, draw, write_plots
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from leaderboards.plots.plotting import KINDS, MOST, check_kinds, draw, write_plots
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
 
 
 def rows_of(factory: Factory) -> list[Row]:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from synthetic import Factory
 
-from harness.cli import cli, invoke
-from harness.errors import UserError
-from harness.store.records import Store
-from leaderboards.external import import_records
+from harness.basics.errors import UserError
+from harness.cli.main import cli, invoke
+from harness.records.records import Store
+from leaderboards.rows.external import import_records
 
 
 def _json_bomb(place: Path) -> None:
@@ -78,7 +78,7 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 def test_bombs_are_left_behind(
     factory: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("harness.store.arrays.MOST_ARRAY", 32 << 20)
+    monkeypatch.setattr("harness.basics.arrays.MOST_ARRAY", 32 << 20)
     factory.record(factory.resolved("pce/mini-point"), images=4)
     BOMBS[name](factory.record(images=4).path)
     origin, target = Store(factory.store.root), Store(tmp_path / "target")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from leaderboards.drawing import save
-from leaderboards.report import write_report
+from leaderboards.plots.drawing import save
+from leaderboards.write.report import write_report
 from tests.leaderboards.synthetic import Factory
 
 

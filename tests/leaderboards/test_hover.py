@@ -14,14 +14,14 @@ from matplotlib.lines import AxLine
 from matplotlib.ticker import FuncFormatter
 from synthetic import Factory
 
-from harness.boundary import Boundary
-from harness.specs import EvaluationSpec
-from leaderboards.drawing import save
-from leaderboards.gathering import gather
-from leaderboards.inline_plots import PLOT_WORDS
-from leaderboards.plotting import KINDS, draw
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from harness.evaluation.boundary import Boundary
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.plots.drawing import save
+from leaderboards.plots.plotting import KINDS, draw
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.inline_plots import PLOT_WORDS
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -66,7 +66,7 @@ def _guides(axes: Axes) -> int:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Rows with all that any plot draws: seeds, histories, boundaries, published values, several labels."""
-    from harness.store.records import Store
+    from harness.records.records import Store
 
     factory = Factory(Store(tmp_path_factory.mktemp("results")), unlabelled=(1,))
     cited = EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=100.0)
@@ -78,7 +78,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
                 terms = {"partial": np.linspace(2, 1, 8) + 0.1 * seed, "other": np.linspace(0.5, 0.1, 8)}
                 factory.history(record, terms)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leaderboards.gathering.dataset_classes", lambda name: None)
+        patch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: None)
         found = leaderboard(gather(factory.store), resamples=20)
     for row in found:
         for run in row.runs:

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from synthetic import CLASSES, Factory
 
-from harness.cli import invoke
-from harness.specs import EvaluationSpec
-from leaderboards.claims import Judged, claims
-from leaderboards.columns import places, sections
-from leaderboards.commands import report
-from leaderboards.gathering import gather
-from leaderboards.html_report import MINOR, html_report
-from leaderboards.latex import escape, latex
-from leaderboards.published import published
-from leaderboards.report import write_report
-from leaderboards.row import Row
-from leaderboards.statistics import two_level_difference
-from leaderboards.tables import leaderboard
+from harness.cli.main import invoke
+from harness.cli.report import report
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.judge.claims import Judged, claims
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.published import published
+from leaderboards.rows.row import Row
+from leaderboards.rows.statistics import two_level_difference
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.columns import places, sections
+from leaderboards.write.html_report import MINOR, html_report
+from leaderboards.write.latex import escape, latex
+from leaderboards.write.report import write_report
 
 VOID = {"meta", "link", "input", "img", "br"}
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from runs import wsss
 
-from harness import files
-from harness.networks import build_method
-from harness.recipes import resolve
+from harness.basics import files
+from harness.engine.networks import build_method
+from harness.recipes.resolving import resolve
 
 NETWORK = "full/mini-full"
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -72,7 +72,7 @@ def test_signals_end_a_verb_with_its_code_and_leave_no_draft(
 ):
     for seed in range(3):
         factory.record(factory.resolved(), seed=seed)
-    monkeypatch.setattr("leaderboards.commands._recipes", dict)
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
     before = [signal.getsignal(number) for number in CODES]
     with monkeypatch.context() as patch:
         words, moment = WORDS[verb]

@@ -8,8 +8,8 @@ import click
 import pytest
 from synthetic import Factory
 
-from harness.cli import invoke
-from leaderboards.commands import leaderboard, plot
+from harness.cli.main import invoke
+from harness.cli.report import leaderboard, plot
 
 
 def test_leaderboard_prints_and_writes(

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic import Factory
 
-from harness.listing import cells
-from leaderboards.drawing import NO_FONT, installed_fonts, save
-from leaderboards.gathering import gather
-from leaderboards.long_names import lines, shortened
-from leaderboards.plotting import KINDS, draw
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from harness.basics.listing import cells
+from leaderboards.plots.drawing import NO_FONT, installed_fonts, save
+from leaderboards.plots.long_names import lines, shortened
+from leaderboards.plots.plotting import KINDS, draw
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # where no font has them
 
@@ -33,7 +33,7 @@ CLASSES = ("background", "a_class_with_a_long_name" * 3, "分割された領域�
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    from harness.store.records import Store
+    from harness.records.records import Store
 
     factory = Factory(Store(tmp_path_factory.mktemp("results")))
     for kind in ("scribble", "point"):
@@ -46,7 +46,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
                 )  # fmt: skip
                 factory.history(record, {"a_term_with_a_long_name" * 3: np.linspace(2, 1, 5) + 0.1 * seed})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leaderboards.gathering.dataset_classes", lambda name: None)
+        patch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: None)
         return leaderboard(gather(factory.store), resamples=5)
 
 

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from synthetic import Factory, counts
 
-from harness.cli import invoke
+from harness.basics.files import cache_folder
+from harness.cli.main import invoke
+from harness.cli.report import compare as compare_command
 from harness.data.images import save_index
-from harness.files import cache_folder
-from harness.runs.trial import open_dataset
-from harness.store.records import PerImage
-from leaderboards.commands import compare as compare_command
-from leaderboards.differing import differing, words_of
-from leaderboards.gathering import gather
-from leaderboards.pairs import comparison_view
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
-from leaderboards.thumbnails import MOST, SIDE, look
+from harness.records.records import PerImage
+from harness.running.trials.trial import open_dataset
+from leaderboards.judge.differing import differing, words_of
+from leaderboards.plots.thumbnails import MOST, SIDE, look
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.pairs import comparison_view
 
 
 @pytest.fixture
@@ -73,14 +73,16 @@ def test_both_ways_have_pictures_truth_and_either_prediction(rows: list[Row]) ->
 def test_large_pictures_become_small_and_networks_predict_few(
     rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leaderboards.thumbnails.SIDE", 16)
+    monkeypatch.setattr("leaderboards.plots.thumbnails.SIDE", 16)
     found = look(rows, list(rows[0].runs[0].per_image.ids))
     assert found is not None
     assert all(max(opened(a).size) <= 16 for images in found.pictures.values() for a in images if a)
     asked: list[int] = []
-    monkeypatch.setattr("leaderboards.thumbnails.kept", lambda row, ids: False)
-    monkeypatch.setattr("leaderboards.thumbnails._PIXELS", 1)
-    monkeypatch.setattr("leaderboards.thumbnails.predicted", lambda row, ids, *_: asked.append(len(ids)))
+    monkeypatch.setattr("leaderboards.plots.thumbnails.kept", lambda row, ids: False)
+    monkeypatch.setattr("leaderboards.plots.thumbnails._PIXELS", 1)
+    monkeypatch.setattr(
+        "leaderboards.plots.thumbnails.predicted", lambda row, ids, *_: asked.append(len(ids))
+    )
     found = look(rows, list(rows[0].runs[0].per_image.ids))
     assert asked == [1, 1]
     assert found is not None

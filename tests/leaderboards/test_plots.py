@@ -13,14 +13,12 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from synthetic import CLASSES, Factory
 
-from harness.errors import UserError
-from harness.specs import EvaluationSpec
-from leaderboards.collapse import collapsed
-from leaderboards.drawing import caption, installed_fonts, save
-from leaderboards.figures import seeds_figure
-from leaderboards.gathering import gather
-from leaderboards.html_report import html_report
-from leaderboards.plots import (
+from harness.basics.errors import UserError
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.judge.collapse import collapsed
+from leaderboards.plots.drawing import caption, installed_fonts, save
+from leaderboards.plots.figures import seeds_figure
+from leaderboards.plots.overview import (
     COLOURS,
     curves,
     curves_figure,
@@ -29,10 +27,12 @@ from leaderboards.plots import (
     per_class_figure,
     style,
 )
-from leaderboards.plotting import write_plots
-from leaderboards.published import published
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from leaderboards.plots.plotting import write_plots
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.published import published
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
+from leaderboards.write.html_report import html_report
 
 
 def rows_of(factory: Factory) -> list[Row]:
@@ -72,7 +72,7 @@ def test_a_figure_names_the_network_and_the_output_where_they_are_unusual(factor
 
 
 def test_many_classes_go_on_several_lines(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leaderboards.plots._CLASSES_PER_LINE", 3)
+    monkeypatch.setattr("leaderboards.plots.overview._CLASSES_PER_LINE", 3)
     figure = per_class_figure([r for r in fill(factory) if r.supervision == "point"])
     shown = [t.get_text() for axes in figure.axes for t in axes.get_xticklabels()]
     assert len(figure.axes) == 2
@@ -188,7 +188,7 @@ def test_a_collapsed_seed_is_named_with_the_step_at_which_it_left(factory: Facto
 
 def test_fonts_for_other_scripts_are_taken_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     fonts = [SimpleNamespace(name="DejaVu Sans"), SimpleNamespace(name="Noto Sans CJK SC")]
-    monkeypatch.setattr("leaderboards.drawing.fontManager", SimpleNamespace(ttflist=fonts))
+    monkeypatch.setattr("leaderboards.plots.drawing.fontManager", SimpleNamespace(ttflist=fonts))
     assert installed_fonts() == ["Noto Sans CJK SC"]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from synthetic import Factory
 
-from harness.errors import UserError
-from harness.specs import EvaluationSpec
-from leaderboards.published import FOLDER, published, read, row_means, validate
+from harness.basics.errors import UserError
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.rows.published import FOLDER, published, read, row_means, validate
 
 GOOD = """
 [paper]

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from synthetic import Factory, counts
 
+from harness.basics.files import cache_folder
 from harness.data.base import UNLABELLED
 from harness.data.images import save_index
-from harness.files import cache_folder
-from harness.runs.trial import open_dataset
-from harness.store.records import PerImage
-from leaderboards.gathering import gather
-from leaderboards.qualitative import (
+from harness.records.records import PerImage
+from harness.running.trials.trial import open_dataset
+from leaderboards.plots.qualitative import (
     ERRORS,
     PAGE,
     _Grid,
@@ -27,8 +26,9 @@ from leaderboards.qualitative import (
     weak_label_of,
     write,
 )
-from leaderboards.row import Row
-from leaderboards.tables import leaderboard
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import leaderboard
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 

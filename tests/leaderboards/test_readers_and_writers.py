@@ -11,14 +11,14 @@ from collections.abc import Callable
 from fault_tools import files_of, settled
 from synthetic import Factory
 
-from harness.files import append
-from harness.schema import digest
-from harness.store.aside import set_aside
-from harness.store.locks import trial_lock
-from harness.store.records import Store
-from leaderboards.comparison import compare
-from leaderboards.gathering import gather
-from leaderboards.tables import leaderboard
+from harness.basics.files import append
+from harness.basics.schema import digest
+from harness.records.aside import set_aside
+from harness.records.locks import trial_lock
+from harness.records.records import Store
+from leaderboards.judge.comparison import compare
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.tables import leaderboard
 
 SECONDS = 1.5
 NAMES = ("agmm/mini-point", "pce/mini-point")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from synthetic import Factory
 
-from harness.errors import UserError
-from harness.specs import EvaluationSpec
-from harness.store.records import Store
-from leaderboards.latex import latex
-from leaderboards.report import markdown, write_leaderboard
-from leaderboards.row import Row
-from leaderboards.text import mean_text, number
+from harness.basics.errors import UserError
+from harness.recipes.specs import EvaluationSpec
+from harness.records.records import Store
+from leaderboards.rows.row import Row
+from leaderboards.rows.text import mean_text, number
+from leaderboards.write.latex import latex
+from leaderboards.write.report import markdown, write_leaderboard
 
 
 def fill(factory: Factory) -> dict:

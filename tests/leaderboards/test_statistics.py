@@ -10,11 +10,11 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind
 from synthetic import counts
 
-from harness.errors import UserError
-from harness.evaluation import iou_from_counts
-from harness.store.records import PerImage
-from leaderboards import statistics
-from leaderboards.statistics import (
+from harness.basics.errors import UserError
+from harness.evaluation.evaluator import iou_from_counts
+from harness.records.records import PerImage
+from leaderboards.rows import statistics
+from leaderboards.rows.statistics import (
     aligned,
     bootstrap_miou,
     holm,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from synthetic import CLASSES, Factory, counts
 
-from harness.schema import dump
-from harness.specs import EvaluationSpec
-from leaderboards.frames import class_frame, row_frame
-from leaderboards.gathering import changed_keys, gather, weak_label
-from leaderboards.published import Cell, Published, Source
-from leaderboards.row import Row
-from leaderboards.tables import judge, leaderboard
+from harness.basics.schema import dump
+from harness.recipes.specs import EvaluationSpec
+from leaderboards.rows.frames import class_frame, row_frame
+from leaderboards.rows.gathering import changed_keys, gather, weak_label
+from leaderboards.rows.published import Cell, Published, Source
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import judge, leaderboard
 
 
 def known(value: float | None = 60.0, **values: Any) -> Published:

@@ -9,8 +9,8 @@ import click
 import pytest
 from synthetic import Factory
 
-from harness.cli import cli, invoke
-from harness.listing import cells
+from harness.basics.listing import cells
+from harness.cli.main import cli, invoke
 
 #: Lines that may be longer: a single path, or a command that is to be copied.
 _COPIED = re.compile(r"\s*(\S*/\S*|wsss .*|wrote \S+)\s*")
@@ -19,7 +19,7 @@ _COPIED = re.compile(r"\s*(\S*/\S*|wsss .*|wrote \S+)\s*")
 @pytest.fixture(autouse=True)
 def unshipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synthetic records are not those of the recipes that are shipped under their names."""
-    monkeypatch.setattr("leaderboards.commands._recipes", dict)
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
 
 
 def fill(factory: Factory) -> None:

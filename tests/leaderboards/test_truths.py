@@ -12,13 +12,13 @@ import pytest
 from damage import changed
 from synthetic import Factory, counts
 
-from harness.cli import cli, invoke
-from harness.data.mini import Mini
-from harness.data.verify import preflight
-from harness.evaluation import gather as counted
-from harness.store.records import PerImage, Store
-from harness.store.verification import verify
-from leaderboards.gathering import gather
+from harness.cli.main import cli, invoke
+from harness.data.prepare.verify import preflight
+from harness.data.sets.mini import Mini
+from harness.evaluation.evaluator import gather as counted
+from harness.evaluation.verification import verify
+from harness.records.records import PerImage, Store
+from leaderboards.rows.gathering import gather
 
 Change = Callable[[PerImage], PerImage]
 
@@ -73,7 +73,7 @@ def _left_out(factory: Factory) -> list[str]:
 def test_of_two_that_contradict_neither_is_believed(
     factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leaderboards.commands._recipes", dict)
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
     factory.record(seed=0, images=8)
     factory.record(seed=1, per_image=_times(3)(counts(8, 0.6, 1)))
     assert shown(factory) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.batch import IGNORE, UNLABELLED
+from harness.engine.batch import IGNORE, UNLABELLED
 from harness.nn.resize import resize
 from methods import agmm
 from methods.agmm import AGMMConfig, agmm_loss, fit_mixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.engine.method import Build
 from harness.nn.pixels import normalise
 from methods.agmm import AGMM, AGMMConfig, agmm_loss
-from methods.base import Build
 from methods.baselines import FullSupervision, PartialCrossEntropy
 
 INFO = DatasetInfo(

@@ -12,13 +12,13 @@ import torch
 from network_golden import picture, state_dict
 from torch import nn
 
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
+from harness.engine.method import Build
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.encoders import create_encoder
 from methods.agmm import AGMM, AGMMConfig
-from methods.base import Build
 
 FOLDER = Path(__file__).parents[1] / "golden"
 NETWORKS = {
@@ -173,8 +173,8 @@ def test_double_precision_agrees_closely(tag, full_golden):
 
 @pytest.mark.golden
 def test_seven_scales_with_mirror_agree(full_golden):
-    from harness.evaluation import predict_scores
-    from harness.protocols import protocol
+    from harness.evaluation.evaluator import predict_scores
+    from harness.recipes.protocols import protocol
 
     gold = load("voc_r101", "msflip_49x65", full_golden)
     net = network("voc_r101").eval()

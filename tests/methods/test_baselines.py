@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
-from harness.recipes import resolve
-from methods.base import Build
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.engine.method import Build
+from harness.recipes.resolving import resolve
 from methods.baselines import CAMConfig, ClassActivationMap, FullSupervision, PartialCrossEntropy
 from methods.parts.cam import normalised
 from methods.parts.cross_entropy import partial_cross_entropy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import harness.compat  # noqa: F401  # isort: skip  (before timm)
+import harness.basics.compat  # noqa: F401  # isort: skip  (before timm)
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ import torch
 from network_golden import drawn
 from torch import Tensor, nn
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.basics.errors import UserError
+from harness.basics.schema import load as load_config
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.engine.method import Build
+from harness.engine.training import lr_factor
 from harness.nn.encoders import Encoder
-from harness.recipes import resolve
-from harness.schema import load as load_config
-from harness.training import lr_factor
-from methods.base import Build
+from harness.recipes.resolving import resolve
 from methods.blpseg import (
     BLPSeg,
     BLPSegConfig,

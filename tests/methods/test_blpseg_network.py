@@ -12,13 +12,13 @@ import torch
 from network_golden import filled
 from torch import Tensor, nn
 
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
-from harness.evaluation import predict_scores
+from harness.engine.method import Build
+from harness.evaluation.evaluator import predict_scores
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.resize import resize
-from harness.protocols import Protocol, protocol
-from methods.base import Build
+from harness.recipes.protocols import Protocol, protocol
 from methods.blpseg import BLPSeg, BLPSegConfig
 
 FOLDER = Path(__file__).parents[1] / "golden" / "networks" / "blpseg"

@@ -10,15 +10,15 @@ import pytest
 import torch
 from small_methods import SIDE, build, make_batch, mini_recipes
 
-from harness.batch import IGNORE, UNLABELLED, Progress
-from harness.build import Build
-from harness.contract import check_label_map, check_logits
-from harness.errors import UserError
-from harness.outputs import SEGMENTATION
-from harness.recipes import recipe_names, resolve
-from harness.registry import DATASETS, METHODS
-from harness.rehearsal import rehearse
-from harness.schema import InferenceOnly, Shapes, TrainingOnly, fields, load, marks
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS, METHODS
+from harness.basics.schema import InferenceOnly, Shapes, TrainingOnly, fields, load, marks
+from harness.engine.batch import IGNORE, UNLABELLED, Progress
+from harness.engine.build import Build
+from harness.engine.contract import check_label_map, check_logits
+from harness.engine.outputs import SEGMENTATION
+from harness.engine.rehearsal import rehearse
+from harness.recipes.resolving import recipe_names, resolve
 
 
 def test_every_method_has_a_miniature_recipe_for_every_supervision_it_accepts():

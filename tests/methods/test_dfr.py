@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from test_contract import make_batch
 from torch import Tensor
 
-from harness.batch import IGNORE, UNLABELLED, Progress
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
-from harness.recipes import resolve
-from methods.base import Build
+from harness.engine.batch import IGNORE, UNLABELLED, Progress
+from harness.engine.method import Build
+from harness.recipes.resolving import resolve
 from methods.dfr import (
     DFR,
     DFRConfig,
@@ -260,6 +260,6 @@ def test_tables_call_it_a_reconstruction():
 
 
 def test_every_inferred_key_states_its_source():
-    from harness.schema import documentation
+    from harness.basics.schema import documentation
 
     assert all(text.endswith("]") for text in documentation(DFRConfig).values())

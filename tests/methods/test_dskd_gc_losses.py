@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.batch import IGNORE
+from harness.engine.batch import IGNORE
 from harness.nn.ema import cosine_momentum, ema_update
 from methods.dskd_gc import binary
 from methods.dskd_gc.correction import class_maps

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.data.base import DatasetInfo
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress
+from harness.engine.method import Build
+from harness.engine.training import create_optimiser
 from harness.nn.ema import cosine_momentum
-from harness.recipes import resolve
-from harness.specs import OptimiserSpec
-from harness.training import create_optimiser
-from methods.base import Build
+from harness.recipes.resolving import resolve
+from harness.recipes.specs import OptimiserSpec
 from methods.dskd_gc import DSKDGC, DSKDGCConfig, unmirrored
 from methods.dskd_gc.correction import class_maps, label_noise, make_labels
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.batch import Batch, Progress, View
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
+from harness.engine.batch import Batch, Progress, View
+from harness.engine.method import Build
 from harness.nn.ema import cosine_momentum
 from harness.nn.pixels import normalise
-from harness.recipes import resolve
-from methods.base import Build
+from harness.recipes.resolving import resolve
 from methods.fsr import FSR, FSRConfig
 from methods.fsr.masking import token_mask
 

@@ -7,7 +7,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-import harness.compat  # noqa: F401  # isort: skip  (before timm)
+import harness.basics.compat  # noqa: F401  # isort: skip  (before timm)
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
-from harness.evaluation import count, iou_from_counts, predict_scores
+from harness.engine.method import Build
+from harness.evaluation.evaluator import count, iou_from_counts, predict_scores
 from harness.nn.checkpoints import load_checkpoint
 from harness.nn.vit import ViTEncoder, resize_positions
-from harness.protocols import protocol
-from methods.base import Build
+from harness.recipes.protocols import protocol
 from methods.fsr import FSR, FSRConfig
 from methods.fsr.network import FSRNetwork, released_checkpoint
 from methods.parts.cam import multi_scale_cam

@@ -11,9 +11,9 @@ from golden_arrays import arrays
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.engine.training import create_optimiser, lr_factor
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
-from harness.specs import OptimiserSpec, ScheduleSpec
-from harness.training import create_optimiser, lr_factor
+from harness.recipes.specs import OptimiserSpec, ScheduleSpec
 from methods.fsr.aggregation import AggregationBlock
 from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
 from methods.parts.distillation import (

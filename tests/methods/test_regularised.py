@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_contract import build, make_batch
 
-from harness.batch import UNLABELLED, Progress
+from harness.engine.batch import UNLABELLED, Progress
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.resize import resize
-from harness.recipes import resolve
+from harness.recipes.resolving import resolve
 from methods.parts.gated_crf import gated_crf_loss
 
 NAMES = ("rloss", "gated_crf", "tree_energy")

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
+from harness.basics.registry import DATASETS, METHODS
+from harness.basics.schema import load
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress, View
+from harness.engine.method import Build, Method
+from harness.engine.training import Trainer, step_seed
 from harness.nn.pixels import normalise
-from harness.recipes import resolve
-from harness.registry import DATASETS, METHODS
-from harness.schema import load
-from harness.specs import Recipe
-from harness.training import Trainer, step_seed
-from methods.base import Build, Method
+from harness.recipes.resolving import resolve
+from harness.recipes.specs import Recipe
 from methods.parts.cam import multi_scale_cam
 from methods.parts.transformer import dense_energy
 
@@ -99,7 +99,7 @@ def train(method: Method, folder: Path, monkeypatch: pytest.MonkeyPatch, **value
         "schedule": {"steps": STEPS},
     }
     batches = [[make_batch(step)] for step in range(STEPS)]
-    monkeypatch.setattr("harness.training.training_loader", lambda *_, **__: iter(batches))
+    monkeypatch.setattr("harness.engine.training.training_loader", lambda *_, **__: iter(batches))
     trainer = Trainer(method, load(Recipe, recipe | values, "test"), Data(), seed=SEED, folder=folder)
     for _ in trainer.run():
         pass

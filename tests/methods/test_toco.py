@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from golden_arrays import arrays, boxes
 
-from harness.batch import IGNORE, UNLABELLED, Batch, Progress, View
-from harness.errors import UserError
-from harness.evaluation import gather, iou_from_counts
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress, View
+from harness.engine.method import Build
+from harness.evaluation.evaluator import gather, iou_from_counts
 from harness.nn.dense_crf import dense_crf_loss
 from harness.nn.pixels import normalise
-from harness.registry import DATASETS
-from methods.base import Build
 from methods.parts.colours import colours
 from methods.parts.token_contrast import patch_token_contrast
 from methods.parts.transformer import (

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformer_golden import SEEDS, picture, shapes, state_dict
 
-from harness.batch import Progress
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
+from harness.engine.batch import Progress
+from harness.engine.method import Build
 from harness.nn.checkpoints import load_checkpoint
-from methods.base import Build
 from methods.toco import ToCo, ToCoConfig
 
 FOLDER = Path(__file__).parents[1] / "golden" / "networks" / "toco"

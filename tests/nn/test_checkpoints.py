@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.checkpoints import KeyTable, load_checkpoint
 
 TABLE = KeyTable(((r"net\.(.+)", r"own.\1"),), unused=(r"aux\..+",))

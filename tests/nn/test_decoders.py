@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.decoders import ASPP, DeepLabV3Plus, LargeFOV, LargeFOVNetwork
 from harness.nn.encoders import Encoder, create_encoder
 

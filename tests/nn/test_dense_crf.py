@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn.dense_crf import (
     CRFParameters,
     crf_parameter_sets,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.errors import UserError
+from harness.basics.errors import UserError
 from harness.nn import weights as weights_module
 from harness.nn.encoders import create_encoder, probe
 from harness.nn.vit import OWN as VITS

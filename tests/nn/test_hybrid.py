@@ -7,12 +7,12 @@ import timm
 import torch
 from torch import nn
 
-from harness.build import Build
-from harness.errors import UserError
-from harness.networks import build_method
+from harness.basics.errors import UserError
+from harness.basics.registry import DATASETS
+from harness.engine.build import Build
+from harness.engine.networks import build_method
 from harness.nn.vit import ViTEncoder, create_vit, untrained
-from harness.recipes import resolve
-from harness.registry import DATASETS
+from harness.recipes.resolving import resolve
 
 NAME = "lite0_hybrid"
 

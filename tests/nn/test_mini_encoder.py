@@ -13,15 +13,15 @@ import safetensors
 import torch
 import torch.nn.functional as F
 
-from harness.data import mini_scenes
-from harness.errors import UserError
-from harness.files import sha256_of
-from harness.nn import mini_pretraining
+from harness.basics.errors import UserError
+from harness.basics.files import sha256_of
+from harness.basics.reading import read_json
+from harness.data.sets import mini_scenes
+from harness.engine import mini_pretraining
 from harness.nn.encoders import create_encoder
 from harness.nn.mini_encoder import ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
 from harness.nn.vit import create_vit
 from harness.nn.weights import PRETRAINED
-from harness.reading import read_json
 from methods.parts.cam import activation_maps
 
 TABLE = read_json(PRETRAINED / "weights.json")

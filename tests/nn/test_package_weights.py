@@ -11,19 +11,19 @@ import pytest
 import timm
 import torch
 
-from harness.build import Build
+from harness.basics.errors import UserError
+from harness.basics.files import sha256_of
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
-from harness.evaluation import normalise
-from harness.files import sha256_of
-from harness.networks import build_method
+from harness.engine.build import Build
+from harness.engine.networks import build_method
+from harness.engine.trained import compared, described
+from harness.evaluation.evaluator import normalise
 from harness.nn.encoders import create_encoder, renamed_in_order
 from harness.nn.pixels import MEAN, STD
 from harness.nn.vit import create_vit
 from harness.nn.weights import read_state_dict, weights_file, weights_sha256
-from harness.recipes import resolve
-from harness.specs import PixelSpec
-from harness.trained import compared, described
+from harness.recipes.resolving import resolve
+from harness.recipes.specs import PixelSpec
 
 HALF = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from harness.build import Build
+from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
-from harness.errors import UserError
+from harness.engine.build import Build
 from harness.nn.vit import TokenStage, create_vit, resize_positions
 
 NAME = "vit_tiny_patch16_224"

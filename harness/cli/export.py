@@ -1,0 +1,164 @@
+"""``wsss export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from harness.cli.options import (
+    DATA_ROOT,
+    DEVICE,
+    ENCODING,
+    RESULTS,
+    SET,
+    TRAINED,
+    WORKERS,
+    Output,
+    aside,
+    progress,
+    together,
+)
+from harness.cli.usage import Verb, given, refuse
+
+
+@click.command(
+    cls=Verb,
+    epilog="""\b
+Examples:
+  wsss export dskd_gc/mini-image --output corrected --out labels/
+        <id>.png pseudo labels of the training split, 255 where there is none
+  wsss export pce/ade20k-point --split val --output segmentation --encoding files --out upload/
+        label maps in the data set's own numbers, 1 to 150, as its test server scores them
+  wsss export cam/mini-image --format npy --out cams/
+        <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
+  wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/
+        the archive that the VOC evaluation server takes; nobody else can score it
+  wsss export agmm/mini-scribble --model --out deployed/
+        the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
+)
+@click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT")
+@click.option("--out", required=True, type=Output(), help="Folder that is written.")
+@click.option("--split", help="Which pictures [default: the recipe's training split; test for the server].")
+@click.option(
+    "--output",
+    help="segmentation, or a pseudo label's name such as cam or refined [default: the only or first pseudo "
+    "label; segmentation for the server].",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["png", "npy", "server"]),
+    default="png",
+    show_default=True,
+    help="Palette label maps, activation maps as a dictionary, or the VOC server's archive.",
+)
+@click.option(
+    "--model",
+    is_flag=True,
+    help="Write the network for deployment instead, with classes, palette and normalisation.",
+)
+@together(*TRAINED)
+@click.option("--protocol", "protocol_name", help="Protocol of a segmentation [default: the recipe's].")
+@ENCODING
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
+def export(
+    recipe: str,
+    out: Path,
+    split: str | None,
+    output: str | None,
+    form: Literal["png", "npy", "server"],
+    model: bool,
+    checkpoint: Path | None,
+    table: str | None,
+    seed: int,
+    protocol_name: str | None,
+    network: str,
+    encoding: Literal["classes", "files"] | None,
+    assignments: tuple[str, ...],
+    data_roots: tuple[str, ...],
+    results: Path | str,
+    device: str,
+    workers: int,
+) -> None:
+    """Write predictions, pseudo labels or activation maps of a split in the field's exchange forms."""
+    from harness.engine.outputs import check_scored
+    from harness.recipes.resolving import parse_overrides, resolve
+    from harness.records import origin
+    from harness.running.inference.export import export as exported
+    from harness.running.inference.export import usual_output
+    from harness.running.trials.trial import Options
+
+    overrides = parse_overrides(assignments)
+    if model:
+        _model(recipe, out, checkpoint, seed, table, network, overrides, results)
+        return
+    _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
+    if form != "npy" and output is None:
+        resolved = resolve(recipe, overrides)
+        check_scored(resolved, protocol=protocol_name, network=network)
+        output = usual_output(resolved, form)
+        _refuse_segmentation_options(output)
+    done = exported(
+        recipe,
+        out,
+        split=split,
+        output=output,
+        form=form,
+        encoding=encoding or "classes",
+        checkpoint=checkpoint,
+        seed=seed,
+        table=table,
+        protocol=protocol_name,
+        network=network,
+        overrides=overrides,
+        options=Options(results=results, data_roots=data_roots, device=device, workers=workers),
+        say=aside,
+        progress=progress,
+    )
+    click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}")
+    if (done.dataset, done.split) == ("voc2012", "test"):
+        click.echo("The masks of VOC 2012 test are not public: only its evaluation server can score this.")
+
+
+def _model(
+    source: str,
+    out: Path,
+    checkpoint: Path | None,
+    seed: int,
+    table: str | None,
+    network: str,
+    overrides: dict[str, Any],
+    results: Path | str,
+) -> None:
+    """Write the network, and say what of it was written."""
+    from harness.running.inference.deployment import export_model
+
+    done = export_model(
+        source,
+        out,
+        checkpoint=checkpoint,
+        seed=seed,
+        table=table,
+        network=network,
+        overrides=overrides,
+        results=results,
+        say=aside,
+    )
+    for file in done.files:
+        difference = done.differences.get(file.name)
+        checked = "" if difference is None else f" (differs from the original by {difference:.1g})"
+        click.echo(f"wrote {file}{checked}")
+    for name, why in done.left_out.items():
+        click.echo(f"not written: {name}: {why}", err=True)
+    if not done.any_size:
+        click.echo("pictures must have the size that model.json says: this network fixes it", err=True)
+
+
+def _refuse_segmentation_options(output: str) -> None:
+    """Options of a segmentation count for nothing where the default output is a pseudo label."""
+    written = given(click.get_current_context())
+    ignored = [written[name] for name in ("protocol_name", "network") if name in written]
+    if output != "segmentation" and ignored:
+        refuse(ignored, f"for pseudo labels, here {output!r}", "with --output segmentation", "export")

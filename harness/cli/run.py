@@ -1,0 +1,190 @@
+"""``wsss run``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.basics import listing
+from harness.cli.options import JSON, SEED, SET, execution, recipes_beginning
+from harness.cli.usage import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.running.jobs.job import Resources
+    from harness.running.trials.trial import Options, Trial
+
+
+@click.command(
+    cls=Verb,
+    epilog="""\b
+Examples:
+  wsss run mini                                     the miniature suite, three seeds
+  wsss run agmm/mini-scribble --seeds 1 --local     one trial in this process
+  wsss run mini --dry-run                           what would run, and for how long
+  wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
+  wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
+  wsss run ./mine.toml                              a recipe file of your own; tables say (mine)
+  wsss run agmm/mini-scribble --set optimiser.lr=0.02 --set crop=80 --name mine
+  wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
+  wsss run mini --results s3://bucket/wsss          records in a bucket; see docs/storage.md
+
+Exit codes: 0 all finished (with --smoke: passed), 1 some failed, 2 refused before training,
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 hung up (SIGHUP).
+Running the same command again goes on where it stopped and repeats nothing; what is finished is kept, and
+it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
+)
+@click.argument(
+    "targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...", shell_complete=recipes_beginning
+)
+@click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
+@click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
+@SET
+@click.option(
+    "--name",
+    "called",
+    metavar="TEXT",
+    default="",
+    help="What tables and legends call this configuration, in place of its --set values.",
+)
+@execution
+@click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
+@click.option(
+    "--smoke",
+    is_flag=True,
+    help="Try each recipe once at full size (20 steps, a resume, some pictures): memory, rates, errors.",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Train anew what is finished. The old records move aside, to before-TIME-seed-N in the same folder.",
+)
+@JSON
+@click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
+def run(
+    targets: tuple[str, ...],
+    seeds: int,
+    chosen: tuple[int, ...],
+    assignments: tuple[str, ...],
+    dry_run: bool,
+    smoke: bool,
+    as_json: bool,
+    again: bool,
+    called: str,
+    save_predictions: bool,
+    options: Options,
+    resources: Resources | None,
+) -> int:
+    """Train, evaluate and record recipes or suites.
+
+    TARGETS are recipes (agmm/mini-scribble), globs ('*/mini-*'), suites (mini), or files of your own
+    (mine.toml; mine.toml:TABLE of several). Everything that can go wrong before training is checked first:
+    data, labels, weights, configuration.
+    """
+    from harness.recipes.names import configuration_name
+    from harness.recipes.resolving import parse_overrides
+    from harness.running.trials.execution import execute, plan
+
+    overrides = parse_overrides(assignments)
+    trials = plan(targets, chosen or range(seeds), overrides)
+    options = replace(options, called=configuration_name(called, trials[0].overrides))
+    if smoke:
+        return _try(trials, options, resources, as_json)
+    if dry_run:
+        _list(trials, options, resources, as_json)
+        return 0
+    options = replace(options, save_predictions=save_predictions)
+    if again:
+        click.echo("should this be interrupted, the same command without --again goes on", err=True)
+    outcomes = execute(trials, options, resources, again=again)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if failed:
+        click.echo(
+            f"{len(failed)} of {len(outcomes)} trials failed; run the same command to try them again",
+            err=True,
+        )
+    return 1 if failed else 0
+
+
+def _try(
+    trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
+) -> int:
+    """Try every recipe and print what was found."""
+    from harness.running.smoke.recipes import smoke
+    from harness.running.smoke.report import folder, listed
+
+    rows = smoke(trials, options, resources)
+    failed = sum(row.status == "failed" for row in rows)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return 1 if failed else 0
+    click.echo(listed(rows) + "\n")
+    listing.say(
+        f"{failed or 'none'} of {len(rows)} recipes failed; figures are in {folder(options.results)}, "
+        "and --dry-run uses them"
+    )
+    return 1 if failed else 0
+
+
+def _list(
+    trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
+) -> None:
+    """Print what a run would do."""
+    from harness.recipes.resolving import resolve
+    from harness.running.smoke.forecast import concurrent, forecast, free_mebibytes, wall_seconds
+    from harness.running.smoke.report import duration
+    from harness.running.trials.overlay import overlay
+
+    with overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
+        rows = forecast(trials, replace(options, cache=cache))
+    if as_json:
+        click.echo(json.dumps([{**asdict(row), "trial": str(row.trial)} for row in rows], indent=1))
+        return
+    table = [
+        (
+            str(row.trial),
+            listing.state(row.state),
+            f"{row.steps:,}",
+            "unknown" if row.seconds is None else duration(row.seconds),
+            "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
+            row.basis,
+            f"{row.makes}: would be made" if row.makes else "",
+        )
+        for row in rows
+    ]
+    headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
+    click.echo(listing.table(table, headers, right=(2, 3, 4)))
+    open_rows = [row for row in rows if row.state != "finished"]
+    recipes = (resolve(row.trial.name, row.trial.overrides).recipe for row in rows)
+    processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
+    at_a_time = concurrent(resources, processes)
+    wall = None if at_a_time is None else wall_seconds(open_rows, at_a_time)
+    known = [row for row in open_rows if row.seconds is not None]
+    if resources is not None:
+        each = f"{resources.cpus_per_process:g} CPU, {resources.gpus_per_process:g} GPU"
+        most = f" for each of its processes, {processes} at most" if processes > 1 else ""
+        click.echo(f"\n{listing.prose(f'each trial takes {each}{most}')}")
+    click.echo()
+    listing.say(
+        f"{len(open_rows)} of {len(rows)} trials to run, "
+        + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
+        + (
+            ""
+            if not open_rows
+            else f": about {duration(wall)}, from recorded rates"
+            if wall is not None
+            else f"; {len(known)} of them have recorded rates to estimate from"
+        )
+    )
+    if known:
+        running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
+        disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
+        free = free_mebibytes(options.store.root)
+        listing.say(
+            f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
+            + (": NOT ENOUGH" if disk > free else "")
+        )

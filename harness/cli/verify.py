@@ -1,0 +1,49 @@
+"""``wsss verify-store``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.options import DATA_ROOT, RESULTS, opened, together
+from harness.cli.usage import Verb
+
+
+@click.command(
+    cls=Verb,
+    epilog="""\b
+Examples:
+  wsss verify-store
+  wsss verify-store --data-root ~/data               compares with the data sets too
+  wsss verify-store --results s3://bucket/wsss       brings everything, checkpoints included
+
+Exit codes: 0 all is sound, 1 something is not, 2 refused.""",
+)
+@together(RESULTS, DATA_ROOT)
+def verify_store(results: Path | str, data_roots: tuple[str, ...]) -> int:
+    """Read everything in a record store, and name what is not what was recorded, one line each.
+
+    Checkpoints are compared with their SHA-256, figures with their counts, pseudo labels with the hashes
+    written with them; records that stand elsewhere than they say are named. Where a data set is there (the
+    miniature scenes are, others under --data-root), its labelled pixels are counted and compared. Prepared
+    labels in the cache are no part of a store: whoever trains on them compares each with their index, and
+    makes damaged ones again.
+    """
+    from harness.basics.errors import UserError
+    from harness.evaluation.verification import verify
+    from harness.records.records import Store
+
+    store = Store(results)
+    if store.mirror is None and not store.root.is_dir():
+        raise UserError("there is no results folder", where=store.place, remedy="name it with --results")
+    done = verify(store, lambda name: opened(name, data_roots))
+    for error in done.breaches.values():
+        click.echo(error.brief)
+    for split, why in done.unseen.items():
+        click.echo(f"not compared with the data set: {split}: {' '.join(why.split())}", err=True)
+    click.echo(
+        f"{done.records} records, {done.evaluations} evaluations and {done.checkpoints} checkpoints "
+        f"are sound, {len(done.breaches)} breaches"
+    )
+    return 1 if done.breaches else 0

@@ -1,1 +1,0 @@
-"""The verbs of ``wsss`` that the engine brings; each module is imported when its verb is used."""

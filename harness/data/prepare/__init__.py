@@ -1,0 +1,1 @@
+"""Verbs on data sets: making labels, miniatures, checks and reports."""

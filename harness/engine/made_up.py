@@ -1,0 +1,74 @@
+"""What a loss is tried with before there is data: a batch without values, and answers where some are due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.engine.batch import IGNORE, UNLABELLED, Batch, View
+
+if TYPE_CHECKING:
+    from harness.engine.method import Method
+    from harness.recipes.specs import Recipe
+
+_aten = torch.ops.aten
+
+
+class Answers(TorchDispatchMode):
+    """Operations whose result depends on values give a made-up one on the meta device: numbers are 1, and one
+    element satisfies every condition. So code goes on where it would otherwise end."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        first = args[0] if args and isinstance(args[0], Tensor) and args[0].is_meta else None
+        if first is not None:
+            kind = func.overloadpacket
+            if kind is _aten._local_scalar_dense:
+                return first.dtype == torch.bool or 1
+            if kind is _aten.nonzero:
+                return first.new_empty((1, first.ndim), dtype=torch.long)
+            if kind is _aten.masked_select:
+                return first.new_empty((1,))
+            if kind is _aten.bincount:
+                length = max([*(a for a in args[1:] if isinstance(a, int)), options.get("minlength", 0), 1])
+                return first.new_empty((length,), dtype=torch.long)
+            place = options.get("device")
+            if kind is _aten._to_copy and place is not None and torch.device(place).type != "meta":
+                return torch.zeros(first.shape, dtype=options.get("dtype") or first.dtype, device=place)
+        return func(*args, **options)
+
+
+def made_up_batch(method: Method, recipe: Recipe, device: torch.device, most: int | None = None) -> Batch:
+    """Two black pictures with the labels that the recipe's kind of supervision allows, and all tags.
+
+    Args:
+        method: whose views it carries.
+        recipe: crop and supervision.
+        device: where its tensors are.
+        most: largest side in pixels, None for the recipe's crop.
+    """
+    size, classes = 2, method.build.num_classes
+    height, width = (side if most is None else min(side, most) for side in recipe.crop_size)
+
+    def view(scale: float) -> View:
+        h, w = round(height * scale), round(width * scale)
+        raw = torch.zeros(size, 3, h, w, dtype=torch.uint8, device=device)
+        return View(raw.float(), raw, torch.ones(size, h, w, dtype=torch.bool, device=device))
+
+    main = view(1.0)
+    labels = torch.zeros(size, height, width, dtype=torch.long, device=device)
+    labels[:, :, : width // 2] = classes - 1
+    if recipe.supervision != "full":
+        labels[:, height // 4 :] = UNLABELLED
+    if recipe.supervision == "image" and recipe.labels_from is None:
+        labels[:] = UNLABELLED
+    labels[:, -1] = IGNORE
+    tags = torch.ones(size, classes, device=device)
+    views = {name: view(spec.scale) for name, spec in method.views().items()}
+    return Batch(main.images, labels, tags, ["first", "second"], main.raw, main.valid, views)

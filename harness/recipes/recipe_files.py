@@ -1,0 +1,147 @@
+"""The TOML files that recipes stand in, from every package that brings some.
+
+A file is known by its stem, so each stem has one file. Where two packages bring a stem, or a file cannot be
+read, its recipes alone cannot be used; all others can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.basics.errors import UserError, nearest
+from harness.basics.files import read_toml
+from harness.basics.registry import FORGET, METHODS, RECIPE_PACKAGES
+
+
+@cache
+def files() -> dict[str, dict[Path, str]]:
+    """By stem, its files (one, if all is well) and the recipe package that each belongs to.
+
+    A package that cannot be imported has none; see :func:`problems`.
+    """
+    found: dict[str, dict[Path, str]] = {}
+    for name in RECIPE_PACKAGES.names():
+        try:
+            package = RECIPE_PACKAGES.get(name)
+        except UserError:
+            continue
+        for folder in dict.fromkeys(Path(place).resolve() for place in package.__path__):
+            for file in sorted(folder.glob("*.toml")):
+                found.setdefault(file.stem, {}).setdefault(file, name)
+    return found
+
+
+@cache
+def tables(stem: str) -> dict[str, Any]:
+    """The tables of a stem.
+
+    Raises:
+        UserError: the file cannot be read; or two packages bring it, and both files are named.
+    """
+    places = list(files()[stem])
+    if len(places) > 1:
+        raise UserError(
+            f"two recipe files have the name {stem!r}",
+            where=" and ".join(map(str, places)),
+            remedy="rename one of them (after its method; one that others inherit from after its package, "
+            "such as _mypackage.toml), or uninstall the package that you do not need",
+        )
+    return read_toml(places[0])
+
+
+FORGET.extend((files.cache_clear, tables.cache_clear))
+
+
+def names() -> list[str]:
+    """All recipe names, ``<method>/<table>``, those of a stem with two files included; tables and files
+    that start with ``_`` are for inheritance only."""
+    found: dict[str, None] = {}
+    for stem, places in sorted(files().items()):
+        if stem.startswith("_"):
+            continue
+        for file in places:
+            try:
+                inside = tables(stem) if len(places) == 1 else read_toml(file)
+            except UserError:
+                continue
+            found |= dict.fromkeys(f"{stem}/{table}" for table in inside if not table.startswith("_"))
+    return list(found)
+
+
+def table(name: str, child: str) -> dict[str, Any]:
+    """The values of a table as its file has them.
+
+    Args:
+        name: ``<stem>/<table>``.
+        child: the table that inherits from it, for the message.
+
+    Raises:
+        UserError: there is no such table, its file cannot be used, or it is not a table of recipe values.
+    """
+    stem, _, own = name.partition("/")
+    if is_blank(name):
+        return {}
+    if stem not in files() or own not in tables(stem):
+        options = [f"{s}/{t}" for s in files() if s not in problems() for t in tables(s)]
+        raise UserError(f"recipe table {name!r} does not exist", where=child, remedy=nearest(name, options))
+    return checked_table(tables(stem)[own], own, f"{file_of(stem)} [{own}]")
+
+
+def checked_table(values: Any, own: str, where: str) -> dict[str, Any]:
+    """The values of a table, if they are those of a recipe as far as its own keys go.
+
+    Args:
+        values: what TOML holds under the name.
+        own: the name.
+        where: file and table, for the message.
+
+    Raises:
+        UserError: it is no table, or names of parents or suites are none.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{own!r} is no table", where=where, remedy=f"write the recipe below [{own}]")
+    for key, wanted in (("extends", (str, list)), ("suites", (list,)), ("sources", (dict,))):
+        value = values.get(key, wanted[0]())
+        texts = value if isinstance(value, list) else []
+        if not isinstance(value, wanted) or not all(isinstance(text, str) for text in texts):
+            what = {"extends": "a name or a list of names", "suites": "a list of names"}.get(key, "a table")
+            raise UserError(
+                f"key {key!r}: {what} is needed, got {value!r}",
+                where=where,
+                remedy="write it so, or leave it out",
+            )
+    return dict(values)
+
+
+#: Table of the recipe without values that every method has, under which files of users stand.
+_BLANK = "file"
+
+
+def blank(method: str) -> str:
+    """The recipe of a method that has no value: what a file of a user's own that extends none stands on."""
+    return f"{method}/{_BLANK}"
+
+
+def is_blank(name: str) -> bool:
+    """Whether a name is that of a recipe without values, of a method that there is."""
+    stem, _, own = name.partition("/")
+    return own == _BLANK and stem in METHODS and _BLANK not in (tables(stem) if stem in files() else ())
+
+
+def file_of(stem: str) -> Path:
+    """The file of a stem; of a method without recipes, what it would be called."""
+    return next(iter(files().get(stem, ())), Path(f"{stem}.toml"))
+
+
+def problems() -> dict[str, UserError]:
+    """Recipe packages and files that cannot be used, by name, and why."""
+    found = {f"recipe package {name}": error for name, error in RECIPE_PACKAGES.problems().items()}
+    for stem in files():
+        try:
+            tables(stem)
+        except UserError as error:
+            found[stem] = error
+    return found

@@ -1,0 +1,117 @@
+"""One driver at a time on a store under a URI, where files cannot be locked.
+
+``driver.json`` beside the records says which process runs trials. It is written anew once a minute and
+deleted in the end. A driver that died is taken over from at once on its own machine, elsewhere when its
+last sign of life is :data:`STALE` seconds old. Two that start within the same second may both get through:
+the file is a warning, not a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.basics.errors import UserError
+from harness.records.object_store import Files
+
+NAME = "driver.json"
+#: Seconds between two signs of life.
+BEAT = 60.0
+#: Seconds after the last sign of life at which a driver counts as dead.
+STALE = 300.0
+
+
+@contextmanager
+def only_driver(files: Files, folder: str = "") -> Iterator[None]:
+    """Hold the claim on a store, or on one folder of it, for the length of the block.
+
+    Raises:
+        UserError: another driver is at work, or the store cannot be written to.
+    """
+    own, name = uuid.uuid4().hex, f"{folder}/{NAME}".lstrip("/")
+    other = _read(files, name)
+    if other and _alive(other):
+        _refuse(files, name, other)
+    _write(files, name, own)
+    other = _read(files, name)
+    if other and other.get("id") != own:
+        _refuse(files, name, other)
+    stop = threading.Event()
+    thread = threading.Thread(target=_beat, args=(files, name, own, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=BEAT)
+        with suppress(UserError):  # it goes stale by itself
+            if _read(files, name).get("id") == own:
+                files.delete(name)
+
+
+def _read(files: Files, name: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(files.read(name) or b"{}")
+        if not found:
+            return {}
+        return {**found, "beat": float(found.get("beat", 0)), "pid": min(int(found.get("pid", 0)), _MOST_PID)}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):  # nobody's claim
+        return {}
+
+
+#: No system has processes of greater numbers.
+_MOST_PID = 2**31 - 1
+
+
+def _write(files: Files, name: str, own: str) -> None:
+    said = {"id": own, "host": platform.node(), "pid": os.getpid(), "beat": time.time()}
+    files.write(name, json.dumps(said).encode())
+
+
+def _alive(other: Mapping[str, Any]) -> bool:
+    if time.time() - float(other.get("beat", 0)) > STALE:
+        return False
+    if other.get("host") != platform.node() or os.name != "posix":
+        return True
+    pid = int(other.get("pid", 0))
+    if pid == os.getpid():  # containers start again with the same name and number
+        return False
+    try:
+        os.kill(max(pid, 1), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _refuse(files: Files, name: str, other: Mapping[str, Any]) -> None:
+    age = max(time.time() - float(other.get("beat", 0)), 0)
+    raise UserError(
+        f"another driver is at work here: process {other.get('pid')} on {other.get('host')}, "
+        f"seen {age:.0f} s ago",
+        where=f"{files.shown}/{name}",
+        remedy=f"wait for it; if it was killed, start again in {STALE / 60:.0f} minutes, or delete that file",
+    )
+
+
+def _beat(files: Files, name: str, own: str, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        with suppress(UserError):  # a store out of reach is reported by those who need it
+            if _read(files, name).get("id") not in (own, None):
+                tqdm.write(
+                    f"warning: another driver has begun to work on {files.shown}; end one of the two",
+                    file=sys.stderr,
+                )
+                return
+            _write(files, name, own)

@@ -1,0 +1,1 @@
+"""Trained networks at work: scored, asked for predictions, exported."""

@@ -1,0 +1,106 @@
+"""The splits that a trial touches: what is looked at, what can be scored, and what must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.basics.errors import UserError
+from harness.data.base import Dataset
+from harness.data.prepare.verify import SplitReport, overlap, sound_split
+from harness.data.sets import own
+from harness.recipes.specs import EvaluationSpec, Recipe
+
+
+@cache
+def look(dataset: Dataset, split: str, cache_root: Path, workers: int, with_masks: bool) -> SplitReport:
+    """One split, looked at once per process. Raises UserError for what is wrong with it."""
+    return sound_split(dataset, split, cache=cache_root, workers=workers, with_masks=with_masks)
+
+
+def scorable(
+    recipe: Recipe, dataset: Dataset, asked: bool
+) -> tuple[tuple[EvaluationSpec, ...], tuple[str, ...]]:
+    """The evaluations of a recipe that a data set has masks for, and what is said of the others.
+
+    Args:
+        recipe: whose evaluations.
+        dataset: whose masks.
+        asked: the evaluations were asked for by name, so that none of them may be left out.
+
+    Raises:
+        UserError: one that was asked for cannot be made, or the network shall be selected on a split
+            without masks.
+    """
+    info = dataset.info
+
+    @cache
+    def masks(split: str) -> int:
+        return len(dataset.masked(split))
+
+    def lack(split: str) -> str:
+        if split not in info.splits:
+            if asked or not own.is_own(info.name):
+                dataset.check_split(split)
+            return f"{info.name} has no split {split!r}"
+        return "" if masks(split) else f"no picture of {split} has a mask"
+
+    if recipe.selection is not None and (why := lack(recipe.selection.split)):
+        raise UserError(
+            f"{why}, and the network is selected on it",
+            where="selection",
+            remedy="name a split with masks: --set selection.split=NAME",
+        )
+    kept, notes = [], []
+    for spec in recipe.evaluation:
+        why = lack(spec.split)
+        if why and asked:
+            raise UserError(
+                f"{why}: there is nothing to score", where=dataset.root, remedy="score another split"
+            )
+        if why:
+            notes.append(f"{why}: {spec.name} is not evaluated")
+            continue
+        kept.append(spec)
+        number, whole = masks(spec.split), len(dataset.ids(spec.split))
+        if number < whole:
+            notes.append(f"{number} of {whole} pictures of {spec.split} have masks: those are scored")
+    return tuple(kept), tuple(dict.fromkeys(notes))
+
+
+def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]) -> tuple[str, ...]:
+    """Refuse to score pictures that were trained on, unless a recipe means to.
+
+    Args:
+        recipe: what is trained on and scored.
+        dataset: the data set.
+        splits: what was found in the splits.
+
+    Returns:
+        What stays with the numbers where ``overlap = "allow"``.
+
+    Raises:
+        UserError: pictures of a scored split are trained on, by id or by content.
+    """
+    train = recipe.train_split
+    notes = []
+    for split in splits:
+        shared = overlap(splits[train], splits[split]) if split != train else ""
+        if shared and recipe.overlap == "refuse":
+            raise UserError(
+                shared,
+                where=f"{dataset.info.name} in {dataset.root}",
+                remedy="take them out of one list; if it is meant so, --set overlap=allow: rows say it",
+            )
+        if shared:
+            notes.append(shared)
+    return tuple(notes)
+
+
+def split_facts(dataset: Dataset, found: SplitReport) -> dict[str, Any]:
+    """What a record says of a split."""
+    images, official = dataset.coverage(found.split)
+    facts: dict[str, Any] = {"images": images, "official": official, "fingerprint": found.fingerprint}
+    return facts | {"pictures": found.of_pictures, "masks": found.masks}

@@ -1,1 +1,0 @@
-"""Where records live: in a folder, or under a URI."""

@@ -1,0 +1,1 @@
+"""What rows say: claims, comparisons, collapsed seeds."""

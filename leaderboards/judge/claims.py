@@ -1,0 +1,498 @@
+"""Claims: what a paper says, as comparisons of recipes, and whether the records bear it out.
+
+``claims/<method>.toml`` holds one table for each statement and below it the comparisons that stand for
+it: which recipe should lie above which, in which evaluation, by what margin. :func:`judge` takes them to
+the records of a store. Only records that stand in the leaderboard are read: one digest, one protocol, one
+data fingerprint, no overrides, not stale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+from pydantic import Field
+
+from harness.basics.errors import UserError, nearest
+from harness.basics.files import read_toml
+from harness.basics.registry import METHODS
+from harness.basics.schema import Aside, differing, load, marks, neutral_values, schema
+from harness.recipes.names import data_root
+from leaderboards.rows.published import Published, published
+from leaderboards.rows.row import Row
+from leaderboards.rows.statistics import (
+    PERMUTATIONS,
+    RESAMPLES,
+    holm,
+    permutation_test,
+    seed_test,
+    two_level_difference,
+)
+from leaderboards.rows.tables import leaderboard
+from leaderboards.rows.text import DASH, escaped, number, pipe_table
+
+#: Folder of the packaged claims.
+FOLDER = Path(__file__).parents[1] / "claims"
+
+Verdict = Literal["holds", "does not hold", "undecided", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@schema
+class Pair:
+    """Two recipes and the evaluation in which one should lie above the other."""
+
+    better: str
+    """Recipe that the statement puts first."""
+    worse: str
+    """Recipe that it is compared with."""
+    evaluation: str = "val-single"
+    """Name of the evaluation: split, protocol and, where unusual, network, output and checkpoint."""
+    direction: Literal["above", "not below"] = "above"
+    """`above`: the difference exceeds the margin; `not below`: it exceeds minus the margin."""
+    margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Points of mIoU, fixed beforehand."""
+    suites: tuple[str, ...] = ()
+    """Suites whose claims this is one of."""
+
+    @property
+    def bound(self) -> float:
+        """What the difference must exceed, in points."""
+        return self.margin if self.direction == "above" else -self.margin
+
+
+@schema
+class Claim:
+    """One statement of a paper."""
+
+    id: str
+    """Name of its table, unique over all files."""
+    method: str
+    """Name of its file: the method whose paper it is."""
+    statement: str
+    """In our words, one sentence."""
+    paper: str = ""
+    """Key of a source in `leaderboards/published`."""
+    place: str = ""
+    """Where the source says so, or what could not be read."""
+    comparisons: tuple[Pair, ...] = Field(min_length=1)
+    """What stands for it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison taken to the records. Figures are points of mIoU; NaN where there is none.
+
+    Attributes:
+        claim, pair: what was judged.
+        verdict: ``holds``: the 95 % interval lies above the bound; ``does not hold``: it lies at or below
+            it; ``undecided``: it holds the bound, or one side has one seed only; ``not run``.
+        difference: mean over seeds of the first recipe minus that of the second.
+        low, high: 95 % interval over images and seeds, over images alone where a side has one seed.
+        seed_error: standard error of the difference over seeds.
+        n: finished seeds of either side.
+        images: number of images.
+        p_images, p_images_holm: permutation test on the images, raw and adjusted over all comparisons
+            judged together.
+        p_seeds, p_seeds_holm: exact test over the seeds that both sides have, from six on.
+        missing: recipes without a standing record.
+        command: what runs them, empty when nothing is missing or nothing here can run it.
+        notes: what a reader must know.
+    """
+
+    claim: Claim
+    pair: Pair
+    verdict: Verdict = "not run"
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seed_error: float = math.nan
+    n: tuple[int, int] = (0, 0)
+    images: int = 0
+    p_images: float = math.nan
+    p_images_holm: float = math.nan
+    p_seeds: float = math.nan
+    p_seeds_holm: float = math.nan
+    missing: tuple[str, ...] = ()
+    command: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def read(files: Iterable[Path]) -> dict[str, Claim]:
+    """Read and validate tables of claims, by id.
+
+    Raises:
+        UserError: invalid TOML, an unknown key, a value of the wrong type, an id that stands twice.
+    """
+    found: dict[str, Claim] = {}
+    for file in files:
+        for key, table in read_toml(file).items():
+            where = f"{file.name} [{key}]"
+            if key in found:
+                raise UserError(f"the claim {key!r} stands twice", where=where, remedy="rename one")
+            if not isinstance(table, Mapping):
+                raise UserError(f"{key!r} is no table", where=file.name, remedy="write [claim] tables")
+            found[key] = load(Claim, {**table, "id": key, "method": file.stem}, where)
+    return found
+
+
+@cache
+def claims() -> dict[str, Claim]:
+    """The packaged claims."""
+    return read(sorted(FOLDER.glob("*.toml")))
+
+
+def check_suites(wanted: Sequence[str], known: Mapping[str, Claim] | None = None) -> None:
+    """Raises UserError for a suite that no claim belongs to."""
+    for suite in wanted:
+        if suite not in suites(known):
+            raise UserError(
+                f"no claim belongs to the suite {suite!r}",
+                where="--suite",
+                remedy=nearest(suite, suites(known)),
+            )
+
+
+def suites(known: Mapping[str, Claim] | None = None) -> list[str]:
+    """Suites that some comparison belongs to."""
+    known = claims() if known is None else known
+    return sorted({suite for claim in known.values() for pair in claim.comparisons for suite in pair.suites})
+
+
+def validate(
+    recipes: Mapping[str, Any],
+    known: Mapping[str, Claim] | None = None,
+    cells: Published | None = None,
+) -> list[str]:
+    """What is wrong with the claims of registered methods, one sentence each.
+
+    Args:
+        recipes: name to :class:`harness.recipes.resolving.Resolved`.
+        known: the packaged claims by default. A claim of a method that is not registered is not checked.
+        cells: the packaged published cells by default.
+
+    Returns:
+        Recipes and sources that do not exist, evaluations that a recipe does not have, recipes of one
+        comparison that differ in data set, suites that hold neither recipe.
+    """
+    known = claims() if known is None else known
+    cells = published() if cells is None else cells
+    findings = []
+    for claim in known.values():
+        if claim.paper and claim.paper not in cells.sources:
+            findings.append(
+                f"{claim.id}: unknown source {claim.paper!r}; {nearest(claim.paper, cells.sources)}"
+            )
+        if claim.method not in METHODS:
+            continue
+        for pair in claim.comparisons:
+            both = [recipes.get(name) for name in (pair.better, pair.worse)]
+            for name, resolved in zip((pair.better, pair.worse), both, strict=True):
+                if resolved is None:
+                    findings.append(f"{claim.id}: unknown recipe {name!r}; {nearest(name, recipes)}")
+                elif pair.evaluation not in (names := [e.name for e in resolved.recipe.evaluation]):
+                    hint = nearest(pair.evaluation, names)
+                    findings.append(f"{claim.id}: {name} has no evaluation {pair.evaluation!r}; {hint}")
+            present = [r.recipe for r in both if r is not None]
+            if len({r.dataset for r in present}) > 1:
+                findings.append(f"{claim.id}: {pair.better} and {pair.worse} are of different data sets")
+            held = {suite for r in present for suite in r.suites}
+            findings += [f"{claim.id}: no recipe is in the suite {s!r}" for s in pair.suites if s not in held]
+    return findings
+
+
+# --- judging -------------------------------------------------------------------------------------------
+
+
+def decide(low: float, high: float, bound: float) -> Verdict:
+    """``holds``: the interval lies above the bound; ``does not hold``: at or below it; else ``undecided``."""
+    if low > bound:
+        return "holds"
+    return "does not hold" if high <= bound else "undecided"
+
+
+def judge(
+    frame: pd.DataFrame,
+    recipes: Mapping[str, Any],
+    *,
+    suites_wanted: Sequence[str] = (),
+    known: Mapping[str, Claim] | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> list[Judged]:
+    """Take claims to the records.
+
+    Args:
+        frame: from :func:`leaderboards.rows.gathering.gather`.
+        recipes: name to ``Resolved``: what can be run, and what counts as stale.
+        suites_wanted: only comparisons of these suites.
+        known: the packaged claims by default.
+        resamples, permutations: of the bootstrap and of the permutation test.
+
+    Returns:
+        One entry for each comparison, in file order.
+
+    Raises:
+        UserError: an unknown suite.
+    """
+    known = claims() if known is None else known
+    check_suites(suites_wanted, known)
+    chosen = [
+        (claim, pair)
+        for claim in known.values()
+        for pair in claim.comparisons
+        if not suites_wanted or set(suites_wanted) & set(pair.suites)
+    ]
+    needed = {name for _, pair in chosen for name in (pair.better, pair.worse)}
+    own = frame[frame["name"].isin(needed) & (frame["overrides"] == "")] if len(frame) else frame
+    rows = leaderboard(own, {n: r for n, r in recipes.items() if n in needed}, resamples=0)
+    judged = [_judge(claim, pair, rows, recipes, resamples, permutations) for claim, pair in chosen]
+    adjusted = zip(holm([j.p_images for j in judged]), holm([j.p_seeds for j in judged]), strict=True)
+    return [
+        replace(j, p_images_holm=images, p_seeds_holm=seeds)
+        for j, (images, seeds) in zip(judged, adjusted, strict=True)
+    ]
+
+
+def _judge(
+    claim: Claim,
+    pair: Pair,
+    rows: Sequence[Row],
+    recipes: Mapping[str, Any],
+    resamples: int,
+    permutations: int,
+) -> Judged:
+    names = (pair.better, pair.worse)
+    found = [_standing(rows, name, pair.evaluation) for name in names]
+    missing = tuple(dict.fromkeys(n for n, row in zip(names, found, strict=True) if row is None))
+    if missing:
+        return _not_run(claim, pair, missing, rows, recipes)
+    a, b = (row for row in found if row is not None)
+    return compare_rows(claim, pair, a, b, resamples=resamples, permutations=permutations)
+
+
+def compare_rows(
+    claim: Claim,
+    pair: Pair,
+    a: Row,
+    b: Row,
+    *,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> Judged:
+    """Judge a pair by two standing rows: undecided, with the reason, where they cannot be compared."""
+    notes = _obstacles(a, b)
+    if notes:
+        return Judged(claim, pair, "undecided", n=(a.n, b.n), notes=tuple(notes))
+    runs = [[run.per_image for run in row.runs] for row in (a, b)]
+    classes = a.runs[0].data["protocol"]["classes"]
+    result = two_level_difference(*runs, classes=classes, resamples=resamples)
+    interval = result.difference
+    verdict = decide(interval.low, interval.high, pair.bound)
+    if min(a.n, b.n) == 1:
+        verdict = "undecided"
+        notes.append(
+            "one seed: how far other seeds would move it is unknown; the interval is over images alone"
+        )
+    for row in (a, b):
+        if row.images != row.official_images:
+            notes.append(f"{row.recipe}: scored on {row.images} of {row.official_images} images")
+    shared = sorted(set(a.seeds) & set(b.seeds))
+    scores = [[row.runs[row.seeds.index(s)].miou for s in shared] for row in (a, b)]
+    return Judged(
+        claim,
+        pair,
+        verdict,
+        difference=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        seed_error=result.seed_error,
+        n=result.seeds,
+        images=interval.images,
+        p_images=permutation_test(*runs, classes=classes, permutations=permutations),
+        p_seeds=seed_test(*scores),
+        notes=tuple(notes),
+    )
+
+
+def _standing(rows: Sequence[Row], name: str, evaluation: str) -> Row | None:
+    mine = (r for r in rows if r.recipe == name and r.evaluation == evaluation)
+    return next((r for r in mine if r.n and r.verdict not in ("stale", "not run")), None)
+
+
+def _obstacles(a: Row, b: Row) -> list[str]:
+    """Why two standing rows cannot be compared."""
+    one, other = a.runs[0].data, b.runs[0].data
+    if one["data_fingerprint"] != other["data_fingerprint"]:
+        return ["scored on different data"]
+    from harness.recipes.protocols import Protocol
+
+    neutral, aside = neutral_values(Protocol()), marks(Protocol, Aside)
+    first, second = ({k: v for k, v in p["protocol"].items() if k not in aside} for p in (one, other))
+    if differing(first, second, neutral) or differing(second, first, neutral):
+        return ["scored by different versions of the protocol"]
+    return []
+
+
+def _not_run(
+    claim: Claim, pair: Pair, missing: tuple[str, ...], rows: Sequence[Row], recipes: Mapping[str, Any]
+) -> Judged:
+    notes = []
+    absent = [name for name in missing if name not in recipes]
+    for name in missing:
+        if name in absent:
+            method = name.partition("/")[0]
+            why = "" if method in METHODS else f", nor the method {method}"
+            notes.append(f"this installation has no recipe {name}{why}")
+            continue
+        mine = [r for r in rows if r.recipe == name and r.evaluation == pair.evaluation and r.notes]
+        stale = next((r for r in mine if r.verdict == "stale"), None)
+        hole = next((r for r in mine if r.verdict == "not run"), None)
+        if stale is not None:
+            notes.append(f"{name}: only stale records ({stale.notes[0]})")
+        elif hole is not None:
+            notes.append(f"{name}: {hole.notes[0]}")
+    roots = dict.fromkeys(data_root(name, {}) for name in missing)
+    command = "" if absent else " ".join(filter(None, ["wsss run", *missing, *roots]))
+    return Judged(claim, pair, missing=missing, command=command, notes=tuple(notes))
+
+
+# --- text ----------------------------------------------------------------------------------------------
+
+
+def count(judged: Sequence[Judged]) -> str:
+    """``3 hold, 1 does not hold, 2 undecided, 4 not run``."""
+    counted = Counter(j.verdict for j in judged)
+    words = {"holds": "hold" if counted["holds"] != 1 else "holds"}
+    words["does not hold"] = "does not hold" if counted["does not hold"] == 1 else "do not hold"
+    return ", ".join(f"{counted[v]} {words.get(v, v)}" for v in VERDICTS)
+
+
+#: Columns of :func:`as_lines`.
+COLUMNS = (
+    "claim", "statement", "paper", "place", "better", "worse", "evaluation", "direction", "margin", "verdict",
+    "difference", "low", "high", "seed_error", "n_better", "n_worse", "images", "p_images", "p_images_holm",
+    "p_seeds", "p_seeds_holm", "suites", "command", "notes",
+)  # fmt: skip
+
+
+def as_lines(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """One line for each comparison, plain values."""
+    return [
+        {
+            "claim": j.claim.id,
+            "statement": j.claim.statement,
+            "paper": j.claim.paper,
+            "place": j.claim.place,
+            "better": j.pair.better,
+            "worse": j.pair.worse,
+            "evaluation": j.pair.evaluation,
+            "direction": j.pair.direction,
+            "margin": j.pair.margin,
+            "verdict": j.verdict,
+            "difference": j.difference,
+            "low": j.low,
+            "high": j.high,
+            "seed_error": j.seed_error,
+            "n_better": j.n[0],
+            "n_worse": j.n[1],
+            "images": j.images,
+            "p_images": j.p_images,
+            "p_images_holm": j.p_images_holm,
+            "p_seeds": j.p_seeds,
+            "p_seeds_holm": j.p_seeds_holm,
+            "suites": " ".join(j.pair.suites),
+            "command": j.command,
+            "notes": "; ".join(j.notes),
+        }
+        for j in judged
+    ]
+
+
+def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
+    """:func:`as_lines` as a table."""
+    return pd.DataFrame(as_lines(judged), columns=list(COLUMNS))
+
+
+_COLUMNS = (
+    ("Claim", "left"),
+    ("This recipe", "left"),
+    ("should lie above", "left"),
+    ("Evaluation", "left"),
+    ("n", "right"),
+    ("Difference", "right"),
+    ("95 % interval", "right"),
+    ("Margin", "right"),
+    ("p images (Holm)", "right"),
+    ("p seeds (Holm)", "right"),
+    ("Verdict", "left"),
+    ("Notes", "left"),
+)
+
+
+def markdown(judged: Sequence[Judged]) -> str:
+    """Statements and verdicts, then what has not been run with the commands that run it."""
+    run = [j for j in judged if j.verdict != "not run"]
+    holes = [j for j in judged if j.verdict == "not run"]
+    parts = [count(judged) + ".\n"]
+    notes: dict[str, int] = {}
+    if run:
+        statements = {j.claim.id: j.claim for j in run}
+        parts.append(
+            "\n".join(f"- **{c.id}**: {c.statement} ({_origin(c)})" for c in statements.values()) + "\n"
+        )
+        lines = [_line(j, notes) for j in run]
+        parts.append(pipe_table(lines, [c[0] for c in _COLUMNS], [c[1] for c in _COLUMNS]) + "\n")
+        parts += ["\n".join(f"{i}. {escaped(text)}" for text, i in notes.items()) + "\n"] if notes else []
+    if holes:
+        lines = [
+            [
+                j.claim.id,
+                j.pair.better,
+                j.pair.worse,
+                j.pair.evaluation,
+                f"`{j.command}`" if j.command else DASH,
+                escaped("; ".join(j.notes)),
+            ]
+            for j in holes
+        ]
+        heads = ["Claim", "This recipe", "should lie above", "Evaluation", "Run it with", "Notes"]
+        parts += ["## Not run\n", pipe_table(lines, heads, ["left"] * 6) + "\n"]
+    return "\n".join(parts)
+
+
+def _origin(claim: Claim) -> str:
+    return ", ".join(part for part in (claim.paper, claim.place) if part) or "ours"
+
+
+def p_text(value: float, adjusted: float) -> str:
+    """``0.004 (0.012)``, or a dash where there is no test."""
+    return DASH if math.isnan(value) else f"{value:.4f} ({adjusted:.4f})"
+
+
+def _line(j: Judged, notes: dict[str, int]) -> list[str]:
+    numbers = [notes.setdefault(note, len(notes) + 1) for note in j.notes]
+    interval = DASH if math.isnan(j.low) else f"{number(j.low, sign=True)} to {number(j.high, sign=True)}"
+    return [
+        j.claim.id,
+        j.pair.better,
+        j.pair.worse,
+        j.pair.evaluation,
+        str(j.n[0]) if j.n[0] == j.n[1] else f"{j.n[0]} and {j.n[1]}",
+        number(j.difference, sign=True),
+        interval,
+        number(j.pair.bound, 1),
+        p_text(j.p_images, j.p_images_holm),
+        p_text(j.p_seeds, j.p_seeds_holm),
+        j.verdict,
+        ", ".join(map(str, numbers)),
+    ]

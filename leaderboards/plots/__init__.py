@@ -1,0 +1,1 @@
+"""Plots for a paper and for the page."""

@@ -1,0 +1,1 @@
+"""From records to rows: gathered, folded over seeds, set beside published cells."""

@@ -1,0 +1,53 @@
+"""The tables of a store as frames, for notebooks and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.recipes.resolving import usable
+from harness.records.records import Store
+from leaderboards.rows.gathering import gather
+from leaderboards.rows.row import Row
+from leaderboards.rows.tables import CLASS_COLUMNS, COLUMNS, as_lines, class_lines, leaderboard
+
+
+def row_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as :func:`leaderboards.rows.tables.as_lines` gives them, one column for each attribute."""
+    return pd.DataFrame(as_lines(rows), columns=list(COLUMNS))
+
+
+def class_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """IoU by class of rows, see :func:`leaderboards.rows.tables.class_lines`."""
+    return pd.DataFrame(class_lines(rows), columns=list(CLASS_COLUMNS))
+
+
+def table(
+    store: Store | Path | str = "results", *, dataset: str | None = None, holes: bool = False
+) -> pd.DataFrame:
+    """What ``wsss leaderboard`` shows, one line for each row: means, intervals, published values, verdicts.
+
+    Args:
+        store: the record store, its folder or its URI.
+        dataset: only this data set.
+        holes: with lines for recipes that were not run.
+
+    Returns:
+        mIoU in percent; NaN where there is no figure.
+    """
+    return row_frame(_rows(store, dataset, holes=holes))
+
+
+def class_table(store: Store | Path | str = "results", *, dataset: str | None = None) -> pd.DataFrame:
+    """IoU of every class of every row, in percent: mean and deviation over the seeds where it occurs."""
+    return class_frame(_rows(store, dataset, resamples=0))
+
+
+def _rows(
+    store: Store | Path | str, dataset: str | None, *, holes: bool = False, resamples: int = 1000
+) -> list[Row]:
+    found = gather(store if isinstance(store, Store) else Store(store))
+    rows = leaderboard(found, usable()[0], resamples=resamples)
+    return [r for r in rows if (dataset is None or r.dataset == dataset) and (holes or r.n)]

@@ -1,0 +1,46 @@
+"""Plots within the page."""
+
+from __future__ import annotations
+
+import base64
+
+from leaderboards.write.markup import escape
+
+#: What a kind of plot shows, for those who do not see it.
+PLOT_WORDS = {
+    "per-class": "IoU by class",
+    "difference": "difference to the baseline by class",
+    "overview": "mIoU of every method and seed by supervision",
+    "seeds": "mIoU of every seed",
+    "boundary": "mIoU against distance to object boundaries",
+    "published": "published against reproduced mIoU",
+    "annotation": "mIoU against annotation time",
+    "cost": "mIoU against training time, memory and parameters",
+    "curves": "losses over training",
+    "qualitative": "predictions and their errors on the same pictures",
+}
+
+
+def kind_of(stem: str) -> str:
+    """The kind of plot that a file's stem names, empty for none."""
+    return next((kind for kind in PLOT_WORDS if stem.startswith(kind)), "")
+
+
+def title_of(stem: str) -> str:
+    """What a plot shows, of what."""
+    kind = kind_of(stem)
+    what = PLOT_WORDS.get(kind, "plot")
+    where = stem.removeprefix(kind).strip("-").replace("-", " ")
+    return f"{what[0].upper()}{what[1:]}: {where}"
+
+
+def drawn(stem: str, data: bytes, caption: bool = True) -> str:
+    """A figure of the page: a picture, which the page's script makes part of it once it is looked at."""
+    text = escape(title_of(stem), quote=True)
+    below = f"<figcaption>{text}</figcaption>" if caption else ""
+    vector = not data.startswith(b"\x89PNG")
+    source = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(data).decode()}"
+    name = f"{text}; the figures stand in the tables" if vector else text
+    mark = f' data-plot="{escape(stem, quote=True)}"' if vector else ""
+    image = f'<img src="{source}" alt="{name}"{mark} loading="lazy" decoding="async">'
+    return f"<figure>{image}{below}</figure>"

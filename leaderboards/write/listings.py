@@ -1,0 +1,162 @@
+"""Leaderboard, claims and comparisons as listings that fit the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.basics.listing import Cell, cells, columns, heading, prose, remark, state, table
+from leaderboards.judge.claims import Judged, count, p_text
+from leaderboards.judge.comparison import Compared, class_lines
+from leaderboards.judge.differing import differing
+from leaderboards.rows.row import Row
+from leaderboards.rows.text import DASH, mean_text, number
+from leaderboards.write.columns import (
+    MIOU,
+    VERDICT,
+    Column,
+    Section,
+    missing_texts,
+    places,
+    recipe_text,
+    unasked_text,
+)
+
+#: Columns in the order in which they find room in a terminal; the first ones always do.
+_WANTED = (
+    "Recipe", "mIoU (%)", "Output", "Evaluation", "95 % interval", "Method", "n", "Difference", "Verdict",
+    "Published", "Training", "Peak memory", "Full (%)", "Coverage (%)", "Images/s", "Parameters (M)",
+    "Commit",
+)  # fmt: skip
+_KEPT = 3
+#: So wide a column of names is, at least, before it wraps.
+_NAME = 24
+#: So many claims that were not run are listed with the commands that run them.
+_FEW = 12
+
+
+def leaderboard(rows: Sequence[Row], parts: Sequence[Section]) -> str:
+    """The tables of a leaderboard: what ran, best first, in as many columns as the terminal has room for.
+
+    Args:
+        rows: from :func:`leaderboards.rows.tables.leaderboard`.
+        parts: their :func:`leaderboards.write.columns.sections`.
+    """
+    texts = [_section(part) for part in parts if part.kind not in ("holes", "stale")]
+    old = sum(len(part.rows) for part in parts if part.kind == "stale")
+    if old:
+        texts.append(
+            prose(f"{old} stale row{'s are' if old > 1 else ' is'} left out: leaderboard.md says why")
+        )
+    untouched = [text for part in parts if part.kind == "holes" for text in missing_texts(part.rows)]
+    if untouched:
+        texts.append(f"{heading('not run')}\n{prose(', '.join(untouched))}")
+    if rest := unasked_text(rows):
+        texts.append(prose(f"{rest}: `wsss list recipes` names them"))
+    return "\n\n".join(texts)
+
+
+def _section(section: Section) -> str:
+    layout, marks = section.layout, places(section)
+    shown = [i for i in layout.columns if section.columns[i].name in _WANTED]
+    shown.sort(key=lambda i: _WANTED.index(section.columns[i].name))
+    while len(shown) > _KEPT and _natural(section.texts, section.columns, shown) > columns():
+        shown.pop()
+    shown.sort()
+    lines: list[list[Cell]] = []
+    for place, texts in enumerate(section.texts):
+        rank = marks.get(place, 0)
+        lines.append([])
+        for i in shown:
+            column, text = section.columns[i], texts[i]
+            if column is MIOU and rank in (1, 2):
+                lines[-1].append(Cell(f"{text} {'*' if rank == 1 else '+'}", {"bold": rank == 1}))
+            elif column is MIOU and marks:
+                lines[-1].append(Cell(f"{text}  "))  # figures stand below one another
+            else:
+                lines[-1].append(state(text) if column is VERDICT else Cell(text))
+    right = [k for k, i in enumerate(shown) if section.columns[i].align == "right"]
+    said = ["* best, + second"] if marks else []
+    if section.missing:
+        said.append(f"not run: {', '.join(missing_texts(section.missing, section.rows))}")
+    body = table(lines, [section.columns[i].name for i in shown], right=right)
+    return "\n".join([heading(section.title), body, *map(prose, said)])
+
+
+def _natural(texts: Sequence[Sequence[str]], named: Sequence[Column], shown: Sequence[int]) -> int:
+    """Columns that a table likes to have: long names wrap, and cost no other column its place."""
+    most = max(_NAME, columns() // 3)
+    return sum(max(len(named[i].name), *(min(cells(line[i]), most) for line in texts)) + 2 for i in shown)
+
+
+def claims(judged: Sequence[Judged]) -> str:
+    """Every claim that was judged, as a sentence with its comparisons; the others are counted by command."""
+    run = [j for j in judged if j.verdict != "not run"]
+    holes = [j for j in judged if j.verdict == "not run"]
+    texts = [heading(count(judged))]
+    for key in dict.fromkeys(j.claim.id for j in run):
+        members = [j for j in run if j.claim.id == key]
+        lines: list[list[str | Cell]] = [
+            [
+                state(j.verdict),
+                j.pair.better,
+                j.pair.worse,
+                number(j.difference, sign=True),
+                interval(j.low, j.high),
+                f"{min(j.n)}" if j.n[0] == j.n[1] else f"{j.n[0]}, {j.n[1]}",
+            ]
+            for j in members
+        ]
+        heads = ("verdict", "this recipe", "above", "difference", "95 % interval", "n")
+        notes = dict.fromkeys(note for j in members for note in j.notes)
+        texts.append(
+            "\n".join(
+                [
+                    prose(f"{key}: {members[0].claim.statement}", indent="  "),
+                    table(lines, heads, right=(3, 4, 5), indent="  "),
+                    *(prose(note, first="  - ", indent="    ") for note in notes),
+                ]
+            )
+        )
+    if 0 < len(holes) <= _FEW:
+        texts.append(
+            f"{heading('not run')}\n" + "\n".join(f"{j.claim.id}\n  {j.command or 'not here'}" for j in holes)
+        )
+    elif holes:
+        names = ", ".join(dict.fromkeys(j.claim.id for j in holes))
+        texts.append(f"{heading('not run')}\n{prose(f'{names}. What runs them stands in claims.md.')}")
+    return "\n\n".join(texts)
+
+
+def interval(low: float, high: float) -> str:
+    """``+1.20 to +3.40``, or a dash."""
+    return DASH if math.isnan(low) else f"{number(low, sign=True)} to {number(high, sign=True)}"
+
+
+def comparison(found: Sequence[Compared]) -> str:
+    """Figures of every comparison, and its classes sorted by difference."""
+    texts = []
+    for compared in found:
+        a, b, judged = compared.a, compared.b, compared.judged
+        over = "images and seeds" if not math.isnan(judged.seed_error) else "images"
+        lines: list[list[str | Cell]] = [
+            [recipe_text(a), _figure(a)],
+            [recipe_text(b), _figure(b)],
+            ["difference", f"{number(judged.difference, sign=True)} points"],
+            [f"95 % interval over {over}", interval(judged.low, judged.high)],
+            ["p, permutation of images (Holm)", p_text(judged.p_images, judged.p_images_holm)],
+            ["p, signs of seeds (Holm)", p_text(judged.p_seeds, judged.p_seeds_holm)],
+            ["the first lies above", state(judged.verdict)],
+        ]
+        texts.append(f"{heading(f'{a.evaluation}, {judged.images} images')}\n{table(lines, ('', ''))}")
+        texts += [remark(note) for note in judged.notes]
+        classes = class_lines(a, b)
+        if classes:
+            texts.append(table(classes, ("class", "first", "second", "difference"), right=(1, 2, 3)))
+        if others := differing(a, b):
+            texts.append(f"{heading('what else differs')}\n{table(others, ('what', 'first', 'second'))}")
+    return "\n\n".join(texts)
+
+
+def _figure(row: Row) -> str:
+    return f"{mean_text(row)}, n = {row.n}"
