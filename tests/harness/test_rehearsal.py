@@ -28,17 +28,23 @@ RECIPE = "pce/mini-scribble"
 
 def one_of_each(every: bool) -> list[str]:
     """A recipe for every network that a method builds and every choice of its terms, or for every method and
-    backbone. Positive numbers of one value are like those of another; classes differ by data set."""
+    backbone. Positive numbers of one value are like those of another; sets have a background, or none."""
     found: dict[str, str] = {}
     for name, r in all_recipes().items():
-        own = (r.recipe.method, r.recipe.backbone)
+        own = (r.recipe.method, family(r.recipe.backbone))
         chosen = {
             k: v > 0 if isinstance(v, int | float) and not isinstance(v, bool) else v
             for k, v in dump(r.config).items()
         }
-        for key in ((*own, str(chosen)), (r.recipe.method, r.recipe.dataset)) if every else (own,):
+        background = DATASETS.get(r.recipe.dataset).info.background
+        for key in ((*own, str(chosen)), (r.recipe.method, background)) if every else (own,):
             found.setdefault(str(key), name)
     return list(dict.fromkeys(found.values()))
+
+
+def family(backbone: str) -> str:
+    """Residual networks of any depth are built by one class, and so are plain transformers of any size."""
+    return next((kind for kind in ("resnet", "vit_", "deit_") if backbone.startswith(kind)), backbone)
 
 
 def built(name: str) -> None:
@@ -61,7 +67,7 @@ def steps() -> list[str]:
     found: dict[tuple[str, str], str] = {}
     for name, resolved in all_recipes().items():
         if "/mini-" not in name:
-            found.setdefault((resolved.recipe.method, resolved.recipe.backbone), name)
+            found.setdefault((resolved.recipe.method, family(resolved.recipe.backbone)), name)
     return list(found.values())
 
 
