@@ -1,8 +1,8 @@
 """What verbs print, in one visual language: headings, tables and prose that fit the terminal.
 
 A table whose columns do not fit is wrapped within its cells, numbers never. Words with a slash (paths,
-recipes, commands) are to be copied: prose never breaks them, a table does only where it would be no table
-otherwise. Where that does not do either, its rows become paragraphs.
+recipes, commands) are to be copied: prose never breaks them, a table only where it would be none otherwise.
+Where that does not do either, its rows become paragraphs.
 Colours are click's, which leaves them out where the output is no terminal.
 """
 
@@ -21,10 +21,11 @@ USUAL = 80
 #: Prose is no wider than this: longer lines are hard to read.
 _PROSE = 100
 _GAP = 2
-#: Texts this short are not wrapped in a table: verdicts, ranges of numbers.
-_SHORT = 14
-#: A word that takes more than this share of the terminal may be broken in a table.
-_LONG = 0.6
+#: How a table makes room, step by step: texts up to so many columns are not wrapped (verdicts, ranges of
+#: numbers); words without a slash, and words with one, that are longer than this may be broken.
+_STEPS = ((14, math.inf, math.inf), (9, math.inf, math.inf), (9, 20, math.inf), (9, 20, 26))
+#: The last step of a table without a head, whose paragraphs would have no names.
+_ANY = (9, 9, 9)
 
 #: How a state is shown, whatever verb says it.
 _STATES: dict[str, dict[str, Any]] = {
@@ -139,9 +140,10 @@ def table(
     body, names = [[row[i] for i in kept] for row in body], [headers[i] for i in kept]
     aligned = {place for place, i in enumerate(kept) if i in set(right)}
     room = columns() - cells(indent)
-    widths, whole = _widths(body, names, aligned, room), True
-    if widths is None:
-        widths, whole = _widths(body, names, aligned, room, whole=False), False
+    for step in _STEPS if any(names) else (*_STEPS, _ANY):
+        widths, whole = _widths(body, names, aligned, room, step), step[2] == math.inf
+        if widths is not None:
+            break
     if widths is None:
         return "\n".join(_paragraph(row, names, indent) for row in body)
     lines = (
@@ -153,21 +155,20 @@ def table(
 
 
 def _widths(
-    body: Sequence[Sequence[Cell]], names: Sequence[str], right: set[int], room: int, *, whole: bool = True
+    body: Sequence[Sequence[Cell]],
+    names: Sequence[str],
+    right: set[int],
+    room: int,
+    step: tuple[int, float, float],
 ) -> list[int] | None:
-    """Widths of the columns; None where not even numbers and the longest words fit beside one another.
-
-    Words count as long as they are; those that take most of the room only where they stay ``whole``.
-    """
-    most = math.inf if whole else _LONG * room if any(names) else 0  # paragraphs would have no names
+    """Widths of the columns; None where not even numbers and the longest words fit beside one another."""
+    short, plain, slashed = step
     texts = [[name, *(row[i].text for row in body)] for i, name in enumerate(names)]
     widths = [max(cells(line) for text in column for line in text.split("\n")) for column in texts]
-    least = [
-        width
-        if i in right
-        else min(width, max([_SHORT, *(n for text in column for n in map(cells, text.split()) if n <= most)]))
-        for i, (column, width) in enumerate(zip(texts, widths, strict=True))
-    ]
+    least = []
+    for i, (column, width) in enumerate(zip(texts, widths, strict=True)):
+        words = (min(cells(w), slashed if "/" in w else plain) for text in column for w in text.split())
+        least.append(width if i in right else min(width, int(max([short, *words]))))
     room -= _GAP * (len(names) - 1)
     if sum(least) > room:
         return None

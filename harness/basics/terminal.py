@@ -69,7 +69,7 @@ def say(text: str) -> None:
 
 
 def _fitted(lines: list[str]) -> list[str]:
-    """Lines wrapped below where they begin, and the first word of an error in red, for who reads them."""
+    """Lines wrapped below where they begin, and their first word in its colour, for who reads them."""
     terminal = sys.stderr.isatty()
     if not terminal and "COLUMNS" not in os.environ:
         return lines  # a log: one line stays one line
@@ -81,9 +81,14 @@ def _fitted(lines: list[str]) -> list[str]:
         start = " " * (len(line) - len(text))
         name = next((n for n in ("where:  ", "remedy: ") if text.startswith(n)), "")
         fitted.append(prose(text.removeprefix(name), first=start + name, indent=f"{start}{' ' * len(name)}"))
-    if terminal and fitted and fitted[0].startswith("error:"):
-        fitted[0] = f"\x1b[31merror:\x1b[0m{fitted[0].removeprefix('error:')}"
+    for word, colour in _COLOURS.items() if terminal and fitted else ():
+        if fitted[0].startswith(word):
+            fitted[0] = f"\x1b[{colour}m{word}\x1b[0m{fitted[0].removeprefix(word)}"
     return fitted
+
+
+#: First words of what is said aside, in the colours of the same states in listings (ANSI: red, yellow, dim).
+_COLOURS = {"error:": 31, "warning:": 33, "left out:": 33, "not compared with the data set:": 33, "note:": 2}
 
 
 def of_system(error: OSError) -> UserError | None:

@@ -115,7 +115,7 @@ def export(
         overrides=overrides,
         options=Options(results=results, data_roots=data_roots, device=device, workers=workers),
         say=aside,
-        progress=progress,
+        progress=progress("exporting"),
     )
     click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}")
     if (done.dataset, done.split) == ("voc2012", "test"):

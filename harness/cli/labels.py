@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from harness.basics import listing
 from harness.basics.files import expanded
 from harness.cli.options import COUNT, DATA_ROOT, SEED, Output, Real, opened, together
 from harness.cli.usage import Verb, refuse
@@ -122,24 +123,27 @@ def labels(
     )
     made = make_labels(dataset, split, making, out, workers=workers)
     summary = made.counts.summary(dataset.info.classes)
-    click.echo(f"{summary['images']:,} images, {summary['images_without_label']:,} without a labelled pixel")
+    facts = [
+        ("images", f"{summary['images']:,}"),
+        ("without a labelled pixel", f"{summary['images_without_label']:,}"),
+    ]
     if kind == "image":
-        click.echo(
-            f"image tags in {out / 'tags.npz'}; copy it to {getattr(dataset, 'tags_path', 'the data set')}"
-        )
+        facts.append(("image tags", str(out / "tags.npz")))
+        advice = f"copy them to {getattr(dataset, 'tags_path', 'the data set')}"
     else:
-        click.echo(f"{100 * summary['labelled_share']:.3f} % of pixels labelled")
+        facts.append(("pixels labelled", f"{100 * summary['labelled_share']:.3f} %"))
         distance = summary["mean_distance_to_boundary"]
         if distance["labelled"] is not None and distance["all"] is not None:
-            click.echo(
-                f"objects: labels lie {distance['labelled']:.1f} px from the boundary, all pixels "
-                f"{distance['all']:.1f} px"
-            )
-        click.echo(
+            whole = f"{distance['labelled']:.1f} px, all pixels of objects {distance['all']:.1f} px"
+            facts.append(("from the boundary", whole))
+        advice = (
             "train on them with --set labels.source=official --set labels.format=png "
             f"--set labels.folder={out.absolute()} --set labels.unlabelled={FILE_UNLABELLED}"
         )
-    click.echo(f"maker {made.maker[:12]}, result {made.result[:12]}, see {out / 'labels.json'}")
+    facts += [("maker", made.maker[:12]), ("result", made.result[:12]), ("see", str(out / "labels.json"))]
+    click.echo(listing.heading(f"{kind} labels of {dataset.info.title}, {split}"))
+    click.echo(listing.table(facts, ("", "")))
+    click.echo(advice)  # on one line, to be copied
 
 
 def _absolute(folder: str, root: Path) -> str:

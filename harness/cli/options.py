@@ -326,7 +326,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         machine = devices.machine()
         cuda = devices.choose(device, machine).type == "cuda"
         if text := devices.unused(device, machine):
-            click.echo(f"warning: {text}", err=True)
+            aside(f"warning: {text}")
         processes, gpus = shares(gpus_per_trial, processes_per_trial, cuda, local)
         if not local:
             devices.of_workers(device, gpus)  # refuses what contradicts itself
@@ -370,7 +370,7 @@ def left_out(wrong: Mapping[str, UserError]) -> None:
     """Say by name what cannot be used, on stderr: everything else goes on."""
     for name, error in wrong.items():
         place = f" ({error.where})" if error.where else ""
-        click.echo(f"left out: {name}: {error.problem}{place}", err=True)
+        aside(f"left out: {name}: {error.problem}{place}")
 
 
 def _absolute(root: str) -> str:
@@ -384,7 +384,7 @@ def _absolute(root: str) -> str:
 def ended(store: Store) -> int:
     """Exit code of a verb that reads a store: 1, and a line for each, where damaged files were left out."""
     for error in store.left_out.values():
-        click.echo(f"left out: {error.brief}", err=True)
+        aside(f"left out: {error.brief}")
     return 1 if store.left_out else 0
 
 
@@ -396,16 +396,18 @@ def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
     return open_dataset(name, data_roots, cache_folder())
 
 
-def progress(pairs: Iterable[Any], number: int) -> Iterable[Any]:
-    """The pairs, with a bar that counts pictures."""
-    from tqdm import tqdm
+def progress(what: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+    """What wraps pictures that are worked on one by one, so that a line says how far that is."""
+    from harness.basics.progress import counted
 
-    return tqdm(pairs, total=number, unit="picture", disable=None)
+    return lambda pictures, number: counted(pictures, number, what)
 
 
 def aside(text: str) -> None:
-    """Say something that is no result: on stderr."""
-    click.echo(text, err=True)
+    """Say something that is no result: on stderr, in the look of errors."""
+    from harness.basics.terminal import say
+
+    say(text)
 
 
 def undecided(coverage: float | None) -> None:

@@ -117,7 +117,7 @@ def evaluate(
         resources=on_request(ray, max_concurrent, gpus_each, address, options),
         store=store,
         say=aside,
-        progress=progress,
+        progress=progress("scoring"),
     ):
         _print(one)
     return ended(store)
@@ -209,7 +209,7 @@ def predict(
         tile=tile,
         left_out=wrong,
         say=aside,
-        progress=progress,
+        progress=progress("predicting"),
     ):
         click.echo(one_line(str(file), 4096))
         number += 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.options import DATA_ROOT, RESULTS, opened, together
+from harness.basics.listing import heading, prose, remark
+from harness.cli.options import DATA_ROOT, RESULTS, aside, opened, together
 from harness.cli.usage import Verb
 
 
@@ -38,12 +39,16 @@ def verify_store(results: Path | str, data_roots: tuple[str, ...]) -> int:
     if store.mirror is None and not store.root.is_dir():
         raise UserError("there is no results folder", where=store.place, remedy="name it with --results")
     done = verify(store, lambda name: opened(name, data_roots))
-    for error in done.breaches.values():
-        click.echo(error.brief)
     for split, why in done.unseen.items():
-        click.echo(f"not compared with the data set: {split}: {' '.join(why.split())}", err=True)
+        aside(f"not compared with the data set: {split}: {' '.join(why.split())}")
+    if done.breaches:
+        click.echo(heading("breaches"))
+    for error in done.breaches.values():
+        click.echo(remark(error.brief))
     click.echo(
-        f"{done.records} records, {done.evaluations} evaluations and {done.checkpoints} checkpoints "
-        f"are sound, {len(done.breaches)} breaches"
+        prose(
+            f"{done.records} records, {done.evaluations} evaluations and {done.checkpoints} checkpoints "
+            f"are sound, {len(done.breaches)} breaches"
+        )
     )
     return 1 if done.breaches else 0

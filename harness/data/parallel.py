@@ -8,9 +8,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Literal, TypeVar
 
-from tqdm import tqdm
-
 import wsss_bench
+from harness.basics.progress import counted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,7 +26,7 @@ def ordered_map(
     kind: Literal["threads", "processes"],
     what: str,
 ) -> Iterator[R]:
-    """Results of ``function`` in the order of ``items``, with a progress bar on a terminal.
+    """Results of ``function`` in the order of ``items``, and how far that is.
 
     Threads suit decoding and hashing, which leave Python's lock; processes suit everything else and
     are started afresh (``spawn``), since forking a process that runs Ray or CUDA is not safe.
@@ -37,7 +36,7 @@ def ordered_map(
         items: what it is called with.
         workers: threads or processes beside this one; 0 works in this thread.
         kind: threads or processes.
-        what: text of the progress bar.
+        what: what is done, for the line of progress.
     """
     with ExitStack() as stack:
         results: Iterator[R]
@@ -53,4 +52,4 @@ def ordered_map(
                 pool = ProcessPoolExecutor(workers, spawn, initializer=wsss_bench.prefer_ours)
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             results = pool.map(function, items, chunksize=16)
-        yield from tqdm(results, desc=what, total=len(items), disable=None, leave=False, unit="file")
+        yield from counted(results, len(items), what, "files")

@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.basics.errors import UserError
 from harness.basics.files import cache_folder, sha256_of
+from harness.basics.progress import counted
 from harness.basics.reading import Damaged, damaged, read_json, read_object
 from harness.basics.registry import DATASETS
 from harness.data.base import Dataset
@@ -80,7 +81,8 @@ def verify(store: Store, dataset: Open | None = None, cache: Path | None = None)
         UserError: the store is not there, or cannot be reached.
     """
     done = Verified()
-    for record in store.records():
+    records = list(store.records())
+    for record in counted(records, len(records), "verifying", "records"):
         store.pull(record.path, lambda name: True)
         before = len(store.left_out) + len(done.breaches)
         _record(record, done)

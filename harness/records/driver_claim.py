@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import threading
 import time
 import uuid
@@ -19,9 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tqdm import tqdm
-
 from harness.basics.errors import UserError
+from harness.basics.terminal import say
 from harness.records.object_store import Files
 
 NAME = "driver.json"
@@ -109,9 +107,6 @@ def _beat(files: Files, name: str, own: str, stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         with suppress(UserError):  # a store out of reach is reported by those who need it
             if _read(files, name).get("id") not in (own, None):
-                tqdm.write(
-                    f"warning: another driver has begun to work on {files.shown}; end one of the two",
-                    file=sys.stderr,
-                )
+                say(f"warning: another driver has begun to work on {files.shown}; end one of the two")
                 return
             _write(files, name, own)

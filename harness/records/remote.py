@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -32,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from tqdm import tqdm
 
 from harness.basics.errors import UserError
 from harness.basics.files import whole_file
+from harness.basics.progress import Bar
 from harness.basics.reading import remembered
 from harness.basics.schema import digest
+from harness.basics.terminal import say
 from harness.records.driver_claim import NAME as DRIVER
 from harness.records.locks import HOLDER, LOCK, locked
 from harness.records.object_store import Files, Stamp, in_parallel
@@ -146,11 +146,11 @@ class Mirror:
             and any(fnmatch("/".join(folder.split("/")[:2]), pattern) for pattern in patterns)
         }
         behind = [folder for folder in sorted(wanted) if self._behind(folder, found[folder])]
-        with tqdm(total=len(behind), desc="fetching", unit="record", disable=None, leave=False) as bar:
+        with Bar("fetching", len(behind), "records") as bar:
 
             def bring(folder: str) -> None:
                 self._bring(folder, found[folder], for_readers, parallel=False)
-                bar.update()
+                bar.advance()
 
             if behind:
                 in_parallel(bring, behind)
@@ -408,7 +408,7 @@ class _Background:
 
     def _report(self) -> None:
         if self.sending is not None and (error := self.sending.exception()) is not None:
-            tqdm.write(f"warning: an upload failed, the next one makes up for it: {error}", file=sys.stderr)
+            say(f"warning: an upload failed, the next one makes up for it: {error}")
         self.sending = None
 
     def wait(self) -> None:
@@ -445,7 +445,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        tqdm.write(f"warning: {error}", file=sys.stderr)
+        say(f"warning: {error}")
 
 
 def present(path: Path) -> bool:

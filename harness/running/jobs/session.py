@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 import wsss_bench
 from harness.basics import devices, interruption
 from harness.basics.errors import UserError
+from harness.basics.terminal import say
 from harness.running.jobs.job import Resources
 
 
@@ -103,5 +101,5 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
             ray.shutdown()
         raise
     if mine and (text := devices.idle(resources.gpus_per_process, there.get("GPU", 0))):
-        tqdm.write(f"note: {text}", file=sys.stderr)
+        say(f"note: {text}")
     return mine

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from harness.basics import interruption
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable
+from harness.basics.progress import counted
 from harness.data.sets.own import register
 from harness.engine import distributed, faults
 from harness.engine.training import Status
@@ -130,14 +130,15 @@ def execute(
     ordered = waves(trials)
     store = options.store
     store.refresh(*{trial.name for wave in ordered for trial in wave})
-    for trial in tqdm([t for wave in ordered for t in wave], desc="checking", disable=None, leave=False):
+    everything = [t for wave in ordered for t in wave]
+    for trial in counted(everything, len(everything), "checking", "trials"):
         check_processes(inspect(trial, options), options)
     with ExitStack() as session:
         session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())
         if again:
-            set_aside(trials, options, tqdm.write)
-        source = Trials([t for wave in ordered for t in wave], options, resources is not None, session)
+            set_aside(trials, options, print)
+        source = Trials(everything, options, resources is not None, session)
         run_jobs(source, resources)
         return list(source.ended.values())
 

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.basics.text import duration
 from harness.engine.training import Status
 
 #: Seconds between two pictures of the table.
@@ -358,16 +359,6 @@ def _place(status: Status, *, short: bool) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 99.95 else f"{rate:.1f}" if rate >= 9.995 else f"{rate:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """As in ``0:07``, ``12:34``, ``1:02:34`` or ``3d 04h``."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d {hours % 24:02d}h"
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def shortened(label: str, width: int) -> str:
