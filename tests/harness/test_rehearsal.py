@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from runs import wsss
 from small_methods import build, make_batch
@@ -71,8 +72,24 @@ def steps() -> list[str]:
     return list(found.values())
 
 
+#: Fewer of the blocks that a network repeats; all widths are its own.
+FEWER = {"vit_": {"depth": 4}, "deit_": {"depth": 4}, "swin_": {"depths": (2, 2, 2, 2)}}
+FEWER |= {"resnet101": {"layers": [2, 2, 2, 2]}}
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    create = timm.create_model
+
+    def create_model(name: str, **options):
+        fewer = (more for start, more in FEWER.items() if name.startswith(start))
+        return create(name, **next(fewer, {}), **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+
+
 @pytest.mark.parametrize("name", steps())
-def test_every_method_takes_a_step_of_each_phase_on_its_backbone(name):
+def test_every_method_takes_a_step_of_each_phase_on_its_backbone(name, shallow):
     smaller = {"config.local_size": 16} if name.startswith("toco/") else {}  # crops of a crop of 48
     resolved = resolve(name, smaller)
     recipe = resolved.recipe
