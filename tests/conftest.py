@@ -13,6 +13,7 @@ import torch
 from cpu_seconds import CpuSeconds
 
 from harness.data.sets.mini import Mini
+from harness.recipes.specs import ScheduleSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -71,8 +72,20 @@ def small(tmp_path_factory, cache) -> Path:
     """A copy of the miniature set with 16 training and 6 validation scenes."""
     whole = Mini.locate(None, cache)
     root = tmp_path_factory.mktemp("small") / "mini"
-    shutil.copytree(whole.root, root)
-    for split, number in (("train", 16), ("val", 6)):
-        file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        file.write_text("\n".join(file.read_text().split()[:number]) + "\n")
+    kept = {name for split, number in (("train", 16), ("val", 6)) for name in whole.ids(split)[:number]}
+
+    def others(folder: str, names: list[str]) -> list[str]:
+        scenes = Path(folder).name in ("JPEGImages", "SegmentationClass")
+        return [n for n in names if scenes and Path(n).stem not in kept]
+
+    shutil.copytree(whole.root, root, ignore=others)
+    for file in (root / "ImageSets" / "Segmentation").glob("*.txt"):
+        file.write_text("".join(f"{name}\n" for name in file.read_text().split() if name in kept))
     return root.parent
+
+
+@pytest.fixture
+def short_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run takes more than ten steps; ``--set`` leaves those alone whose labels others train on."""
+    total = ScheduleSpec.total_steps
+    monkeypatch.setattr(ScheduleSpec, "total_steps", lambda self, epoch: min(total(self, epoch), 10))

@@ -105,6 +105,20 @@ def die_at(moment: str, number: int) -> None:
         harness.basics.files.whole_file = dying
 
 
+def die_when(place: Path, pattern: str) -> None:
+    """Let this process kill itself after the first step at which a file is there."""
+    trainer = harness.engine.training.Trainer
+    optimise = trainer.optimise
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        result = optimise(self, *arguments)
+        if any(place.glob(pattern)):
+            die()
+        return result
+
+    trainer.optimise = watched  # type: ignore[method-assign]
+
+
 def _drive(arguments: list[str], prepare: Callable[..., None] | None, *options: Any) -> None:
     if prepare is not None:
         prepare(*options)

@@ -46,6 +46,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_numbers(tmp_path, first, 
     assert not list(Store(tmp_path).records()), "the run was over before it was killed"
     assert wsss(*command) == 0
     assert_same_numbers(only(tmp_path), first)
+    assert moment in ("step", "row", "last.pt") or only(tmp_path).data["resumed"] == 30
     assert not drafts(tmp_path)
 
 
@@ -137,7 +138,7 @@ def test_three_drivers_begin_with_an_empty_cache(tmp_path):
     assert not list(cache.rglob("*.part"))
 
 
-def test_two_drivers_make_the_labels_of_a_source_once(tmp_path, small):
+def test_two_drivers_make_the_labels_of_a_source_once(tmp_path, small, short_sources):
     """Both find the source finished and its labels missing."""
     results = tmp_path / "results"
     tiny = ["--set", "schedule.steps=2", "--seed", 0, "--local", "--device", "cpu"]

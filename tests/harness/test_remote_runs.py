@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_tools import die_when, driver, exit_code
 from watched_store import names_below
 
 from harness.cli.main import cli, invoke
@@ -86,36 +85,30 @@ def test_another_machine_reads_a_uri(bucket, folder_record, tmp_path, small, mon
     assert numbers(imported) == numbers(record)
 
 
+def _other_machine(cache: str, place: Path) -> None:
+    """With a cache of its own; it dies as soon as a checkpoint is in the store."""
+    os.environ["WSSS_CACHE"] = cache
+    die_when(place, "*/*/*/*/checkpoint/last.pt")
+
+
 @pytest.mark.faults
 def test_a_run_killed_on_one_machine_goes_on_on_another(tmp_path, small, folder_record):
     place = tmp_path / "bucket"
-    command = [sys.executable, "-m", "harness.cli.main", "run", RECIPE, *TINY, *ONE]
-    command += ["--data-root", str(small), "--results", place.as_uri(), "--checkpoint-seconds", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shutil.copytree(os.environ["WSSS_CACHE"], tmp_path / "cache", ignore=shutil.ignore_patterns("stores"))
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, env={**environment, "WSSS_CACHE": str(tmp_path / "cache")}
-    )
-    try:
-        deadline = time.monotonic() + 400
-        while process.poll() is None and time.monotonic() < deadline:
-            if list(place.glob("*/*/*/*/checkpoint/last.pt")):
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.wait()
+    command = ["run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", place.as_uri()]
+    cache = tmp_path / "cache"
+    shutil.copytree(os.environ["WSSS_CACHE"], cache, ignore=shutil.ignore_patterns("stores"))
+    process = driver(*command, "--checkpoint-seconds", 0, prepare=_other_machine, options=(str(cache), place))
+    assert exit_code(process) == -signal.SIGKILL
     assert list(place.glob("driver.json")), "a killed driver cannot take its claim back"
     assert not list(place.glob("*/*/*/*/record.json")), "the run was over before it could be killed"
-    assert wsss("run", RECIPE, *TINY, *ONE, "--data-root", small, "--results", place.as_uri()) == 0
+    assert wsss(*command) == 0
     (record,) = Store(place).records()
     assert numbers(record) == numbers(folder_record)
     np.testing.assert_array_equal(record.history().to_numpy(), folder_record.history().to_numpy())
     assert record.data["resumed"] > 0
 
 
-@pytest.mark.faults
-def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkeypatch):
+def test_labels_of_another_recipe_come_through_the_store(tmp_path, small, monkeypatch, short_sources):
     uri = (tmp_path / "bucket").as_uri()
     arguments = ["--set", "schedule.steps=2", *ONE, "--data-root", small]
     assert wsss("run", "pce/mini-image", *arguments, "--results", uri) == 0

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
+from fault_tools import die_when, driver, exit_code
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from searches import RECIPE, SET, TINY, finish, nothing, plan, pretend, table, value_of
 
@@ -472,24 +469,9 @@ def test_a_missing_sampler_package_is_named(options, monkeypatch):
 @pytest.mark.faults
 def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path):
     more = ["--trials", "5", "--local", "--scheduler", "none", "--checkpoint-seconds", "0"]
-    arguments = [str(a) for a in command(small, tmp_path, *more)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness.cli.main", *arguments],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if list(tmp_path.glob("out/trials/0002/checkpoint/last.pt")):
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, "the search was over before it could be killed"
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    arguments = command(small, tmp_path, *more)
+    process = driver(*arguments, prepare=die_when, options=(tmp_path, "out/trials/0002/checkpoint/last.pt"))
+    assert exit_code(process) == -signal.SIGKILL
     assert wsss(*arguments) == 0
     killed = json.loads((tmp_path / "out" / "search.json").read_text())
     assert killed["counts"] == {"finished": 5}

@@ -11,7 +11,6 @@ from PIL import Image
 from runs import wsss
 
 from harness.data.lists import write_tags
-from harness.recipes.specs import ScheduleSpec
 from harness.records.records import Store
 from harness.running.trials.splits import look
 from harness.running.trials.trial import Options, Trial, prepare
@@ -166,9 +165,8 @@ def test_labels_of_which_nothing_is_legal_to_learn_from(birds, capsys):
     assert "not one pixel of the 4 pictures of train is labelled" in capsys.readouterr().err
 
 
-def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys, monkeypatch):
+def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys, short_sources):
     """Labels of another recipe are made on the user's pictures, not on those of its table."""
-    monkeypatch.setattr(ScheduleSpec, "total_steps", lambda self, epoch: 10)  # of the source, too
     for i in range(4, 16):
         picture = np.full((48, 64, 3), 16 * i, np.uint8)
         Image.fromarray(picture).save(birds / "images" / f"p{i}.png")

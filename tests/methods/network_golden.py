@@ -17,8 +17,12 @@ from torch import Tensor
 SEEDS = {"65x65": 0, "97x81": 1, "train": 3, "321x321": 4}
 
 
+@cache
 def filled(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of one state-dict entry, a function of its name alone; float32."""
+    """The value of one state-dict entry, a function of its name alone; float32.
+
+    Drawn once: networks of several data sets differ in their last layers. Never to be changed in place.
+    """
     noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if key.endswith("num_batches_tracked"):
         return torch.tensor(0)

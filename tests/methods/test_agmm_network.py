@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from network_golden import picture, state_dict
+from network_golden import filled, picture, state_dict
 from torch import nn
 
 from harness.basics.errors import UserError
@@ -35,8 +35,10 @@ def dataset(classes: int) -> DatasetInfo:
 
 
 def method(tag: str) -> AGMM:
+    """The method without values, so that building it takes no time."""
     backbone, classes, options = NETWORKS[tag]
-    return AGMM(AGMMConfig(**options), Build(dataset(classes), "point", (321, 321), backbone))
+    with torch.device("meta"):
+        return AGMM(AGMMConfig(**options), Build(dataset(classes), "point", (321, 321), backbone))
 
 
 @cache
@@ -44,8 +46,18 @@ def network(tag: str) -> DeepLabV3Plus:
     """The network filled by the golden rule, through the key table of the authors' checkpoints."""
     built = method(tag)
     table = AGMM.key_tables()["agmm-sass"]
-    built.load_state_dict(table(state_dict(FOLDER / "networks" / "agmm" / f"keys_{tag}.json")))
+    state = table(state_dict(FOLDER / "networks" / "agmm" / f"keys_{tag}.json"))
+    built.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)  # running values change
     return built.network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Nothing is kept for tests of other files."""
+    yield
+    network.cache_clear()
+    filled.cache_clear()
+    state_dict.cache_clear()
 
 
 def load(tag: str, file: str, folder: Path | None = None) -> dict[str, np.ndarray]:
@@ -187,7 +199,7 @@ def test_seven_scales_with_mirror_agree(full_golden):
 def test_a_checkpoint_of_the_authors_loads_into_the_method(tmp_path):
     state = state_dict(FOLDER / "networks" / "agmm" / "keys_city_r50.json")
     torch.save(state, tmp_path / "resnet50_77.77.pth")
-    built, table = method("city_r50"), AGMM.key_tables()["agmm-sass"]
+    built, table = method("city_r50").to_empty(device="cpu"), AGMM.key_tables()["agmm-sass"]
     load_checkpoint(built, tmp_path / "resnet50_77.77.pth", table)
     own = built.state_dict()
     assert len(own) == len(state)

@@ -57,18 +57,38 @@ def saved(keys: Path) -> dict[str, Tensor]:
 
 
 def untrained(classes: int, **config) -> BLPSeg:
+    """The method without values, so that building it takes no time."""
     names = tuple(f"class {k}" for k in range(classes))
     info = DatasetInfo("toy", "Toy", names, tuple((k, k, k) for k in range(classes)), {"train": 1}, 0, "toy")
     values = BLPSegConfig(**({"lam_epsilon": "reference"} | config))
-    return BLPSeg(values, Build(info, "scribble", (384, 384), "resnet101s"))
+    with torch.device("meta"):
+        return BLPSeg(values, Build(info, "scribble", (384, 384), "resnet101s"))
+
+
+def fresh(keys: Path) -> BLPSeg:
+    """The method with the golden weights, through the key table of the authors' checkpoints."""
+    state = BLPSeg.key_tables()["blpseg"](saved(keys))
+    built = untrained(entries(keys)["seg_head.4.weight"][0])
+    built.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+    return built.eval()
 
 
 @cache
+def _kept(_: str, keys: Path) -> BLPSeg:
+    return fresh(keys)
+
+
 def method(keys: Path = FOLDER / "keys_voc.json") -> BLPSeg:
-    """The method with the golden weights, through the key table of the authors' checkpoints."""
-    built = untrained(entries(keys)["seg_head.4.weight"][0])
-    built.load_state_dict(BLPSeg.key_tables()["blpseg"](saved(keys)))
-    return built.eval()
+    """The same, kept: for what changes nothing."""
+    return _kept(keys.read_text(), keys)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Nothing is kept for tests of other files."""
+    yield
+    _kept.cache_clear()
+    filled.cache_clear()
 
 
 def load(file: Path) -> dict[str, np.ndarray]:
@@ -152,7 +172,7 @@ def test_a_released_checkpoint_loads_from_its_file(tmp_path):
     state["distance_prob"] = torch.zeros(1, 4, 4)  # its size is that of the crop, and nobody reads it
     file = tmp_path / "BLPSeg_resnet101_VOCDataset_epoch40.pth"
     torch.save(state, file)
-    built = untrained(21)
+    built = untrained(21).to_empty(device="cpu")
     load_checkpoint(built, file, BLPSeg.key_tables()["blpseg"])
     loaded = built.state_dict()
     for key, value in method().state_dict().items():
@@ -260,12 +280,6 @@ def trained_once(built: BLPSeg, images: Tensor) -> tuple[dict[str, Tensor], list
         **{"seg_low": output.raw, "lam_low": output.logits, "scrib_low": output.annotation, "seg": seg},
     }
     return found, [seg.square().mean(), scrib.square().mean()]
-
-
-def fresh(keys: Path) -> BLPSeg:
-    built = untrained(entries(keys)["seg_head.4.weight"][0])
-    built.load_state_dict(method(keys).state_dict())
-    return built
 
 
 @pytest.mark.golden

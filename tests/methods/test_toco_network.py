@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformer_golden import SEEDS, picture, shapes, state_dict
+from transformer_golden import SEEDS, filled, picture, shapes, state_dict
 
 from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
 from harness.engine.batch import Progress
 from harness.engine.method import Build
 from harness.nn.checkpoints import load_checkpoint
+from methods.parts.cam import activation_maps
 from methods.toco import ToCo, ToCoConfig
 
 FOLDER = Path(__file__).parents[1] / "golden" / "networks" / "toco"
@@ -34,17 +34,21 @@ def untrained(classes: int, backbone: str = "vit_base_patch16_224", **config) ->
         return ToCo(ToCoConfig(**config), Build(info, "image", (448, 448), backbone))
 
 
-@cache
-def weights(keys: Path) -> dict[str, Tensor]:
-    return ToCo.key_tables()["toco"](state_dict(keys))
-
-
 def method(keys: Path, dtype: torch.dtype = torch.float32) -> ToCo:
     """The method with the golden weights, through the key table of the authors' checkpoints."""
-    state = {k: v.to(dtype, copy=True) for k, v in weights(keys).items()}
+    weights = ToCo.key_tables()["toco"](state_dict(keys))
+    state = {k: v.to(dtype, copy=True) for k, v in weights.items()}
     built = untrained(state["network.decoder.conv8.weight"].shape[0])
     built.load_state_dict(state, assign=True)
     return built.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Nothing is kept for tests of other files."""
+    yield
+    filled.cache_clear()
+    state_dict.cache_clear()
 
 
 def every_tensor(built: ToCo, images: Tensor) -> dict[str, Tensor]:
@@ -56,7 +60,11 @@ def every_tensor(built: ToCo, images: Tensor) -> dict[str, Tensor]:
         output = net(images)
         for hook in hooks:
             hook.remove()
-        cam, aux_cam = net.maps(images)
+        if images.shape[-1] < 200:
+            cam, aux_cam = net.maps(images)
+        else:  # of a large picture once is enough
+            cam = activation_maps(output.tokens.final, net.classifier.weight)
+            aux_cam = activation_maps(output.tokens.aux, net.aux_classifier.weight)
         stacked = torch.stack(blocks)
         token = output.tokens.cls
         return {

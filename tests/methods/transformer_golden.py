@@ -15,8 +15,13 @@ from torch import Tensor
 SEEDS = {"s64": 101, "s96x80": 102, "odd75x100": 103, "s224": 104, "s448": 105}
 
 
+@cache
 def filled(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of one state-dict entry, a function of its name (without ``module.``); float32."""
+    """The value of one state-dict entry, a function of its name (without ``module.``); float32.
+
+    Drawn once: both methods have one encoder, and data sets differ in the last layers. Never to be changed
+    in place.
+    """
     noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     last = key.rpartition(".")[2]
     if last == "weight_g" or (last == "weight" and len(shape) == 1):
