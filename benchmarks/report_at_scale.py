@@ -69,7 +69,7 @@ def make(root: Path, records: int) -> None:
             schedule={"steps": 240},
         )  # fmt: skip
         name = f"{method}/mini-{kind}-{turn // len(SUPERVISIONS)}"
-        resolved = Resolved(name=name, recipe=recipe, config={f"option_{i}": 0.5 * i for i in range(12)})
+        resolved = Resolved(name=name, recipe=recipe)
         own = digest([name])
         folder = Store(root).folder(name, own, seed)
         npz, figures = networks[int(choose.integers(NETWORKS))]

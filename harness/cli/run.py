@@ -134,7 +134,6 @@ def _list(
     trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
 ) -> None:
     """Print what a run would do."""
-    from harness.recipes.resolving import resolve
     from harness.running.smoke.forecast import concurrent, forecast, free_mebibytes, wall_seconds
     from harness.running.smoke.report import duration
     from harness.running.trials.overlay import overlay
@@ -159,7 +158,7 @@ def _list(
     headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
     click.echo(listing.table(table, headers, right=(2, 3, 4)))
     open_rows = [row for row in rows if row.state != "finished"]
-    recipes = (resolve(row.trial.name, row.trial.overrides).recipe for row in rows)
+    recipes = (row.trial.resolved.recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
     at_a_time = concurrent(resources, processes)
     wall = None if at_a_time is None else wall_seconds(open_rows, at_a_time)

@@ -35,7 +35,7 @@ def printed(resolved: Resolved) -> dict[str, Printed]:
     that extends that table, or a command line, may have changed the value since. ``our choice`` is no source,
     and nothing differs from it.
     """
-    now = flattened({**dump(resolved.recipe), "config": dump(resolved.config)})
+    now = flattened(dump(resolved.recipe))
     sources: dict[str, str] = {}
     there: dict[str, Any] = {}
     for name in reversed(lineage(resolved.name)):  # ancestors first: a descendant's source replaces theirs

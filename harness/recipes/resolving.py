@@ -49,8 +49,7 @@ class Resolved:
 
     Attributes:
         name: ``<method>/<table>``.
-        recipe: the validated recipe.
-        config: the validated ``Config`` of its method.
+        recipe: the validated recipe, with the validated ``Config`` of its method.
         origins: dotted key -> ``default``, ``file``, ``inherited from ...`` or ``command line``.
         file: the TOML file.
         chosen: dotted key -> what the user's pictures chose its value from, see
@@ -61,16 +60,22 @@ class Resolved:
 
     name: str
     recipe: Recipe
-    config: Any
     origins: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
     chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def config(self) -> Any:
+        """The ``Config`` of its method."""
+        return self.recipe.config
+
+    @property
     def trained(self) -> Resolved:
         """As it is trained: values that only inference reads are those of the recipe itself."""
-        return replace(self, config=replace(self.config, **self.own), own={}) if self.own else self
+        if not self.own:
+            return self
+        return replace(self, recipe=replace(self.recipe, config=replace(self.config, **self.own)), own={})
 
     @property
     def inference(self) -> dict[str, Any]:
@@ -79,18 +84,15 @@ class Resolved:
 
     def training_values(self) -> dict[str, Any]:
         """Everything that may change the trained network, defaults spelled out."""
-        values = {k: v for k, v in dump(self.recipe).items() if k not in _NOT_TRAINING}
-        return values | {"config": dump(self.trained.config)}
+        return {k: v for k, v in dump(self.trained.recipe).items() if k not in _NOT_TRAINING}
 
     def neutral_values(self) -> dict[str, Any]:
         """Dotted key to neutral value of every option that has one, those of the method included."""
-        own = {k: v for k, v in neutral_values(self.recipe).items() if k.split(".")[0] not in _NOT_TRAINING}
-        return own | {f"config.{k}": v for k, v in neutral_values(self.config).items()}
+        return {k: v for k, v in neutral_values(self.recipe).items() if k.split(".")[0] not in _NOT_TRAINING}
 
     def essential_values(self) -> dict[str, Any]:
         """The training values without options at their neutral value: what digests are made of."""
-        values = {k: v for k, v in essential(self.recipe).items() if k not in _NOT_TRAINING}
-        return values | {"config": essential(self.trained.config)}
+        return {k: v for k, v in essential(self.trained.recipe).items() if k not in _NOT_TRAINING}
 
     def digest(self, *fingerprints: str) -> str:
         """Training digest over the values and the given fingerprints (data, labels, weights).
@@ -337,7 +339,7 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
             where=where,
             remedy="set labels_from to a folder of <id>.png pseudo labels, or to a recipe that makes them",
         )
-    config = _config(method, recipe, where)
+    recipe = replace(recipe, config=_config(method, recipe, where))
     recipe.schedule.total_steps(1)
     if recipe.schedule.steps is not None:  # epochs are known with the data
         recipe.schedule.check(recipe.schedule.steps)
@@ -354,7 +356,7 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
         check_protocol(evaluation.protocol, where)
         check_network(method, evaluation.network, where)
     origins = {**origins, **{key: f"chosen from {why}" for key, why in chosen.items()}}
-    return Resolved(name=name, recipe=recipe, config=config, origins=origins, file=where, chosen=chosen)
+    return Resolved(name=name, recipe=recipe, origins=origins, file=where, chosen=chosen)
 
 
 def _config(method: Any, recipe: Recipe, where: str) -> Any:
@@ -463,7 +465,7 @@ def expand(targets: Sequence[str]) -> list[str]:
 def explain(resolved: Resolved) -> list[tuple[str, Any, str, str]]:
     """Every effective value of a recipe: (dotted key, value, origin, where it is printed)."""
     rows = []
-    flat = flattened({**dump(resolved.recipe), "config": dump(resolved.config)})
+    flat = flattened(dump(resolved.recipe))
     for key, value in flat.items():
         if key in ("sources", "remarks"):
             continue

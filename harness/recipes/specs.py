@@ -5,9 +5,12 @@ Each one documents itself: ``wsss show RECIPE --docs`` prints the line below a k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
 from harness.basics.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side, Unfit
 from harness.basics.errors import UserError
@@ -217,6 +220,12 @@ class EvaluationSpec:
         return "-".join(parts if self.checkpoint == "last" else [*parts, self.checkpoint])
 
 
+def _table(value: Any) -> Any:
+    if isinstance(value, Mapping) or is_dataclass(value):
+        return value
+    raise PydanticKnownError("dict_type")
+
+
 @schema
 class Recipe:
     """One training run."""
@@ -244,8 +253,8 @@ class Recipe:
     """Instead of weak labels: a folder of dense pseudo labels, or a recipe that exports them."""
     batch: BatchSpec = BatchSpec()
     """Groups and samples."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The method's own hyper-parameters, validated against its Config."""
+    config: Annotated[Any, BeforeValidator(_table)] = Field(default_factory=dict)
+    """The method's own hyper-parameters: an instance of its Config in a resolved recipe."""
     optimiser: OptimiserSpec = OptimiserSpec()
     """Optimiser."""
     schedule: ScheduleSpec = ScheduleSpec(steps=1)

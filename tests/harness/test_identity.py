@@ -30,7 +30,6 @@ from harness.basics.schema import (
 from harness.data.base import LabelSpec
 from harness.data.labels import label_store
 from harness.data.prepare.label_making import Making
-from harness.evaluation import evaluator
 from harness.recipes import protocols, specs
 from harness.recipes.protocols import Protocol
 from harness.recipes.resolving import _NOT_TRAINING, Resolved, resolve
@@ -60,7 +59,7 @@ def resolved_of(name: str, values: Mapping[str, Any]) -> Resolved:
         tables["selection"] = specs.SelectionSpec
     inner = {key: as_recorded(cls, values[key]) for key, cls in tables.items()}
     config = as_recorded(METHODS.get(values["method"]).Config, values["config"])
-    return Resolved(name, as_recorded(Recipe, {**values, **inner}), config)
+    return Resolved(name, as_recorded(Recipe, {**values, **inner, "config": config}))
 
 
 def evaluation_digest(spec: EvaluationSpec, fingerprint: str = "data") -> str:
@@ -87,7 +86,7 @@ def test_a_kept_training_digest_is_found_again(kept: dict[str, Any]) -> None:
 def test_kept_evaluation_digests_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for kept in KEPT["evaluations"]:
         recorded = as_recorded(Protocol, kept["protocol"])
-        monkeypatch.setattr(evaluator, "protocol", lambda name, p=recorded: p)
+        monkeypatch.setattr(protocols, "protocol", lambda name, p=recorded: p)
         spec = as_recorded(EvaluationSpec, kept["spec"])
         assert evaluation_digest(spec, kept["fingerprint"]) == kept["digest"], kept["spec"]
 
@@ -168,7 +167,8 @@ def test_an_added_option_changes_training_digests_off_its_neutral_value_alone(ke
             return replace(base, recipe=cls(**values_of(base.recipe), added=value))
         if key == "config":
             cls = with_option(type(base.config))
-            return replace(base, config=cls(**values_of(base.config), added=value))
+            config = cls(**values_of(base.config), added=value)
+            return replace(base, recipe=replace(base.recipe, config=config))
         table = getattr(base.recipe, key)
         table = with_option(TABLES[key])(**values_of(table), added=value)
         recipe = Recipe(**values_of(base.recipe))
@@ -195,7 +195,7 @@ def test_an_added_option_of_a_protocol_changes_evaluations_off_its_neutral_value
     base = protocols.protocol("single")
     for value, unchanged in (("off", True), ("on", False)):
         p = cls(**values_of(base), added=value)
-        monkeypatch.setattr(evaluator, "protocol", lambda name, p=p: p)
+        monkeypatch.setattr(protocols, "protocol", lambda name, p=p: p)
         assert (evaluation_digest(spec) == before) is unchanged
         assert protocol_changes(dump(base), p) == ([] if unchanged else ["added"])
 

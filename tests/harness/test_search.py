@@ -326,7 +326,7 @@ def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, 
     import harness.running.search.objective
 
     seen, scored = set(), []
-    real = harness.running.search.objective.evaluation.predictions
+    real = harness.running.search.objective.evaluator.predictions
 
     def spy(*arguments, ids, **keywords):
         scored.append(tuple(ids))
@@ -345,7 +345,7 @@ def test_a_trial_trains_without_and_is_scored_on_the_held_out_pictures(options, 
     monkeypatch.setitem(METHODS._registered, "pce", Watched)  # a study goes on with the code it began with
     prepared = harness.running.search.objective.prepare(jobs(search)[0].trial, options)
     expected = {i: t.tolist() for i, t in zip(ids, prepared.labels.tags.astype(float), strict=True)}
-    monkeypatch.setattr(harness.running.search.objective.evaluation, "predictions", spy)
+    monkeypatch.setattr(harness.running.search.objective.evaluator, "predictions", spy)
     (job,) = jobs(search)
     events = list(measure(job))
     kept = {i for i, m in zip(ids, held_out(ids, 0.25), strict=True) if not m}

@@ -62,7 +62,7 @@ class Factory:
             "schedule": {"steps": 100},
         }
         recipe = Recipe(**{**base, **values})
-        return Resolved(name=name, recipe=recipe, config={})
+        return Resolved(name=name, recipe=recipe)
 
     def record(
         self,

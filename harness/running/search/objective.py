@@ -29,7 +29,6 @@ from harness.engine.training import Status, Trainer
 from harness.evaluation import evaluator
 from harness.recipes import protocols
 from harness.recipes.names import check_split
-from harness.recipes.resolving import resolve
 from harness.recipes.specs import EvaluationSpec, Recipe
 from harness.records.locks import Elsewhere, trial_lock
 from harness.running.jobs.job import Event, InFolder
@@ -159,7 +158,7 @@ class SearchJob(InFolder):
     @property
     def recipe(self) -> Recipe:
         """With the values that the study suggests."""
-        return resolve(self.trial.name, self.trial.overrides).recipe
+        return self.trial.resolved.recipe
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """:func:`measure`."""

@@ -13,7 +13,6 @@ from harness.basics.errors import UserError
 from harness.basics.files import check_writable
 from harness.basics.schema import digest
 from harness.engine import faults
-from harness.recipes.resolving import resolve
 from harness.running.jobs.job import Event, Job, Resources, Source
 from harness.running.jobs.run import run
 from harness.running.smoke.forecast import labels_ready, state_of
@@ -102,7 +101,7 @@ def _job(
     outputs = tuple(
         sorted(
             {
-                resolve(g[0].name, g[0].overrides).recipe.labels_from or ""
+                g[0].resolved.recipe.labels_from or ""
                 for g in groups
                 if (source := source_of(g[0])) is not None and replace(source, seed=0) == own
             }

@@ -32,7 +32,7 @@ from harness.engine.training import Status, Trainer
 from harness.evaluation import evaluator
 from harness.evaluation.boundary import BoundaryCounter
 from harness.recipes import protocols
-from harness.recipes.resolving import Resolved, resolve
+from harness.recipes.resolving import Resolved
 from harness.recipes.specs import EvaluationSpec, Recipe, SelectionSpec
 from harness.running.jobs.job import Event, InFolder, release
 from harness.running.smoke.forecast import labels_ready
@@ -105,7 +105,7 @@ class SmokeJob(InFolder):
     @property
     def recipe(self) -> Recipe:
         """With the overrides of the run."""
-        return resolve(self.trial.name, self.trial.overrides).recipe
+        return self.trial.resolved.recipe
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """Make the steps and evaluations of a recipe; its row is the result.

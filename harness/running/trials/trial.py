@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,15 @@ class Trial:
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
     called: str = field(default="", compare=False)
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """The recipe, read once. Raises UserError, see :func:`harness.recipes.resolving.resolve`."""
+        return resolve(self.name, self.overrides)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process reads the recipe itself: what it names may be another there."""
+        return {key: value for key, value in vars(self).items() if key != "resolved"}
 
     def __str__(self) -> str:
         return f"{self.name}{f'@{self.called}' if self.called else ''} seed {self.seed}"
@@ -276,7 +285,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     are found and read into them. Arguments and errors as :func:`prepare`.
     """
     own.register(options.data_roots)  # again here: a worker process has not read the command line
-    resolved = resolve(trial.name, trial.overrides)
+    resolved = trial.resolved
     if evaluations is not None:
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
@@ -284,7 +293,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     if recipe.labels_from is not None:
         check_labels_from(recipe.labels_from, f"{resolved.file} labels_from")
         if (source := source_of(trial)) is not None:
-            source_output(resolve(source.name, source.overrides), recipe.labels_from)
+            source_output(source.resolved, recipe.labels_from)
     device = choose_device(options.device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     kept, notes = scorable(recipe, dataset, "evaluation" in trial.overrides or evaluations is not None)
@@ -432,7 +441,7 @@ def source_of(trial: Trial) -> Trial | None:
 
     It has the same seed and is on the same data: another data set than that of its recipe is passed on.
     """
-    recipe = resolve(trial.name, trial.overrides).recipe
+    recipe = trial.resolved.recipe
     if recipe.labels_from is None or not is_recipe(recipe.labels_from):
         return None
     name = recipe.labels_from.partition(":")[0]
