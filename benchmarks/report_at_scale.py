@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, nargs="?", help="results folder, made where it does not exist")
     parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, help="keep the report here, plots included")
     parser.add_argument("--bootstrap", action="store_true", help="measure the bootstrap of a large split")
     options = parser.parse_args()
     if options.bootstrap:
@@ -134,7 +135,8 @@ def main() -> None:
     else:
         start, cpu = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as place:
-            files = write_report(Store(options.store), Path(place), recipes={}, plots=False)
+            out = options.out or Path(place)
+            files = write_report(Store(options.store), out, recipes={}, plots=options.out is not None)
         text = f"{options.store}: {len(files)} files"
     wall, used = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

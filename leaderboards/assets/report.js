@@ -35,10 +35,11 @@ function filter() {
 if (words) {
   words.addEventListener("input", filter);
   verdict.addEventListener("change", filter);
-  filter();
+  shown.textContent = `${rows.length} of ${rows.length} rows`;
 }
 // Provenance: every figure is a button that opens the same dialog; with a pointer, every cell of its row does.
-const facts = JSON.parse(document.getElementById("facts").textContent), dialog = document.getElementById("provenance");
+const dialog = document.getElementById("provenance");
+let facts; // read at the first question
 const body = dialog.querySelector("div");
 function list(title, entries) {
   const heading = document.createElement("h3"), parts = document.createElement("dl");
@@ -55,6 +56,7 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("dialog") || String(getSelection())) return; // selecting text opens nothing
   const source = event.target.closest("button[data-row]") ?? event.target.closest("td")?.closest("tr[data-row]");
   if (!source) return;
+  facts ??= JSON.parse(document.getElementById("facts").textContent);
   const own = facts.rows[source.dataset.row];
   dialog.querySelector("h2").textContent = own.title;
   body.replaceChildren(...own.parts.flatMap(([title, entries]) =>

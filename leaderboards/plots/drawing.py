@@ -30,7 +30,7 @@ from leaderboards.rows.row import Row
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#8C8C8C",
 )  # fmt: skip
-_HATCHES = ("", "////", "....", "xxxx")
+_HATCHES = ("", "////", "\\\\\\\\", "xxxx")  # dots would be a megabyte of SVG
 _MARKERS = ("o", "s", "^", "D")
 _DASHES = ("-", "--", ":", "-.")
 

@@ -230,7 +230,8 @@ def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
     kinds = [s for s in SUPERVISIONS if any(row.supervision == s for row in rows)]
     width = max(4.8, min(WIDTH, 2.2 + 1.15 * len(kinds)))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        height = max(3.0, 0.8 + 0.155 * len({entry.label for entry in shown}))  # the legend's
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         for place, kind in enumerate(kinds):
             here = [(row, entry) for row, entry in zip(rows, shown, strict=True) if row.supervision == kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,8 @@ from leaderboards.rows.row import Row, trainings
 
 #: Rows in one figure: the best by mean mIoU; the tables have all of them.
 MOST = 10
+#: Of each supervision, in a figure that shows several.
+MOST_OF_EACH = 6
 
 Draw = Callable[[Sequence[Row], Entries], Figure | None]
 
@@ -53,11 +56,25 @@ def draw(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
         members = list(group)
         if kind == "curves":
             members = [row for row in trainings(members) if row.records]
+        members.sort(key=lambda row: -row.mean)
         if "supervision" in parts or kind == "published":
-            members = sorted(members, key=lambda row: -row.mean)[:MOST]
+            members = members[:MOST]
+        else:
+            members = _best_of_each(members)
         figure = figure_of(members, entries) if members else None
         if figure is not None:
             yield "-".join([kind, *name]), figure
+
+
+def _best_of_each(rows: Sequence[Row]) -> list[Row]:
+    """The best of each supervision, in the order of the rows."""
+    taken: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        taken[row.supervision] += 1
+        if taken[row.supervision] <= MOST_OF_EACH:
+            found.append(row)
+    return found
 
 
 def check_kinds(kind: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from leaderboards.plots.overview import (
     per_class_figure,
     style,
 )
-from leaderboards.plots.plotting import write_plots
+from leaderboards.plots.plotting import MOST_OF_EACH, draw, write_plots
 from leaderboards.rows.gathering import gather
 from leaderboards.rows.published import published
 from leaderboards.rows.row import Row
@@ -108,6 +108,29 @@ def test_overview_shows_every_seed(factory: Factory) -> None:
     np.testing.assert_allclose(drawn, sorted(run.miou for row in rows for run in row.runs))
 
 
+def test_an_overview_of_many_rows_shows_the_best_of_each_supervision(
+    factory: Factory, tmp_path: Path
+) -> None:
+    """Its legend stays within the figure, and hatches do not make a file of megabytes."""
+    for kind in ("point", "scribble"):
+        for k in range(MOST_OF_EACH + 3):
+            name = f"agmm/mini-{kind}-{k}"
+            factory.record(factory.resolved(name, supervision=kind), quality=0.8 - 0.03 * k, title="A")
+    rows = rows_of(factory)
+    ((_, figure),) = draw(rows, "overview")
+    labels = {t.get_text() for t in figure.legends[0].get_texts()}
+    best = sorted((r for r in rows if r.supervision == "point"), key=lambda r: -r.mean)
+    assert {f"A mini-point-{k}" for k in range(MOST_OF_EACH)} <= labels
+    assert len(labels) == 2 * MOST_OF_EACH
+    assert best[-1].recipe.partition("/")[2] not in str(labels)
+    save(figure, tmp_path / "overview", ["svg"])
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0
+    for _, bars in draw(rows, "per-class"):
+        (file,) = save(bars, tmp_path / "bars", ["svg"])
+        assert file.stat().st_size < 400_000
+
+
 def test_a_method_keeps_its_colour(factory: Factory) -> None:
     rows = fill(factory)
     entries = entries_of(rows)
@@ -146,15 +169,15 @@ def test_marks_say_their_numbers(factory: Factory, tmp_path: Path) -> None:
     """What the page shows below the pointer is in the SVG, whatever characters a name has."""
     factory.record(factory.resolved("agmm/mini-point"), title="Größe $x$ 分割 <&>")
     rows = rows_of(factory)
-    for draw in (overview_figure, seeds_figure, per_class_figure):
-        (file,) = save(draw(rows), tmp_path / draw.__name__, ["svg"])
+    for make in (overview_figure, seeds_figure, per_class_figure):
+        (file,) = save(make(rows), tmp_path / make.__name__, ["svg"])
         said = [
             bytes.fromhex(text).decode()
             for text in re.findall(r'id="says-([0-9a-f]+)', file.read_text(encoding="utf-8"))
         ]
         assert said
         assert all("Größe $x$ 分割 <&>" in text for text in said)
-        figure = rows[0].class_spread[0][0] if draw is per_class_figure else rows[0].mean
+        figure = rows[0].class_spread[0][0] if make is per_class_figure else rows[0].mean
         assert any(f"{figure:.1f}" in text for text in said)
 
 
