@@ -126,3 +126,24 @@ def test_pooling_of_tokens_is_the_same_for_every_method_of_the_instrument():
     assert len(found) == 6
     assert len(set(found.values())) == 1
     assert next(iter(found.values()))[0] == resolve("cam/msrc-image-hybrid").config.pooling == "average"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "evaluation", "refused"),
+    [
+        ("cam/voc-lite-image", None, False),  # maps of a part of what is trained on
+        ("cam/voc-lite-image", '[{ split = "train" }]', True),
+        ("cam/voc-lite-image", '[{ split = "train", output = "cam" }, { split = "train" }]', True),
+        ("pce/voc-lite-point", '[{ split = "train" }]', True),
+    ],
+)
+def test_pseudo_labels_of_a_part_of_the_training_pictures_are_scored_and_predictions_are_not(
+    recipe, evaluation, refused, tmp_path, capsys
+):
+    root = write_miniature("voc2012", tmp_path, train=4, val=2)
+    command = ["run", recipe, "--set", "weights=none", "--set", "batch.per_group=2", "--dry-run"]
+    command += [] if evaluation is None else ["--set", f"evaluation={evaluation}"]
+    status = wsss(*command, "--data-root", root, "--device", "cpu", "--results", tmp_path / "r")
+    said = capsys.readouterr().err
+    assert status == (2 if refused else 0), said
+    assert ("4 ids of train are in train_aug" in said) == refused

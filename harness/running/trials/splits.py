@@ -73,6 +73,9 @@ def scorable(
 def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]) -> tuple[str, ...]:
     """Refuse to score pictures that were trained on, unless a recipe means to.
 
+    Pseudo labels are made for pictures that are trained on: those of a part of them, as VOC's ``train`` is of
+    ``train_aug``, are scored like those of all.
+
     Args:
         recipe: what is trained on and scored.
         dataset: the data set.
@@ -85,9 +88,13 @@ def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]
         UserError: pictures of a scored split are trained on, by id or by content.
     """
     train = recipe.train_split
+    trained = set(splits[train].pictures)
+    segmented = {e.split for e in recipe.evaluation if e.output == "segmentation"}
+    segmented |= {recipe.selection.split} if recipe.selection is not None else set()
     notes = []
     for split in splits:
-        shared = overlap(splits[train], splits[split]) if split != train else ""
+        labels = split not in segmented and set(splits[split].pictures) <= trained
+        shared = "" if split == train or labels else overlap(splits[train], splits[split])
         if shared and recipe.overlap == "refuse":
             raise UserError(
                 shared,
