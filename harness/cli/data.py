@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.basics.listing import prose
+from harness.cli.completing import A_DATA_SET, A_RECIPE
 from harness.cli.labels import labels, show
 from harness.cli.options import COUNT, DATA_ROOT, SEED, SET, Output, opened, together
 from harness.cli.usage import Verb
@@ -42,7 +43,7 @@ Examples:
   wsss data prepare voc2012 --data-root ~/data --from ~/benchmark_RELEASE
 What is written already is kept: the same command goes on where it stopped.""",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=A_DATA_SET)
 @together(DATA_ROOT, PROCESSES)
 @click.option(
     "--from",
@@ -82,11 +83,12 @@ Examples:
   wsss data verify own --data-root own=birds --for pce/own-scribble --set labels.format=labelme
 Files that were sound and have not changed are not read again. Exit code 2 when something is wrong.""",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=A_DATA_SET)
 @together(DATA_ROOT, SPLIT, PROCESSES)
 @click.option(
     "--for",
     "recipe",
+    shell_complete=A_RECIPE,
     metavar="RECIPE",
     help="Read the weak labels too that a run of it would train on [default: of your own data, those that "
     "lie where the own-* recipes look for them].",
@@ -155,7 +157,7 @@ def _wanted(dataset: Dataset, recipe: str | None, assignments: tuple[str, ...]) 
 
 
 @data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
-@click.argument("name")
+@click.argument("name", shell_complete=A_DATA_SET)
 @click.argument("folder", type=Output())
 @click.option(
     "--train", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Training pictures."

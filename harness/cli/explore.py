@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.basics.listing import Cell, heading, prose, remark, state, table
-from harness.cli.options import DATA_ROOT, JSON, left_out, recipes_beginning
+from harness.cli.completing import A_RECIPE, EVERYTHING
+from harness.cli.options import DATA_ROOT, JSON, left_out
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ Examples:
   wsss list suites""",
 )
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
-@click.argument("pattern", default="*")
+@click.argument("pattern", default="*", shell_complete=EVERYTHING)
 @JSON
 def list_(kind: str | None, pattern: str, as_json: bool) -> None:
     """Methods, data sets, recipes, suites and protocols."""
@@ -160,7 +161,7 @@ Examples:
   wsss show agmm/mini-scribble --set dataset=birds --data-root birds=~/birds
   wsss show ./mine.toml                         a recipe file of your own""",
 )
-@click.argument("recipe", shell_complete=recipes_beginning)
+@click.argument("recipe", shell_complete=A_RECIPE)
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value; repeatable."
 )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import click
 
+from harness.cli.completing import A_RECIPE
 from harness.cli.options import (
     DATA_ROOT,
     DEVICE,
@@ -38,7 +39,7 @@ Examples:
   wsss export agmm/mini-scribble --model --out deployed/
         the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
 )
-@click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT")
+@click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT", shell_complete=A_RECIPE)
 @click.option("--out", required=True, type=Output(), help="Folder that is written.")
 @click.option("--split", help="Which pictures [default: the recipe's training split; test for the server].")
 @click.option(

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from harness.basics import listing
 from harness.basics.files import expanded
+from harness.cli.completing import A_DATA_SET
 from harness.cli.options import COUNT, DATA_ROOT, SEED, Output, Real, opened, together
 from harness.cli.usage import Verb, refuse
 
@@ -31,7 +32,7 @@ Examples:
   wsss data labels voc2012 --kind image --format onehot --folder cls_labels_onehot.npy --out tags/
 Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): --unlabelled says which.""",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=A_DATA_SET)
 @click.option("--kind", type=click.Choice(_KINDS), required=True, help="Kind of weak label.")
 @click.option("--split", default="train", show_default=True, help="Which pictures.")
 @click.option("--out", type=Output(), required=True, help="Folder to write into.")
@@ -162,7 +163,7 @@ Examples:
   wsss data show voc2012 --data-root ~/data --out voc.png
   wsss data show voc2012 --split train --number 4 --labels points/ --labels scribbles/ --data-root ~/data""",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=A_DATA_SET)
 @click.option("--split", default="train", show_default=True, help="Which pictures.")
 @click.option(
     "--number", type=click.IntRange(1, 100_000), default=6, show_default=True, help="How many, evenly spread."

@@ -103,6 +103,8 @@ RESULTS = click.option(
 
 def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tuple[str, ...]) -> Any:
     """Data sets of the user's own are known by name as soon as their roots are."""
+    if context.resilient_parsing:  # a shell completes a word, and waits
+        return data_roots
     from harness.data.sets.own import given, register
 
     register(data_roots)
@@ -356,14 +358,6 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(options=options, resources=None if local else resources, **own)
 
     return command
-
-
-def recipes_beginning(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Recipes, and for verbs that take several, suites, for a shell that completes a word."""
-    from harness.recipes.resolving import recipe_names, suites
-
-    names = [*(suites() if parameter.nargs != 1 else ()), *recipe_names()]
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def left_out(wrong: Mapping[str, UserError]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from harness.basics.errors import UserError
+from harness.cli.completing import A_DATA_SET, A_RECIPE, A_SUITE
 from harness.cli.options import (
     DATA_ROOT,
     DEVICE,
@@ -21,7 +22,6 @@ from harness.cli.options import (
     aside,
     ended,
     left_out,
-    recipes_beginning,
     together,
     undecided,
 )
@@ -40,9 +40,14 @@ _LABEL = click.option(
     default="",
     help="Printed behind every title and below every plot, such as 'quick run'.",
 )
-_DATASET = click.option("--dataset", metavar="NAME", help="Only this data set.")
+_DATASET = click.option("--dataset", metavar="NAME", shell_complete=A_DATA_SET, help="Only this data set.")
 _SUITE = click.option(
-    "--suite", "suites", multiple=True, metavar="NAME", help="Only recipes of this suite; repeatable."
+    "--suite",
+    "suites",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=A_SUITE,
+    help="Only recipes of this suite; repeatable.",
 )
 
 
@@ -222,7 +227,12 @@ Exit codes: 0 done, whatever the verdicts; 1 done, and damaged files were left o
 )
 @together(RESULTS, _OUT)
 @click.option(
-    "--suite", "suites", multiple=True, metavar="NAME", help="Only claims of this suite; repeatable."
+    "--suite",
+    "suites",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=A_SUITE,
+    help="Only claims of this suite; repeatable.",
 )
 @click.option(
     "--format",
@@ -316,8 +326,8 @@ Examples:
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
-@click.argument("first", shell_complete=recipes_beginning)
-@click.argument("second", shell_complete=recipes_beginning)
+@click.argument("first", shell_complete=A_RECIPE)
+@click.argument("second", shell_complete=A_RECIPE)
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
 @together(SET, DATA_ROOT, RESULTS, JSON)
 def compare(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.basics import listing
-from harness.cli.options import JSON, SEED, SET, execution, recipes_beginning
+from harness.cli.completing import RECIPES
+from harness.cli.options import JSON, SEED, SET, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ Running the same command again goes on where it stopped and repeats nothing; wha
 it says so where other code of a method's own package had trained it. --again trains such trials anew.""",
 )
 @click.argument(
-    "targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...", shell_complete=recipes_beginning
+    "targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...", shell_complete=RECIPES
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
 @click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")

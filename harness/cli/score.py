@@ -10,6 +10,7 @@ import click
 from harness.basics import listing
 from harness.basics.errors import UserError
 from harness.basics.text import one_line
+from harness.cli.completing import A_DATA_SET, A_RECIPE
 from harness.cli.options import (
     DATA_ROOT,
     DEVICE,
@@ -52,11 +53,11 @@ Examples:
   wsss evaluate agmm/voc-point-r101 --checkpoint resnet101_67.80.pth --table agmm-sass --data-root ~/data
         scores a checkpoint that the authors' code saved""",
 )
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=A_RECIPE)
 @click.option("--predictions", type=click.Path(path_type=Path), help="Folder of <id>.png label maps.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A trained network's file.")
 @click.option("--table", help="Whose checkpoint it is; this project's own by default.")
-@click.option("--dataset", help="With --predictions: which data set.")
+@click.option("--dataset", shell_complete=A_DATA_SET, help="With --predictions: which data set.")
 @click.option("--split", help="Split to score [default: the recipe's, or val].")
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
 @click.option("--network", default="default", show_default=True, help="Which of the method's networks.")
@@ -151,7 +152,7 @@ Examples:
 The same command again goes on where it stopped. Exit codes: 0 done, 1 done, and pictures that cannot be read
 were left out, 2 refused: nothing is ever written over a picture or over other results.""",
 )
-@click.argument("source", metavar="RECIPE|RECORD|CHECKPOINT")
+@click.argument("source", metavar="RECIPE|RECORD|CHECKPOINT", shell_complete=A_RECIPE)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",

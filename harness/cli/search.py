@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.basics import listing
+from harness.cli.completing import A_RECIPE
 from harness.cli.options import SEED, SET, Output, Real, aside, execution
 from harness.cli.usage import Verb
 
@@ -35,7 +36,7 @@ Exit codes: 0 done, 1 some trials failed, 2 refused before training,
 130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 hung up (SIGHUP).
 Running the same command again goes on where it stopped; a larger --trials adds trials.""",
 )
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=A_RECIPE)
 @click.option(
     "--trials",
     type=click.IntRange(max=1_000_000),
