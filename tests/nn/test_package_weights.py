@@ -101,11 +101,12 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "convnext_atto", "vit_tiny_patch16_224"])
-def test_tensors_of_other_names_in_the_order_of_timm_are_loaded(name, site):
+@pytest.mark.parametrize("ported", [True, False])
+def test_tensors_of_timm_are_loaded_under_its_names_and_in_its_order_under_others(name, ported, site):
     torch.manual_seed(1)
     whole = timm.create_model(name).state_dict()
     folder = site("ported", "1", {"ported/w.pth": b""})
-    torch.save(renamed(whole), folder / "ported/w.pth")
+    torch.save(renamed(whole) if ported else whole, folder / "ported/w.pth")
     make = (
         (lambda w: create_vit(name, w, crop=(64, 64)))
         if "vit" in name
