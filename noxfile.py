@@ -93,7 +93,7 @@ def _pytest(session: nox.Session, programs: Path, which: str) -> None:
     """Run the tests that a marker expression names, on as many cores as there are, four at most."""
     session.env.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores, not four threads
     workers = str(min(os.cpu_count() or 1, 4))
-    split = ("-n", workers, "--dist", "worksteal", "-m", which)
+    split = ("-n", workers, "--dist", "worksteal", "--cpu", "10", "-m", which)
     session.run(str(programs / "python"), "-m", "pytest", *split, *session.posargs, external=True)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import harness.basics.compat  # noqa: F401  # isort: skip  (before timm and torchvision)
@@ -14,6 +17,8 @@ from cpu_seconds import CpuSeconds
 
 from harness.data.sets.mini import Mini
 from harness.recipes.specs import ScheduleSpec
+from harness.running.jobs.job import Resources
+from harness.running.jobs.session import start_ray
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.cpu is not None:
         config.pluginmanager.register(CpuSeconds(config.option.cpu))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no later search for garbage goes through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,6 +92,25 @@ def small(tmp_path_factory, cache) -> Path:
     for file in (root / "ImageSets" / "Segmentation").glob("*.txt"):
         file.write_text("".join(f"{name}\n" for name in file.read_text().split() if name in kept))
     return root.parent
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """None runs in this process when the test begins, so that it starts one with what it has set."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def local_ray(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray of this machine that stays for later tests of this process, which starts it once."""
+    import ray
+
+    if not ray.is_initialized():
+        monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work its workers would starve
+        before = signal.getsignal(signal.SIGTERM)
+        start_ray(Resources())
+        signal.signal(signal.SIGTERM, before)  # Ray has taken it
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.faults
 #: Long enough to be in the middle of.
 LONGER = [*TINY, "--set", "schedule.steps=100", "--device", "cpu"]
 SEEDS = 4
+#: A node that is gone is missed after one second and a half, and not after fifteen.
+PROMPT = {"health_check_initial_delay_ms": 300, "health_check_period_ms": 300}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,15 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
         from ray.cluster_utils import Cluster
 
+        if ray.is_initialized():
+            ray.shutdown()
         memory = {"object_store_memory": 80 * 2**20}
         found = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory}
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **memory, "_system_config": PROMPT},
         )
         for _ in range(2):
             found.add_node(num_cpus=1, **memory)

@@ -59,7 +59,9 @@ def kill_once(results: Path, killed: list[int], stop: threading.Event) -> None:
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads Linux's /proc")
-def test_a_killed_rank_restarts_its_trial_from_the_checkpoint_with_the_same_numbers(tmp_path, small):
+def test_a_killed_rank_restarts_its_trial_from_the_checkpoint_with_the_same_numbers(
+    tmp_path, small, local_ray
+):
     whole = run(tmp_path / "whole", small)
     killed: list[int] = []
     stop = threading.Event()

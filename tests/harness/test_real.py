@@ -49,18 +49,20 @@ def assignments(values: dict) -> list[str]:
 
 
 def test_agmm_trains_on_real_pictures_and_its_score_is_an_independent_count(real_data, tmp_path, capsys):
-    root = real_data / "voc"
+    source = real_data / "voc" / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    train, val = ((source / f"{split}.txt").read_text().split() for split in ("train_aug", "val"))
+    root = subset(real_data, tmp_path / "data", train, val[:20])
     changes = assignments(SMALL | CLICKS | {"evaluation": '[{split = "val", protocol = "single"}]'})
     command = ["run", "agmm/voc-point-r101", *changes, "--seed", 0, "--local", "--device", "cpu"]
-    command += ["--data-root", root, "--results", tmp_path, "--save-predictions", "--workers", 1]
+    command += ["--data-root", root, "--results", tmp_path, "--save-predictions"]
     assert wsss(*command) == 0, capsys.readouterr().err
     (record,) = Store(tmp_path).records()
     assert record.data["data"]["splits"]["val"] | {"fingerprint": "", "pictures": ""} == {
-        "images": 87,
+        "images": 20,
         "official": 1449,
         "fingerprint": "",
         "pictures": "",
-        "masks": 87,
+        "masks": 20,
     }
     assert record.data["data"]["splits"]["train_aug"]["official"] == 10_582
     history = record.history()
@@ -68,9 +70,8 @@ def test_agmm_trains_on_real_pictures_and_its_score_is_an_independent_count(real
     assert history.seg.iloc[1:].min() < history.seg.iloc[0]
     evaluation = record.evaluations["val-single"]
     layout = root / "VOCdevkit" / "VOC2012"
-    ids = (layout / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     confusion = np.zeros((21, 21), np.int64)
-    for image_id in ids:
+    for image_id in val[:20]:
         mask = np.array(Image.open(layout / "SegmentationClass" / f"{image_id}.png")).astype(int)
         prediction = np.array(Image.open(evaluation.path / "predictions" / f"{image_id}.png")).astype(int)
         assert prediction.shape == mask.shape
@@ -87,7 +88,7 @@ def test_agmm_trains_on_real_pictures_and_its_score_is_an_independent_count(real
     assert wsss("evaluate", "--predictions", folder, "--dataset", "voc2012", "--data-root", root) == 0
     assert f"mIoU {evaluation.miou:.2f}" in capsys.readouterr().out
     assert wsss("leaderboard", "--results", tmp_path, "--out", tmp_path / "reports") == 0
-    assert "87 of 1449" in (tmp_path / "reports" / "leaderboard.md").read_text()
+    assert "20 of 1449" in (tmp_path / "reports" / "leaderboard.md").read_text()
 
 
 # --- scribbles ---------------------------------------------------------------------------------------
@@ -177,7 +178,3 @@ def test_a_checkpoint_with_released_keys_is_scored(table, real_data, full_golden
     command += ["--protocol", "single", "--data-root", root, "--device", "cpu"]
     assert wsss(*command) == 0, capsys.readouterr().err
     assert "mIoU" in capsys.readouterr().out
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    torch.save(state | {f"{prefix}backbone.conv9.weight": torch.zeros(1)}, tmp_path / "released.pth")
-    assert wsss(*command) == 2
-    assert "backbone.conv9.weight" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_two_loader_workers_give_the_same_bits(tmp_path, first, small):
 
 
 @pytest.mark.faults
-def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, first, small):
+def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, first, small, local_ray):
     arguments = [*TINY, "--device", "cpu", "--data-root", small, "--results", tmp_path]
     assert wsss("run", RECIPE, *arguments, "--seeds", "2") == 0
     records = list(Store(tmp_path).records())
@@ -119,7 +119,7 @@ def test_ray_gives_the_same_bits_and_the_exit_code_of_the_worst_trial(tmp_path, 
 
 
 @pytest.mark.faults
-def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, capsys):
+def test_two_processes_on_ray_train_and_evaluate_one_trial(tmp_path, small, capsys, local_ray):
     groups = [*TINY, "--set", "batch.groups=2", "--set", "batch.per_group=2"]
     groups += ["--device", "cpu", "--seed", "0"]
     places = ["--data-root", small, "--results"]

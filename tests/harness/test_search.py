@@ -468,13 +468,13 @@ def test_a_missing_sampler_package_is_named(options, monkeypatch):
 
 @pytest.mark.faults
 def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path):
-    more = ["--trials", "5", "--local", "--scheduler", "none", "--checkpoint-seconds", "0"]
+    more = ["--trials", "4", "--local", "--scheduler", "none", "--checkpoint-seconds", "0"]
     arguments = command(small, tmp_path, *more)
     process = driver(*arguments, prepare=die_when, options=(tmp_path, "out/trials/0002/checkpoint/last.pt"))
     assert exit_code(process) == -signal.SIGKILL
     assert wsss(*arguments) == 0
     killed = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert killed["counts"] == {"finished": 5}
+    assert killed["counts"] == {"finished": 4}
     whole = tmp_path / "whole"
     assert wsss(*command(small, whole, *more)) == 0
     undisturbed = json.loads((whole / "out" / "search.json").read_text())
@@ -483,8 +483,8 @@ def test_a_killed_search_ends_with_exactly_the_trials_asked_for(small, tmp_path)
 
 
 @pytest.mark.faults
-def test_ray_finds_the_values_that_one_process_finds(small, tmp_path):
-    more = ["--trials", "4"]
+def test_ray_finds_the_values_that_one_process_finds(small, tmp_path, local_ray):
+    more = ["--trials", "3"]
     assert wsss(*command(small, tmp_path / "ray", *more, "--max-concurrent", "1")) == 0
     assert wsss(*command(small, tmp_path / "local", *more, "--local")) == 0
     ray, local = (

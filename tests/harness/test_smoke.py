@@ -208,7 +208,7 @@ def test_memory_that_does_not_suffice_is_said_with_a_remedy(options, monkeypatch
 
 
 @pytest.mark.faults
-def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch):
+def test_on_ray_recipes_run_in_their_processes_and_one_that_dies_fails_alone(options, monkeypatch, local_ray):
     class Dying(trying.SmokeJob):
         def work(self, alone=lambda: None):
             if self.trial.name == RECIPE:
