@@ -7,6 +7,7 @@ import tomllib
 
 import numpy as np
 import pytest
+from markdown_tables import rows
 from matplotlib import image
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from searches import RECIPE, finish, plan, table
@@ -69,14 +70,12 @@ def test_the_report_names_the_best_and_lists_every_trial(options, quick):
         assert run_line(study) in text
         best = best_trial(study).number
     _, _, below = text.partition("## Trials")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in below.splitlines() if "|" in line][
-        2:
-    ]
-    assert [row[0] for row in rows] == ["0 (own values)", *map(str, range(1, 12))]
+    found = rows(below)
+    assert [row["trial"] for row in found] == ["0 (own values)", *map(str, range(1, 12))]
     data = table(search)["trials"]
-    assert [row[1] for row in rows] == [t["state"] for t in data]
-    assert [row[3] for row in rows] == [f"{max(map(int, t['measured']))} %" for t in data]
-    assert rows[best][2] == f"{data[best]['miou']:.2f}"
+    assert [row["state"] for row in found] == [t["state"] for t in data]
+    assert [row["measured at"] for row in found] == [f"{max(map(int, t['measured']))} %" for t in data]
+    assert found[best]["mIoU"] == f"{data[best]['miou']:.2f}"
 
 
 def test_plots_show_every_trial_and_wait_for_two(options, quick):

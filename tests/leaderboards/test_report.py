@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_tables import rows
 from synthetic import Factory
 
 from harness.basics.errors import UserError
@@ -194,9 +195,9 @@ def test_pseudo_labels_and_cost_have_tables_of_their_own(factory: Factory, tmp_p
     ]
     labels, cost = text.split("## ")[3:]
     assert "Output: cam; Split: train" in labels
-    (line,) = (line for line in labels.splitlines() if line.startswith("| CAM"))
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert all(float(cell) > 0 for cell in cells[5:8])  # coverage and shares of background
+    (row,) = rows(labels)
+    for share in ("Coverage (%)", "Background (%)", "True background (%)"):
+        assert float(row[share]) > 0
     lines = [line for line in cost.splitlines() if line.startswith(("| CAM", "| AGMM"))]
     assert len(lines) == 2  # one line for each training, not for each evaluation
     assert "1.23" in lines[0]
