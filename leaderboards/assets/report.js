@@ -69,6 +69,7 @@ dialog.addEventListener("click", (event) => { if (event.target === dialog) dialo
 addEventListener("hashchange", () => {
   const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (let part = target; part; part = part.parentElement) if (part.localName === "details") part.open = true;
+  requestAnimationFrame(() => requestAnimationFrame(() => target?.scrollIntoView?.())); // parts above are laid out late
 });
 // The contents say where the reader is.
 const links = new Map(Array.from(document.querySelectorAll(".toc > ul > li > a"), (link) => [link.hash.slice(1), link]));

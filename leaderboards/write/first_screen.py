@@ -16,7 +16,7 @@ from leaderboards.rows.row import Row
 from leaderboards.rows.text import mean_text, number
 from leaderboards.write.columns import images_text, recipe_text
 from leaderboards.write.inline_plots import drawn, kind_of
-from leaderboards.write.markup import badge, drawn_interval, escape, opener
+from leaderboards.write.markup import badge, breakable, drawn_interval, escape, opener
 
 #: Rows of one small table; the tables below have all.
 _MOST = 8
@@ -147,7 +147,7 @@ def _line(
     limits: tuple[float, float],
     indices: Mapping[int, int],
 ) -> str:
-    name = escape(row.title) + (f" <small>{escape(recipe)}</small>" if recipe else "")
+    name = breakable(row.title) + (f" <small>{breakable(recipe)}</small>" if recipe else "")
     interval = "" if math.isnan(row.low) else f"{row.low:.1f} to {row.high:.1f}"
     cells = [
         f'<th scope="row">{name}</th>',

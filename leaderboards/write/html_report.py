@@ -40,6 +40,7 @@ from leaderboards.write.columns import (
 from leaderboards.write.first_screen import chosen_plots, first_screen
 from leaderboards.write.inline_plots import PLOT_WORDS, drawn, kind_of
 from leaderboards.write.markup import (
+    breakable,
     code_words,
     escape,
     framed,
@@ -196,7 +197,7 @@ def _tools(anchor: str, rows: Sequence[Row], judged: Sequence[Judged]) -> str:
 
 
 def _cell(column: Column, row: Row, text: str, index: int, place: int, minor: bool) -> str:
-    text = escape(text)
+    text = breakable(text)
     if column is METHOD:
         return f'<th scope="row">{text}</th>'
     opens = (column.value is not None and text != DASH) or column is RECIPE
@@ -340,8 +341,8 @@ def _class_line(row: Row, index: int, values: np.ndarray, best: np.ndarray, seve
         text = "absent" if math.isnan(value) else f"{value:.1f}"
         mark = ' class="r first"' if several and value == top else ' class="r"'
         cells.append(f'<td{mark} data-v="{sort_value(value)}">{text}</td>')
-    recipe = opener(escape(recipe_text(row)), index)
-    head = f'<th scope="row">{escape(row.title)}</th><td class="wrap">{recipe}</td>'
+    recipe = opener(breakable(recipe_text(row)), index)
+    head = f'<th scope="row">{breakable(row.title)}</th><td class="wrap">{recipe}</td>'
     return (
         row_tag(row.verdict, [row.title, row.recipe, row.overrides, row.supervision], index)
         + head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 
 from leaderboards.write.markup import escape
 
@@ -42,5 +43,20 @@ def drawn(stem: str, data: bytes, caption: bool = True) -> str:
     source = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(data).decode()}"
     name = f"{text}; the figures stand in the tables" if vector else text
     mark = f' data-plot="{escape(stem, quote=True)}"' if vector else ""
-    image = f'<img src="{source}" alt="{name}"{mark} loading="lazy" decoding="async">'
+    size = _size(data)
+    image = f'<img src="{source}" alt="{name}"{mark}{size} loading="lazy" decoding="async">'
     return f"<figure>{image}{below}</figure>"
+
+
+def _size(data: bytes) -> str:
+    """Width and height of a picture as attributes, so that nothing moves when it is loaded."""
+    if data.startswith(b"\x89PNG"):
+        width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))
+    elif found := _OF_SVG.search(data[:2000]):
+        width, height = (round(float(one)) for one in found.groups())
+    else:
+        return ""
+    return f' width="{width}" height="{height}"'
+
+
+_OF_SVG = re.compile(rb'<svg [^>]*\bviewBox="0 0 ([\d.]+) ([\d.]+)"')

@@ -28,6 +28,21 @@ def escape(text: str, quote: bool = True) -> str:
     return escape_always(text, quote) if _MARKUP.search(text) else text
 
 
+def breakable(text: str) -> str:
+    """Escaped text whose long words may be broken, so that no name makes a table wider than a phone."""
+    return "".join(
+        "<wbr>".join(escape(word[k : k + 12]) for k in range(0, len(word), 12))
+        if len(word) > _LONG
+        else escape(word)
+        for word in _WORDS.split(text)
+    )
+
+
+#: Letters of a word that is not broken.
+_LONG = 18
+_WORDS = re.compile(r"(?<=[\s/-])")
+
+
 def code_words(text: str) -> str:
     """Escaped text whose words in backquotes are code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

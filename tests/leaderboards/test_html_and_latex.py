@@ -22,10 +22,12 @@ from leaderboards.rows.statistics import two_level_difference
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.columns import places, sections
 from leaderboards.write.html_report import MINOR, html_report
+from leaderboards.write.inline_plots import drawn
 from leaderboards.write.latex import escape, latex
+from leaderboards.write.markup import breakable
 from leaderboards.write.report import write_report
 
-VOID = {"meta", "link", "input", "img", "br"}
+VOID = {"meta", "link", "input", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -289,6 +291,22 @@ def test_latex_escapes_everything() -> None:
         r"a\_b 50 \% \{x\} \textbackslash{}\textbackslash{} "
         r"\textasciitilde{}\textasciicircum{}\#\$\& -- $-$1 $\pm$"
     )
+
+
+def test_names_break_on_a_phone_where_they_are_long_and_nowhere_else() -> None:
+    assert breakable("DFR (reconstructed)") == "DFR (reconstructed)"
+    assert breakable("agmm/mini-scribble <b>") == "agmm/mini-scribble &lt;b&gt;"
+    long = breakable(f"agmm/{'x' * 30} & co")
+    assert long == f"agmm/{'x' * 12}<wbr>{'x' * 12}<wbr>{'x' * 6} &amp; co"
+    assert breakable("分割" * 10).replace("<wbr>", "") == "分割" * 10
+
+
+def test_pictures_of_the_page_have_their_size_before_they_are_loaded() -> None:
+    """Else what is below moves while somebody reads it."""
+    svg = b'<svg width="504pt" height="187.2pt" viewBox="0 0 504 187.2" xmlns="http://www.w3.org/2000/svg"/>'
+    assert 'width="504" height="187"' in drawn("overview-a", svg)
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1400).to_bytes(4, "big") + (933).to_bytes(4, "big")
+    assert 'width="1400" height="933"' in drawn("qualitative-a", png)
 
 
 # --- all files -------------------------------------------------------------------------------------------
