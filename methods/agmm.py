@@ -37,7 +37,7 @@ from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-EPS = 1e-6  # AGMM-SASS tools.py, everywhere
+_EPS = 1e-6  # AGMM-SASS tools.py, everywhere
 
 Spread = Literal["unit", "pred", "plain"]
 
@@ -143,7 +143,7 @@ def agmm_loss(
         Scalars ``seg``, ``self``, ``label``, ``contrast``, ``cls``.
     """
     probabilities = logits.softmax(1)
-    mixture = fit_mixture(features, probabilities, labels, tags, config)
+    mixture = fit_class_mixture(features, probabilities, labels, tags, config)
     return {
         "seg": partial_cross_entropy(logits, labels),
         "self": config.self_weight * self_supervision(mixture, probabilities, labels),
@@ -157,7 +157,7 @@ def agmm_loss(
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ImageMixture:
     """Gaussians of the annotated classes of every image.
 
     Attributes:
@@ -176,9 +176,9 @@ class Mixture:
     share: Tensor
 
 
-def fit_mixture(
+def fit_class_mixture(
     features: Tensor, probabilities: Tensor, labels: Tensor, tags: Tensor, config: AGMMConfig
-) -> Mixture:
+) -> ImageMixture:
     """Prototypes and responses of every annotated (image, class) pair; arguments as :func:`agmm_loss`."""
     size = labels.shape[-2:]
     counts = label_counts(labels, probabilities.shape[1])
@@ -196,13 +196,13 @@ def fit_mixture(
         predicted = (probabilities.detach() * tags[:, :, None, None])[images, classes]
         response = gaussian(distance, variance(distance, predicted, keep, config.spread))
     number = torch.bincount(images, minlength=len(labels)).to(features.dtype)
-    return Mixture(
+    return ImageMixture(
         images,
         classes,
         members,
         prototypes,
         resize(response[:, None], size, align_corners=False)[:, 0],
-        1 / (number[images] + EPS),
+        1 / (number[images] + _EPS),
     )
 
 
@@ -227,7 +227,7 @@ def label_prototypes(features: Tensor, members: Tensor, images: Tensor, counts: 
         counts: ``(P,)`` labelled pixels.
     """
     weights = transposed_resize(members, features.shape[-2:])
-    return pooled_features(features, weights, images) / (counts[:, None].to(features.dtype) + EPS)
+    return pooled_features(features, weights, images) / (counts[:, None].to(features.dtype) + _EPS)
 
 
 def pooled_features(features: Tensor, weights: Tensor, images: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def gaussian(distance: Tensor, variance: Tensor | None = None) -> Tensor:
     """Response of a distance: exp(-D^2), or exp(-D^2 / (2 variance + eps)) (equation 7)."""
     if variance is None:
         return torch.exp(-distance.square())
-    return torch.exp(-distance.square() / (2 * variance + EPS))
+    return torch.exp(-distance.square() / (2 * variance + _EPS))
 
 
 def variance(distance: Tensor, predicted: Tensor, keep: Tensor, spread: Spread) -> Tensor:
@@ -304,9 +304,9 @@ def variance(distance: Tensor, predicted: Tensor, keep: Tensor, spread: Spread) 
     """
     squared = distance.detach().square()
     if spread == "plain":
-        return squared.sum((1, 2), keepdim=True) / keep.sum((1, 2), keepdim=True) + EPS
+        return squared.sum((1, 2), keepdim=True) / keep.sum((1, 2), keepdim=True) + _EPS
     weights = resize(predicted[:, None], distance.shape[-2:], align_corners=False)[:, 0] * keep
-    return (weights * squared).sum((1, 2), keepdim=True) / (weights.sum((1, 2), keepdim=True) + EPS)
+    return (weights * squared).sum((1, 2), keepdim=True) / (weights.sum((1, 2), keepdim=True) + _EPS)
 
 
 def online_em(
@@ -331,13 +331,13 @@ def online_em(
     response = gaussian(distance)
     for _ in range(config.oem_ours_rounds):
         with torch.no_grad():
-            evidence = response / (_over_classes(response, images, len(features)) + EPS)
+            evidence = response / (_over_classes(response, images, len(features)) + _EPS)
             free = 1 - _over_classes(annotated, images, len(features))
             responsibility = keep * (evidence * free + annotated)
             mass = responsibility.sum((1, 2))
-        prototypes = pooled_features(features, responsibility, images) / (mass[:, None] + EPS)
+        prototypes = pooled_features(features, responsibility, images) / (mass[:, None] + _EPS)
         distance = mean_absolute_difference(features, prototypes, images) * keep
-        spread = (responsibility * distance.detach().square()).sum((1, 2)) / (mass + EPS)
+        spread = (responsibility * distance.detach().square()).sum((1, 2)) / (mass + _EPS)
         response = gaussian(distance, spread[:, None, None])
     return prototypes, response
 
@@ -351,7 +351,7 @@ def _over_classes(values: Tensor, images: Tensor, number: int) -> Tensor:
 # --- the terms ---------------------------------------------------------------------------------------
 
 
-def prototype_contrast(mixture: Mixture, pool: Literal["sum", "mean"] = "sum") -> Tensor:
+def prototype_contrast(mixture: ImageMixture, pool: Literal["sum", "mean"] = "sum") -> Tensor:
     """L_contrast: mean over pairs of classes of exp(-d^2), d the mean absolute difference of prototypes.
 
     Prototypes of a class are pooled over the images of the group first. 0 (no gradient) with fewer than two
@@ -364,12 +364,12 @@ def prototype_contrast(mixture: Mixture, pool: Literal["sum", "mean"] = "sum") -
         return prototypes.new_zeros(())
     pooled = prototypes.new_zeros(len(found), prototypes.shape[1]).index_add(0, index, prototypes)
     number = number.to(prototypes.dtype)[:, None]
-    pooled = pooled * (number / (number + EPS) if pool == "sum" else 1 / (number + EPS))
+    pooled = pooled * (number / (number + _EPS) if pool == "sum" else 1 / (number + _EPS))
     distance = F.pdist(pooled, p=1) / prototypes.shape[1]
-    return torch.exp(-distance.square()).sum() / (len(distance) + EPS)
+    return torch.exp(-distance.square()).sum() / (len(distance) + _EPS)
 
 
-def self_supervision(mixture: Mixture, probabilities: Tensor, labels: Tensor) -> Tensor:
+def self_supervision(mixture: ImageMixture, probabilities: Tensor, labels: Tensor) -> Tensor:
     """L_self (equation 8): cross-entropy between responses and predictions of the annotated classes.
 
     Mean over all pixels that are not padding, annotated ones and those of images without annotation
@@ -381,7 +381,7 @@ def self_supervision(mixture: Mixture, probabilities: Tensor, labels: Tensor) ->
     return (term.sum((1, 2)) * mixture.share).sum() / valid.sum().clamp(min=1)
 
 
-def label_supervision(mixture: Mixture, labels: Tensor) -> Tensor:
+def label_supervision(mixture: ImageMixture, labels: Tensor) -> Tensor:
     """L_label (equation 9): cross-entropy between annotation and responses, mean over labelled pixels."""
     labelled = mixture.members.new_zeros(labels.shape).index_add(0, mixture.images, mixture.members)
     term = binary_entropy(mixture.members, mixture.responses) * labelled[mixture.images]
@@ -393,12 +393,12 @@ def binary_entropy(target: Tensor, score: Tensor) -> Tensor:
 
     Not torch's binary cross-entropy, which clamps the logarithm and so has another gradient near 0 and 1.
     """
-    return -(target * (score + EPS).log() + (1 - target) * (1 - score + EPS).log()) / 2
+    return -(target * (score + _EPS).log() + (1 - target) * (1 - score + _EPS).log()) / 2
 
 
 def absent_class_loss(probabilities: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
     """L_cls: -log(1 - p + eps) summed over the classes without tag, mean over pixels that are not padding."""
     valid = (labels != IGNORE).to(probabilities.dtype)
     absent = (tags == 0).to(probabilities.dtype)
-    penalty = torch.einsum("bk,bkhw->bhw", absent, -(1 - probabilities + EPS).log())
+    penalty = torch.einsum("bk,bkhw->bhw", absent, -(1 - probabilities + _EPS).log())
     return (penalty * valid).sum() / valid.sum().clamp(min=1)

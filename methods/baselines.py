@@ -20,7 +20,7 @@ from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import by_rate
-from methods.parts.cam import EPS, log_sum_exp_pool
+from methods.parts.cam import _EPS, log_sum_exp_pool
 from methods.parts.cross_entropy import partial_cross_entropy
 from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
 
@@ -192,7 +192,7 @@ class ClassActivationMap(Method):
             cam = torch.maximum(cam, mirrored.flip(-1).relu())
         if self.config.less_minimum:
             cam = cam - cam.amin((2, 3), keepdim=True)
-        cam = cam / (cam.amax((2, 3), keepdim=True) + EPS) * present[:, :, None, None]
+        cam = cam / (cam.amax((2, 3), keepdim=True) + _EPS) * present[:, :, None, None]
         scores = cam.new_zeros(cam.shape[0], self.build.num_classes, *cam.shape[2:])
         scores[:, self.foreground] = cam
         if self.build.dataset.background is not None:

@@ -39,8 +39,8 @@ from methods.parts.local_aggregation import Epsilon, local_aggregation
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-EPS = 1e-7  # BLPSeg loss.py
-STRIDE = 4  # of the finest features, and the side of a patch of the embedding
+_EPS = 1e-7  # BLPSeg loss.py
+EMBEDDING_STRIDE = 4  # of the finest features, and the side of a patch of the embedding
 
 
 @schema
@@ -176,7 +176,7 @@ class BLPSeg(Method):
 # --- the network -------------------------------------------------------------------------------------
 
 
-class Output(NamedTuple):
+class BLPSegOutput(NamedTuple):
     """What the network returns, on the grid of stride 4.
 
     Attributes:
@@ -206,14 +206,14 @@ class BLPSegNetwork(nn.Module):
 
     def __init__(self, backbone: Encoder, num_classes: int, config: BLPSegConfig) -> None:
         super().__init__()
-        if STRIDE not in backbone.strides[:-1]:
+        if EMBEDDING_STRIDE not in backbone.strides[:-1]:
             raise UserError(
                 f"BLPSeg needs features of stride 4 and coarser ones; the backbone has {backbone.strides}",
                 where="backbone",
                 remedy="choose another backbone, such as resnet101s",
             )
         self.config = config
-        self._first = backbone.strides.index(STRIDE)
+        self._first = backbone.strides.index(EMBEDDING_STRIDE)
         channels, width = backbone.channels[self._first :], config.width
         self.ppm = PyramidPooling(channels[-1], width, dropout=config.dropout)
         self.decoder = UPerDecoder(channels[:-1], width)
@@ -231,7 +231,7 @@ class BLPSegNetwork(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 module.momentum = self.config.norm_momentum
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor) -> BLPSegOutput:
         """Outputs for normalised ``images`` ``(B, 3, H, W)`` of any size."""
         stages = self.backbone(images)[self._first :]
         features = self.decoder(stages[:-1], self.ppm(stages[-1]))
@@ -241,7 +241,7 @@ class BLPSegNetwork(nn.Module):
         if self.config.aggregate:
             content = self.embed_proj(images)
             logits = local_aggregation(raw, content, self.config.sigma, self.config.lam_epsilon)
-        return Output(logits, annotation, raw, features)
+        return BLPSegOutput(logits, annotation, raw, features)
 
 
 def head(width: int, outputs: int) -> nn.Sequential:
@@ -264,14 +264,14 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, STRIDE, STRIDE)
+        self.proj = nn.Conv2d(3, width, EMBEDDING_STRIDE, EMBEDDING_STRIDE)
         self.norm = nn.LayerNorm(width)
         self.conv = nn.Conv2d(width, width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` to ``(B, width, ceil(H / 4), ceil(W / 4))``; zeros fill up to whole patches."""
         height, width = images.shape[-2:]
-        x = self.proj(F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE)))
+        x = self.proj(F.pad(images, (0, -width % EMBEDDING_STRIDE, 0, -height % EMBEDDING_STRIDE)))
         return self.conv(self.norm(x.movedim(1, -1)).movedim(-1, 1))
 
 
@@ -300,7 +300,7 @@ def blp_loss(logits: Tensor, annotation: Tensor, target: Tensor, gamma: float = 
     with torch.no_grad():
         drawn = annotation.softmax(1).gather(1, index)[:, 0]
         weight = (1 - drawn * log_p.exp()).clamp(min=0) ** gamma * labelled
-    per_image = -(weight * log_p).sum((1, 2)) / (weight.sum((1, 2)) + EPS)
+    per_image = -(weight * log_p).sum((1, 2)) / (weight.sum((1, 2)) + _EPS)
     return per_image.mean()
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 #: Grid of the embedding, the regulariser and the consistency head, in pixels.
-STRIDE = 4
+FEATURE_STRIDE = 4
 
 
 @schema
@@ -174,14 +174,14 @@ class DFR(Method):
     def _segmentation(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.segmentation_loss == "mean":
             return partial_cross_entropy(logits, labels)
-        return balanced_cross_entropy(logits, labels, self.build.dataset.background)
+        return summed_cross_entropy(logits, labels, self.build.dataset.background)
 
     def _consistency(self, deep: Tensor, batch: Batch) -> Tensor:
         config = self.config
         if config.consistency == "pairs":
             cells = cell_labels(batch.labels, deep.shape[-2:])
             return pair_consistency(deep, cells, config.consistency_samples, config.affinity_scale)
-        grid = [-(-side // (2 * STRIDE)) for side in batch.labels.shape[-2:]]
+        grid = [-(-side // (2 * FEATURE_STRIDE)) for side in batch.labels.shape[-2:]]
         coarse = resize(deep, grid, align_corners=False)
         cells = cell_labels(batch.labels, grid)
         loss = affinity_loss(coarse, cells, radius=config.consistency_radius).loss
@@ -298,7 +298,7 @@ def _undecayed(name: str) -> bool:
 # --- networks ----------------------------------------------------------------------------------------
 
 
-class Output(NamedTuple):
+class DFROutput(NamedTuple):
     """What a network returns.
 
     Attributes:
@@ -338,7 +338,7 @@ class UPerNetwork(nn.Module):
             head = [*conv_bn_relu(channels[-2], middle, 3), nn.Dropout2d(0.1)]
             self.auxiliary = nn.Sequential(*head, nn.Conv2d(middle, build.num_classes, 1))
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor) -> DFROutput:
         """Outputs for normalised ``images`` ``(B, 3, H, W)``."""
         stages = [
             norm(stage.movedim(1, -1)).movedim(-1, 1)
@@ -346,7 +346,7 @@ class UPerNetwork(nn.Module):
         ]
         fused = self.decoder(stages[:-1], self.ppm(stages[-1]))
         auxiliary = self.auxiliary(stages[-2]) if self.training and self.auxiliary is not None else None
-        return Output(self.classifier(fused), fused, stages, auxiliary)
+        return DFROutput(self.classifier(fused), fused, stages, auxiliary)
 
 
 class DeepLabNetwork(nn.Module):
@@ -373,21 +373,21 @@ class DeepLabNetwork(nn.Module):
         """The encoder."""
         return self.deeplab.backbone
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor) -> DFROutput:
         """Outputs for normalised ``images`` ``(B, 3, H, W)``."""
         stages = self.backbone(images)
         fused = self.deeplab.features(stages)
-        return Output(self.deeplab.classifier(fused), fused, stages[self._first :])
+        return DFROutput(self.deeplab.classifier(fused), fused, stages[self._first :])
 
 
 def _first_stage(encoder: Encoder, name: str) -> int:
-    if STRIDE not in encoder.strides[:-1]:
+    if FEATURE_STRIDE not in encoder.strides[:-1]:
         raise UserError(
             f"{name} needs features of stride 4 and coarser ones; the backbone has {encoder.strides}",
             where="backbone",
             remedy="choose another backbone, such as swin_base_patch4_window12_384 or resnet101s",
         )
-    return encoder.strides.index(STRIDE)
+    return encoder.strides.index(FEATURE_STRIDE)
 
 
 class Embedding(nn.Module):
@@ -411,7 +411,7 @@ class Embedding(nn.Module):
         )
         self.project = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
 
-    def forward(self, output: Output) -> Tensor:
+    def forward(self, output: DFROutput) -> Tensor:
         """Features for a network's output."""
         if self.source == "fused":
             return F.normalize(at_least_float32(self.project(output.fused)), dim=1)
@@ -426,7 +426,7 @@ class Embedding(nn.Module):
 # --- losses ------------------------------------------------------------------------------------------
 
 
-def balanced_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> Tensor:
+def summed_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> Tensor:
     """Mean cross-entropy over annotated background plus that over annotated foreground (RRM myTool.py).
 
     Arguments as :func:`methods.parts.cross_entropy.two_sided_cross_entropy`.

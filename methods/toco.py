@@ -36,10 +36,10 @@ from methods.parts.cam import roi_code
 from methods.parts.projector import Projector
 from methods.parts.token_contrast import class_token_contrast, patch_token_contrast
 from methods.parts.transformer import (
-    Output,
     Terms,
     ViTConfig,
     ViTNetwork,
+    ViTOutput,
     ViTSegmenter,
     balanced_cross_entropy,
     classification_loss,
@@ -187,7 +187,7 @@ class ToCo(ViTSegmenter):
         """The projection head learns from ``ctc``, the segmentation head from ``seg`` and ``reg``."""
         return super().reached() | {"ctc": list(self.proj_head.parameters())}
 
-    def patch_contrast(self, output: Output, aux_cam: Tensor, tags: Tensor, valid: Tensor) -> Tensor:
+    def patch_contrast(self, output: ViTOutput, aux_cam: Tensor, tags: Tensor, valid: Tensor) -> Tensor:
         """PTC of the final tokens by the auxiliary maps' labels.
 
         Args:
@@ -206,7 +206,7 @@ class ToCo(ViTSegmenter):
         return patch_token_contrast(tokens, labels)
 
     def class_contrast(
-        self, output: Output, second: Tensor, source: Tensor, aux_cam: Tensor, tags: Tensor
+        self, output: ViTOutput, second: Tensor, source: Tensor, aux_cam: Tensor, tags: Tensor
     ) -> Tensor:
         """CTC of two global views against them and local crops.
 

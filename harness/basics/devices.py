@@ -110,7 +110,7 @@ def without_kernels(machine: Machine) -> str:
     return f"torch has no kernels for compute capability {of}: it is built for {built}"
 
 
-def choose(name: str, machine: Machine) -> torch.device:
+def device_named(name: str, machine: Machine) -> torch.device:
     """The device that a name stands for: ``auto`` is the first GPU where torch can use one, else the CPU.
 
     Raises:

@@ -39,16 +39,16 @@ _STATES: dict[str, dict[str, Any]] = {
 }
 
 
-class Cell(NamedTuple):
+class Styled(NamedTuple):
     """Text with the style (``click.style``) of all its lines."""
 
     text: str
     style: dict[str, Any] = {}  # noqa: RUF012  never changed
 
 
-def state(text: str) -> Cell:
+def state(text: str) -> Styled:
     """A verdict or state in the colour that it has everywhere."""
-    return Cell(text, _STATES.get(text.partition(":")[0], {}))
+    return Styled(text, _STATES.get(text.partition(":")[0], {}))
 
 
 def columns() -> int:
@@ -103,7 +103,7 @@ def prose(text: str, *, first: str = "", indent: str = "") -> str:
     return "\n".join([first + lines[0], *(indent + line for line in lines[1:])])
 
 
-def say(text: str) -> None:
+def say_paragraph(text: str) -> None:
     """Print a paragraph of results."""
     click.echo(prose(text))
 
@@ -118,8 +118,8 @@ def heading(text: str) -> str:
     return click.style("\n".join(wrapped(text, columns())), bold=True)
 
 
-def table(
-    rows: Iterable[Sequence[str | Cell]],
+def fitted_table(
+    rows: Iterable[Sequence[str | Styled]],
     headers: Sequence[str],
     *,
     right: Iterable[int] = (),
@@ -133,7 +133,7 @@ def table(
         right: places of columns that are aligned to the right: numbers.
         indent: before every line.
     """
-    body = [[cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in rows]
+    body = [[cell if isinstance(cell, Styled) else Styled(str(cell)) for cell in row] for row in rows]
     kept = [i for i in range(len(headers)) if any(row[i].text for row in body)]
     if not kept:
         return indent + "none"
@@ -147,7 +147,9 @@ def table(
     if widths is None:
         return "\n".join(_paragraph(row, names, indent) for row in body)
     lines = (
-        _line([Cell(n, {"bold": True}) for n in names], widths, aligned, indent, whole) if any(names) else []
+        _line([Styled(n, {"bold": True}) for n in names], widths, aligned, indent, whole)
+        if any(names)
+        else []
     )
     for row in body:
         lines += _line(row, widths, aligned, indent, whole)
@@ -155,7 +157,7 @@ def table(
 
 
 def _widths(
-    body: Sequence[Sequence[Cell]],
+    body: Sequence[Sequence[Styled]],
     names: Sequence[str],
     right: set[int],
     room: int,
@@ -179,7 +181,9 @@ def _widths(
     return widths
 
 
-def _line(row: Sequence[Cell], widths: Sequence[int], right: set[int], indent: str, whole: bool) -> list[str]:
+def _line(
+    row: Sequence[Styled], widths: Sequence[int], right: set[int], indent: str, whole: bool
+) -> list[str]:
     parts = [wrapped(cell.text, width, whole=whole) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for k in range(max(map(len, parts))):
@@ -193,7 +197,7 @@ def _line(row: Sequence[Cell], widths: Sequence[int], right: set[int], indent: s
     return lines
 
 
-def _paragraph(row: Sequence[Cell], names: Sequence[str], indent: str) -> str:
+def _paragraph(row: Sequence[Styled], names: Sequence[str], indent: str) -> str:
     """A row whose cells do not fit beside one another: the first, below it the others with their names."""
     first, *others = row
     lines = [

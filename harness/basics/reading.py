@@ -21,7 +21,7 @@ import orjson
 from harness.basics.errors import UserError
 from harness.basics.text import cleaned, needs_cleaning
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: Largest JSON or text file that is read: the records of a trial take some kilobytes, the annotations of
 #: COCO's training split 450 MiB.
@@ -182,7 +182,7 @@ def read_object(path: Path, most: int = MOST_DOCUMENT, *, newest: int | None = N
     return value
 
 
-def remembered(path: Path, understand: Callable[[dict[str, Any]], T], nothing: T) -> T:
+def remembered(path: Path, understand: Callable[[dict[str, Any]], _T], nothing: _T) -> _T:
     """What a memo says, and ``nothing`` where there is no sound one: it only saves work.
 
     Args:
@@ -199,7 +199,7 @@ def remembered(path: Path, understand: Callable[[dict[str, Any]], T], nothing: T
 #: A name that is one part of a path on every system: no separator, control character or leading dot or dash.
 PART = r"[^\x00-\x20\x7f/\\:*?\"<>|.-][^\x00-\x1f\x7f/\\:*?\"<>|]*"
 #: Longest such name.
-LONGEST = 200
+LONGEST_NAME = 200
 
 
 def check_part(name: str, what: str, where: object) -> str:
@@ -208,7 +208,7 @@ def check_part(name: str, what: str, where: object) -> str:
     Raises:
         UserError: it could lead elsewhere, or is no name of a file.
     """
-    if len(name) > LONGEST or not re.fullmatch(PART, name):
+    if len(name) > LONGEST_NAME or not re.fullmatch(PART, name):
         raise UserError(
             f"{what} {name[:60]!r} cannot be part of a path",
             where=where,
@@ -223,7 +223,7 @@ def _kind(value: Any) -> str:
     return {list: "a list", str: "a text", bool: "a truth value"}.get(type(value), "a number")
 
 
-def set_aside(path: Path) -> Path | None:
+def set_damaged_aside(path: Path) -> Path | None:
     """Move whatever stands at a path out of the way, as ``<name>.damaged``; None where nothing stands.
 
     Works on folders, links that lead nowhere and FIFOs alike; nothing is deleted.

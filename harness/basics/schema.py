@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from harness.basics.errors import UserError, nearest
 from harness.basics.files import read_toml
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: How a wrong value is shown: whole, unless it is far too long.
 _brief = reprlib.Repr()
@@ -63,7 +63,7 @@ class TrainingOnly:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def schema(cls: type[T]) -> type[T]:
+def schema(cls: type[_T]) -> type[_T]:
     """Class decorator: a frozen keyword-only dataclass that refuses unknown keys.
 
     The docstring below a field is its documentation, shown by ``wsss show``; end it with the source
@@ -90,7 +90,7 @@ def is_schema(cls: Any) -> bool:
     return isinstance(cls, type) and frozen and "__pydantic_fields__" in vars(cls)
 
 
-def load(cls: type[T], values: Mapping[str, Any], where: object) -> T:
+def load(cls: type[_T], values: Mapping[str, Any], where: object) -> _T:
     """Build ``cls`` from plain values.
 
     Raises:
@@ -163,7 +163,7 @@ def _unusable(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[list[str
         yield list(path), value
 
 
-def load_tables(cls: type[T], file: Path) -> dict[str, T]:
+def load_tables(cls: type[_T], file: Path) -> dict[str, _T]:
     """Every table of a TOML file as a ``cls``, by name; ``extends`` takes over another table's values."""
     tables = read_toml(file)
 
@@ -212,7 +212,7 @@ def digest(value: Any, length: int = 12) -> str:
 # --- what values decide --------------------------------------------------------------------------------
 
 
-def marks(cls: type, kind: type[T]) -> dict[str, T]:
+def marks(cls: type, kind: type[_T]) -> dict[str, _T]:
     """The fields of a dataclass that are marked so (``Annotated[..., kind(...)]``), with their marks."""
     return {name: m for name, noted in _noted(cls).items() for m in noted if isinstance(m, kind)}
 

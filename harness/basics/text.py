@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Longest text that is kept of one value; a title, a note and a path are far shorter.
-LONGEST = 20_000
+LONGEST_TEXT = 20_000
 
 # Escape sequences of terminals (ECMA-48): CSI, strings such as OSC up to their end, and two-character ones.
 _SEQUENCES = re.compile(
@@ -36,13 +36,14 @@ def clean(text: str) -> str:
     """Text without characters that are no part of it; line breaks become ``\\n``.
 
     Escape sequences of terminals, control and invisible formatting characters (direction marks, zero-width
-    ones) are left out, half surrogate pairs become U+FFFD, and more than :data:`LONGEST` characters are cut.
+    ones) are left out, half surrogate pairs become U+FFFD, and more than :data:`LONGEST_TEXT`
+    characters are cut.
     """
-    if text.isascii() and text.isprintable() and len(text) <= LONGEST:
+    if text.isascii() and text.isprintable() and len(text) <= LONGEST_TEXT:
         return text
     text = _NEWLINES.sub("\n", _SEQUENCES.sub("", text))
     text = _SURROGATES.sub("\ufffd", _INVISIBLE.sub("", text))
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
 def one_line(text: str, longest: int = 300) -> str:
@@ -67,7 +68,7 @@ def needs_cleaning(data: bytes) -> bool:
     return b"\\" in data or not data.isascii() or b"\x7f" in data or _OVERLONG.search(data) is not None
 
 
-_OVERLONG = re.compile(rb'[^"]{%d}' % LONGEST)
+_OVERLONG = re.compile(rb'[^"]{%d}' % LONGEST_TEXT)
 
 
 def csv_cell(value: Any) -> Any:

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def recipe_names() -> list[str]:
+def names_of_recipes() -> list[str]:
     """All recipes."""
     from harness.recipes import recipe_files
 
@@ -55,8 +55,8 @@ def _of(names: Callable[[], Iterable[str]], *, files: bool = False) -> Complete:
 
 
 #: For what a parameter takes: a recipe, or a record or checkpoint by its path; these or a suite; and so on.
-A_RECIPE = _of(recipe_names, files=True)
-RECIPES = _of(lambda: [*suite_names(), *recipe_names()], files=True)
+A_RECIPE = _of(names_of_recipes, files=True)
+RECIPES = _of(lambda: [*suite_names(), *names_of_recipes()], files=True)
 A_SUITE = _of(suite_names)
 A_DATA_SET = _of(data_set_names)
-EVERYTHING = _of(lambda: [*recipe_names(), *suite_names(), *data_set_names()])
+EVERYTHING = _of(lambda: [*names_of_recipes(), *suite_names(), *data_set_names()])

@@ -10,8 +10,8 @@ import click
 
 from harness.basics.listing import prose
 from harness.cli.completing import A_DATA_SET, A_RECIPE
-from harness.cli.labels import labels, show
-from harness.cli.options import COUNT, DATA_ROOT, SEED, SET, Output, opened, together
+from harness.cli.labels import labels_verb, show_labels_verb
+from harness.cli.options import COUNT, DATA_ROOT, SEED_RANGE, SET, OutputPath, opened_dataset, together
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
 PROCESSES = click.option(
     "--workers", type=COUNT, default=0, show_default=True, help="Processes (checks: threads)."
 )
-SPLIT = click.option(
+SPLIT_OPTION = click.option(
     "--split", "splits", multiple=True, help="Only this split; repeatable [default: all here]."
 )
 
 
-@click.group()
-def data() -> None:
+@click.group("data")
+def data_verb() -> None:
     """Prepare, check, label and show data sets."""
 
 
-data.add_command(labels)
-data.add_command(show)
+data_verb.add_command(labels_verb)
+data_verb.add_command(show_labels_verb)
 
 
-@data.command(
+@data_verb.command(
+    "prepare",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -51,7 +52,7 @@ What is written already is kept: the same command goes on where it stopped.""",
     type=click.Path(path_type=Path, exists=True),
     help="Folder of the official annotations (COCO's JSON files, SBD's dataset) [default: in the data root].",
 )
-def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path | None) -> None:
+def prepare_verb(name: str, data_roots: tuple[str, ...], workers: int, source: Path | None) -> None:
     """Build what is derived from official files, and say where to obtain those.
 
     COCO: label maps and image tags from the instances. VOC: SegmentationClassAug from SBD, after a check
@@ -62,7 +63,7 @@ def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path |
 
     cls = DATASETS.get(name)
     try:
-        dataset = opened(name, data_roots)
+        dataset = opened_dataset(name, data_roots)
     except UserError:
         if cls.obtain:
             click.echo(f"{cls.info.title} may not be fetched for you. Obtain from {cls.info.homepage}:")
@@ -73,7 +74,8 @@ def prepare(name: str, data_roots: tuple[str, ...], workers: int, source: Path |
     dataset.prepare(source, workers, click.echo)
 
 
-@data.command(
+@data_verb.command(
+    "verify",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -84,7 +86,7 @@ Examples:
 Files that were sound and have not changed are not read again. Exit code 2 when something is wrong.""",
 )
 @click.argument("name", shell_complete=A_DATA_SET)
-@together(DATA_ROOT, SPLIT, PROCESSES)
+@together(DATA_ROOT, SPLIT_OPTION, PROCESSES)
 @click.option(
     "--for",
     "recipe",
@@ -95,9 +97,9 @@ Files that were sound and have not changed are not read again. Exit code 2 when 
 )
 @SET
 @click.option(
-    "--json", "file", type=Output(file=True, dash=True), help="Write all offenders here; - prints them."
+    "--json", "file", type=OutputPath(file=True, dash=True), help="Write all offenders here; - prints them."
 )
-def verify(
+def verify_verb(
     name: str,
     data_roots: tuple[str, ...],
     splits: tuple[str, ...],
@@ -111,9 +113,9 @@ def verify(
     Weak labels are read as a run reads them: what it would refuse is refused, in its words.
     """
     from harness.basics.files import cache_folder, write_json
-    from harness.data.prepare.report import verify as check
+    from harness.data.prepare.report import verify_dataset as check
 
-    dataset = opened(name, data_roots)
+    dataset = opened_dataset(name, data_roots)
     labels = _wanted(dataset, recipe, assignments)
     chosen = [one for one in labels if not splits or one.split in splits]
     report = check(dataset, cache=cache_folder(), workers=workers, splits=splits or None, labels=chosen)
@@ -156,17 +158,17 @@ def _wanted(dataset: Dataset, recipe: str | None, assignments: tuple[str, ...]) 
     return list(usual.values())
 
 
-@data.command(cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
+@data_verb.command("miniature", cls=Verb, epilog="\b\nExample:\n  wsss data miniature cityscapes small/")
 @click.argument("name", shell_complete=A_DATA_SET)
-@click.argument("folder", type=Output())
+@click.argument("folder", type=OutputPath())
 @click.option(
     "--train", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Training pictures."
 )
 @click.option(
     "--val", type=click.IntRange(1, 100_000), default=4, show_default=True, help="Validation pictures."
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the scenes.")
-def miniature(name: str, folder: Path, train: int, val: int, seed: int) -> None:
+@click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Of the scenes.")
+def miniature_verb(name: str, folder: Path, train: int, val: int, seed: int) -> None:
     """Write generated scenes in a data set's official layout, to try commands on (voc2012, coco2014, ...)."""
     from harness.data.prepare.miniatures import write_miniature
 
@@ -174,8 +176,8 @@ def miniature(name: str, folder: Path, train: int, val: int, seed: int) -> None:
     click.echo(f"written; use it with --data-root {root}")
 
 
-@data.command(cls=Verb, epilog="\b\nExample:\n  wsss data mini")
-def mini() -> None:
+@data_verb.command("mini", cls=Verb, epilog="\b\nExample:\n  wsss data mini")
+def mini_verb() -> None:
     """Generate the miniature data set (once) and say where it is."""
     from harness.basics.files import cache_folder
     from harness.data.sets.mini import Mini
@@ -185,9 +187,9 @@ def mini() -> None:
     click.echo(f"{dataset.root}\n{counts}")
 
 
-@data.command(
+@data_verb.command(
+    "pretrain-mini",
     cls=Verb,
-    name="pretrain-mini",
     epilog="""\b
 Example:
   wsss data pretrain-mini mini_cnn --out weights/
@@ -196,18 +198,22 @@ The file that ships with this project was made by this command with seed 0.""",
 @click.argument("encoder", default="mini_cnn")
 @click.option(
     "--out",
-    type=Output(),
+    type=OutputPath(),
     default=Path("weights"),
     show_default=True,
     help="Folder for <encoder>.safetensors and weights.json.",
 )
 @click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Of pictures, weights, order and augmentation."
+    "--seed",
+    type=SEED_RANGE,
+    default=0,
+    show_default=True,
+    help="Of pictures, weights, order and augmentation.",
 )
 @click.option(
     "--steps", type=click.IntRange(1, 10**9), help="Optimiser steps [default: the encoder's own number]."
 )
-def pretrain_mini(encoder: str, out: Path, seed: int, steps: int | None) -> None:
+def pretrain_mini_verb(encoder: str, out: Path, seed: int, steps: int | None) -> None:
     """Train a miniature encoder as a classifier on generated single-object pictures.
 
     It plays the part that ImageNet plays in the papers.

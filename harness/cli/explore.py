@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.basics.listing import Cell, heading, prose, remark, state, table
+from harness.basics.listing import Styled, fitted_table, heading, prose, remark, state
 from harness.cli.completing import A_RECIPE, EVERYTHING
 from harness.cli.options import DATA_ROOT, JSON, left_out
 from harness.cli.usage import Verb
@@ -27,8 +27,8 @@ _KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
 
 
 @click.command(
+    "list",
     cls=Verb,
-    name="list",
     epilog="""\b
 Examples:
   wsss list                     everything
@@ -39,7 +39,7 @@ Examples:
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.argument("pattern", default="*", shell_complete=EVERYTHING)
 @JSON
-def list_(kind: str | None, pattern: str, as_json: bool) -> None:
+def list_verb(kind: str | None, pattern: str, as_json: bool) -> None:
     """Methods, data sets, recipes, suites and protocols."""
     from fnmatch import fnmatch
 
@@ -60,7 +60,7 @@ def list_(kind: str | None, pattern: str, as_json: bool) -> None:
         lines = [[*row.values()] for row in rows]
         if name == "suites" and kind is None:  # their members are most of the recipes that stand above
             lines = [[*line[:-1], f"{len(line[-1].split(', '))} recipes"] for line in lines]
-        click.echo(table(lines, headers))
+        click.echo(fitted_table(lines, headers))
         click.echo("see `wsss list suites` for their members\n" if name == "suites" and kind is None else "")
 
 
@@ -152,6 +152,7 @@ def _protocols() -> list[dict[str, str]]:
 
 
 @click.command(
+    "show",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -168,7 +169,7 @@ Examples:
 @DATA_ROOT
 @click.option("--docs", is_flag=True, help="Explain every key.")
 @JSON
-def show(
+def show_verb(
     recipe: str, assignments: tuple[str, ...], data_roots: tuple[str, ...], docs: bool, as_json: bool
 ) -> None:
     """Every effective value of a recipe with its origin: default, file, command line, and its source."""
@@ -205,7 +206,9 @@ def show(
                 for text in (explained.get(key, ""), f"from {origin}", _said(known.get(key))):
                     click.echo(prose(text, first="      ", indent="      ") if text else "", nl=bool(text))
         else:
-            click.echo(table([_value_line(*row, known.get(row[0])) for row in members], ("", "", "", "")))
+            click.echo(
+                fitted_table([_value_line(*row, known.get(row[0])) for row in members], ("", "", "", ""))
+            )
     if any(one.differs for one in known.values()):
         click.echo(
             "\n" + prose(f"{_DIFFERS} differs from what the source gives for the recipe that it describes")
@@ -242,7 +245,7 @@ def _file(origin: str) -> str:
     return origin if origin.partition(" [")[0].lower().endswith(".toml") else ""
 
 
-def _value_line(key: str, value: Any, origin: str, source: str, known: Printed | None) -> list[str | Cell]:
+def _value_line(key: str, value: Any, origin: str, source: str, known: Printed | None) -> list[str | Styled]:
     differs = known is not None and known.differs
     style = {"fg": "yellow"} if differs else {}
     file, _, table_of = origin.partition(" [")
@@ -252,16 +255,16 @@ def _value_line(key: str, value: Any, origin: str, source: str, known: Printed |
         said += "; command line"
     return [
         _DIFFERS if differs else " ",
-        Cell(key, style),
-        Cell(_told(value), style),
-        Cell(said, {"dim": True}),
+        Styled(key, style),
+        Styled(_told(value), style),
+        Styled(said, {"dim": True}),
     ]
 
 
-@click.command(cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
+@click.command("doctor", cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
 @DATA_ROOT
 @JSON
-def doctor(data_roots: tuple[str, ...], as_json: bool) -> None:
+def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     """What this machine can run, what is missing, and how to get it."""
     import shutil
 
@@ -331,7 +334,7 @@ def doctor(data_roots: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
         return
     told = [(what, state(f"{found}: {said}" if said else found)) for what, found, said in rows]
-    click.echo(table(told, ("what", "state")))
+    click.echo(fitted_table(told, ("what", "state")))
 
 
 def _line(error: UserError) -> str:
@@ -340,15 +343,15 @@ def _line(error: UserError) -> str:
 
 
 @click.command(
+    "open",
     cls=Verb,
-    name="open",
     epilog="""\b
 Examples:
   wsss open                     ./reports/report.html, which `wsss report` writes
   wsss open reports-quick       that of another folder""",
 )
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("reports"))
-def open_(folder: Path) -> None:
+def open_verb(folder: Path) -> None:
     """Open the report in a browser; its path is printed, for where there is none."""
     import webbrowser
 
@@ -367,6 +370,7 @@ def open_(folder: Path) -> None:
 
 
 @click.command(
+    "completion",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -376,7 +380,7 @@ Examples:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+def completion_verb(context: click.Context, shell: str) -> None:
     """Print what makes a shell complete verbs, options, recipes and suites."""
     from click.shell_completion import get_completion_class
 

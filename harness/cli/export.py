@@ -15,16 +15,17 @@ from harness.cli.options import (
     RESULTS,
     SET,
     TRAINED,
-    WORKERS,
-    Output,
+    WORKERS_OPTION,
+    OutputPath,
     aside,
     progress,
     together,
 )
-from harness.cli.usage import Verb, given, refuse
+from harness.cli.usage import Verb, given_options, refuse
 
 
 @click.command(
+    "export",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -40,7 +41,7 @@ Examples:
         the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
 )
 @click.argument("recipe", metavar="RECIPE|RECORD|CHECKPOINT", shell_complete=A_RECIPE)
-@click.option("--out", required=True, type=Output(), help="Folder that is written.")
+@click.option("--out", required=True, type=OutputPath(), help="Folder that is written.")
 @click.option("--split", help="Which pictures [default: the recipe's training split; test for the server].")
 @click.option(
     "--output",
@@ -63,8 +64,8 @@ Examples:
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol of a segmentation [default: the recipe's].")
 @ENCODING
-@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS)
-def export(
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS_OPTION)
+def export_verb(
     recipe: str,
     out: Path,
     split: str | None,
@@ -95,7 +96,7 @@ def export(
     if model:
         _model(recipe, out, checkpoint, seed, table, network, overrides, results)
         return
-    _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
+    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint)
     if form != "npy" and output is None:
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol_name, network=network)
@@ -159,7 +160,7 @@ def _model(
 
 def _refuse_segmentation_options(output: str) -> None:
     """Options of a segmentation count for nothing where the default output is a pseudo label."""
-    written = given(click.get_current_context())
+    written = given_options(click.get_current_context())
     ignored = [written[name] for name in ("protocol_name", "network") if name in written]
     if output != "segmentation" and ignored:
         refuse(ignored, f"for pseudo labels, here {output!r}", "with --output segmentation", "export")

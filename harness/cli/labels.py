@@ -10,17 +10,18 @@ from click.core import ParameterSource
 from harness.basics import listing
 from harness.basics.files import expanded
 from harness.cli.completing import A_DATA_SET
-from harness.cli.options import COUNT, DATA_ROOT, SEED, Output, Real, opened, together
+from harness.cli.options import COUNT, DATA_ROOT, SEED_RANGE, OutputPath, Real, opened_dataset, together
 from harness.cli.usage import Verb, refuse
 
 _KINDS = ("scribble", "point", "block", "box", "image")
 #: What recipes read as ``labels.format``, and what is read here alone.
 _DIRECT = ("png", "xml", "polyline", "clicks", "labelme", "coco", "voc", "yolo", "csv")
 _FORMATS = (*_DIRECT, "voc-boxes", "coco-boxes", "onehot")
-SHARE = Real(0, 1, min_open=True)
+LABELLED_SHARE = Real(0, 1, min_open=True)
 
 
 @click.command(
+    "labels",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -35,7 +36,7 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
 @click.argument("name", shell_complete=A_DATA_SET)
 @click.option("--kind", type=click.Choice(_KINDS), required=True, help="Kind of weak label.")
 @click.option("--split", default="train", show_default=True, help="Which pictures.")
-@click.option("--out", type=Output(), required=True, help="Folder to write into.")
+@click.option("--out", type=OutputPath(), required=True, help="Folder to write into.")
 @together(DATA_ROOT)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Import such files [default: simulate].")
 @click.option(
@@ -51,8 +52,10 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
     help="Import of PNGs: whose numbers they hold, those of the classes or of the data set's own files.",
 )
 @click.option("--stroke", type=click.IntRange(1, 1000), default=3, show_default=True, help="Width in pixels.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random.")
-@click.option("--block-share", type=SHARE, default=0.1, show_default=True, help="Blocks: share of pixels.")
+@click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--block-share", type=LABELLED_SHARE, default=0.1, show_default=True, help="Blocks: share of pixels."
+)
 @click.option(
     "--box-inside",
     type=click.Choice(("inner", "fill", "unlabelled")),
@@ -63,11 +66,11 @@ Official PNGs mean 'not annotated' by 255 (TEL, rloss, BLPSeg) or by K (AGMM): -
 @click.option(
     "--clicks", type=click.IntRange(1, 1_000_000), help="Simulated points: this many on each picture."
 )
-@click.option("--keep", type=SHARE, default=1.0, help="Share of every stroke's length that stays.")
-@click.option("--strokes", type=SHARE, default=1.0, help="Probability of every stroke to stay.")
-@click.option("--images", type=SHARE, default=1.0, help="Share of the images that keep their label.")
+@click.option("--keep", type=LABELLED_SHARE, default=1.0, help="Share of every stroke's length that stays.")
+@click.option("--strokes", type=LABELLED_SHARE, default=1.0, help="Probability of every stroke to stay.")
+@click.option("--images", type=LABELLED_SHARE, default=1.0, help="Share of the images that keep their label.")
 @click.option("--workers", type=COUNT, default=0, show_default=True, help="Processes.")
-def labels(
+def labels_verb(
     name: str,
     kind: str,
     split: str,
@@ -97,7 +100,7 @@ def labels(
     from harness.data.base import LabelSpec
     from harness.data.prepare.label_making import FILE_UNLABELLED, Making, make_labels
 
-    dataset = opened(name, data_roots)
+    dataset = opened_dataset(name, data_roots)
     direct = form in _DIRECT
     spec = {
         "source": "official" if direct else "simulated",
@@ -143,7 +146,7 @@ def labels(
         )
     facts += [("maker", made.maker[:12]), ("result", made.result[:12]), ("see", str(out / "labels.json"))]
     click.echo(listing.heading(f"{kind} labels of {dataset.info.title}, {split}"))
-    click.echo(listing.table(facts, ("", "")))
+    click.echo(listing.fitted_table(facts, ("", "")))
     click.echo(advice)  # on one line, to be copied
 
 
@@ -157,6 +160,7 @@ def _absolute(folder: str, root: Path) -> str:
 
 
 @click.command(
+    "show",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -176,16 +180,16 @@ Examples:
     multiple=True,
     help="A folder of weak labels (255 not annotated); repeatable.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the simulator.")
+@click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Of the simulator.")
 @click.option(
     "--out",
-    type=Output(file=True),
+    type=OutputPath(file=True),
     default=Path("contact_sheet.png"),
     show_default=True,
     help="PNG file.",
 )
 @together(DATA_ROOT)
-def show(
+def show_labels_verb(
     name: str,
     split: str,
     number: int,
@@ -197,9 +201,9 @@ def show(
 ) -> None:
     """Draw a contact sheet: picture, mask, each weak label."""
     from harness.basics.errors import UserError, nearest
-    from harness.data.labels.contact_sheet import contact_sheet, save
+    from harness.data.labels.contact_sheet import contact_sheet, save_sheet
 
-    dataset = opened(name, data_roots)
+    dataset = opened_dataset(name, data_roots)
     ids = dataset.ids(split)
     unknown = [i for i in chosen if i not in set(ids)]
     if unknown:
@@ -213,5 +217,5 @@ def show(
             ["--seed"], f"without masks, and {split} of {name} has none", "to simulated labels", "data show"
         )
     sheet = contact_sheet(dataset, split, some, folders={f.name: f for f in folders}, seed=seed)
-    save(sheet, out)
+    save_sheet(sheet, out)
     click.echo(f"{len(some)} pictures of {split} in {out}")

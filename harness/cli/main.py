@@ -24,27 +24,27 @@ from harness.basics.text import one_line
 
 #: Own verbs: (module, attribute, one-line help). The module is imported when the verb is used.
 _OWN: dict[str, tuple[str, str, str]] = {
-    "list": ("harness.cli.explore", "list_", "Methods, data sets, recipes, suites, protocols."),
+    "list": ("harness.cli.explore", "list_verb", "Methods, data sets, recipes, suites, protocols."),
     "show": (
         "harness.cli.explore",
-        "show",
+        "show_verb",
         "Every effective value of a recipe, and where it comes from.",
     ),
-    "doctor": ("harness.cli.explore", "doctor", "What this machine can run, and what is missing."),
-    "open": ("harness.cli.explore", "open_", "Open the report in a browser."),
-    "completion": ("harness.cli.explore", "completion", "Have a shell complete verbs and recipes."),
-    "data": ("harness.cli.data", "data", "Prepare, check, label and show data sets."),
-    "run": ("harness.cli.run", "run", "Train, evaluate and record recipes or suites."),
-    "search": ("harness.cli.search", "search", "Search hyper-parameters of a recipe."),
-    "predict": ("harness.cli.score", "predict", "Segment pictures with a trained network."),
+    "doctor": ("harness.cli.explore", "doctor_verb", "What this machine can run, and what is missing."),
+    "open": ("harness.cli.explore", "open_verb", "Open the report in a browser."),
+    "completion": ("harness.cli.explore", "completion_verb", "Have a shell complete verbs and recipes."),
+    "data": ("harness.cli.data", "data_verb", "Prepare, check, label and show data sets."),
+    "run": ("harness.cli.run", "run_verb", "Train, evaluate and record recipes or suites."),
+    "search": ("harness.cli.search", "search_verb", "Search hyper-parameters of a recipe."),
+    "predict": ("harness.cli.score", "predict_verb", "Segment pictures with a trained network."),
     "verify-store": (
         "harness.cli.verify",
-        "verify_store",
+        "verify_store_verb",
         "Read a whole record store, and name what is not what was recorded.",
     ),
     "evaluate": (
         "harness.cli.score",
-        "evaluate",
+        "evaluate_verb",
         "Score records, checkpoints or folders of predictions.",
     ),
 }

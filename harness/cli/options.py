@@ -58,7 +58,7 @@ class Real(click.FloatRange):
 #: Processes and threads.
 COUNT = click.IntRange(0, 4096)
 #: Seeds that every generator takes.
-SEED = click.IntRange(0, 2**32 - 1)
+SEED_RANGE = click.IntRange(0, 2**32 - 1)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ class RecordStore(click.ParamType):
         return click.Path(path_type=Path, file_okay=False).convert(value, parameter, context)
 
 
-class Output(click.Path):
+class OutputPath(click.Path):
     """A folder, or a file, that a verb writes: one that cannot be written is refused before the verb begins
     (:class:`harness.cli.usage.Verb`).
 
@@ -105,10 +105,10 @@ def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tu
     """Data sets of the user's own are known by name as soon as their roots are."""
     if context.resilient_parsing:  # a shell completes a word, and waits
         return data_roots
-    from harness.data.sets.own import given, register
+    from harness.data.sets.own import given_roots, register
 
     register(data_roots)
-    context.call_on_close(given.clear)  # another command of this process has its own
+    context.call_on_close(given_roots.clear)  # another command of this process has its own
     return data_roots
 
 
@@ -124,7 +124,7 @@ DATA_ROOT = click.option(
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda, cuda:N."
 )
-WORKERS = click.option(
+WORKERS_OPTION = click.option(
     "--workers", type=COUNT, default=0, show_default=True, help="Loader processes per trial."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable, on standard output.")
@@ -149,7 +149,7 @@ TRAINED = (
         help="A network's file [default: the record of --seed].",
     ),
     click.option("--table", help="Whose checkpoint it is; this project's own by default."),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Which record of the recipe."),
+    click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Which record of the recipe."),
     click.option("--network", default="default", show_default=True, help="Which of the method's networks."),
 )
 
@@ -197,7 +197,7 @@ def on_request(
 
     if not ray and max_concurrent is None and gpus_each is None and address is None:
         return None
-    cuda = devices.choose(options.device, devices.machine()).type == "cuda"
+    cuda = devices.device_named(options.device, devices.machine()).type == "cuda"
     gpus = float(cuda) if gpus_each is None else gpus_each
     devices.of_workers(options.device, gpus)  # refuses what contradicts itself
     return Resources(options.workers + 1.0, gpus, max_concurrent, address)
@@ -207,7 +207,7 @@ _EXECUTION = (
     DATA_ROOT,
     RESULTS,
     DEVICE,
-    WORKERS,
+    WORKERS_OPTION,
     click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
     _MOST,
     click.option(
@@ -326,7 +326,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         from harness.running.trials.trial import Options
 
         machine = devices.machine()
-        cuda = devices.choose(device, machine).type == "cuda"
+        cuda = devices.device_named(device, machine).type == "cuda"
         if text := devices.unused(device, machine):
             aside(f"warning: {text}")
         processes, gpus = shares(gpus_per_trial, processes_per_trial, cuda, local)
@@ -382,7 +382,7 @@ def ended(store: Store) -> int:
     return 1 if store.left_out else 0
 
 
-def opened(name: str, data_roots: tuple[str, ...]) -> Dataset:
+def opened_dataset(name: str, data_roots: tuple[str, ...]) -> Dataset:
     """The data set under the roots given, or the generated one in the cache."""
     from harness.basics.files import cache_folder
     from harness.running.trials.trial import open_dataset

@@ -17,7 +17,7 @@ from harness.cli.options import (
     JSON,
     RESULTS,
     SET,
-    Output,
+    OutputPath,
     RecordStore,
     aside,
     ended,
@@ -29,7 +29,7 @@ from harness.cli.usage import Verb
 
 _OUT = click.option(
     "--out",
-    type=Output(),
+    type=OutputPath(),
     default=Path("reports"),
     show_default=True,
     help="Folder for the files.",
@@ -68,6 +68,7 @@ def _recipes() -> dict[str, Any]:
 
 
 @click.command(
+    "leaderboard",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -92,7 +93,7 @@ hold), 2 nothing to show.""",
 @click.option(
     "--validate", "check", is_flag=True, help="Compare published cells and claims with recipes instead."
 )
-def leaderboard(
+def leaderboard_verb(
     results: Path | str,
     out: Path,
     dataset: str | None,
@@ -110,8 +111,8 @@ def leaderboard(
     leaderboard.json; `wsss report` writes everything.
     """
     from harness.records.records import Store
-    from leaderboards.rows.gathering import gather
-    from leaderboards.rows.tables import as_lines
+    from leaderboards.rows.gathering import gather_records
+    from leaderboards.rows.tables import row_lines
     from leaderboards.write import listings
     from leaderboards.write.report import plain_json, write_leaderboard
 
@@ -122,9 +123,9 @@ def leaderboard(
         store, out, recipes=_recipes(), dataset=dataset, suites=suites, formats=_split(formats), label=label
     )
     if as_json:
-        click.echo(plain_json(done.rows, as_lines(done.rows), gather(store), label), nl=False)
+        click.echo(plain_json(done.rows, row_lines(done.rows), gather_records(store), label), nl=False)
         return ended(store)
-    click.echo(listings.leaderboard(done.rows, done.parts) + "\n")
+    click.echo(listings.leaderboard_listing(done.rows, done.parts) + "\n")
     _wrote(done.files)
     return ended(store)
 
@@ -136,11 +137,11 @@ def _wrote(files: Sequence[Path]) -> None:
 
 def _validate() -> int:
     from leaderboards.judge import claims
-    from leaderboards.rows.published import row_means, validate
+    from leaderboards.rows.published import row_means, validate_cells
 
     recipes = _recipes()
-    findings = [*validate(recipes), *row_means()]
-    wrong = [f"claim: {text}" for text in claims.validate(recipes)]
+    findings = [*validate_cells(recipes), *row_means()]
+    wrong = [f"claim: {text}" for text in claims.validate_claims(recipes)]
     for finding in (*findings, *wrong):
         click.echo(str(finding))
     click.echo(f"{len(findings) + len(wrong)} findings")
@@ -148,6 +149,7 @@ def _validate() -> int:
 
 
 @click.command(
+    "plot",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -175,7 +177,7 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to draw."
     show_default=True,
     help="Files to write, separated by commas: png, svg, pdf.",
 )
-def plot(
+def plot_verb(
     results: Path | str,
     out: Path,
     dataset: str | None,
@@ -192,7 +194,7 @@ def plot(
     """
     from harness.records.records import Store
     from leaderboards.plots.plotting import check_kinds, write_plots
-    from leaderboards.rows.gathering import gather
+    from leaderboards.rows.gathering import gather_records
     from leaderboards.rows.tables import leaderboard as rows_of
     from leaderboards.write.report import check_formats, require_records
 
@@ -201,14 +203,14 @@ def plot(
     wanted = _split(formats)
     check_formats(wanted, ("png", "svg", "pdf"))
     store = Store(results)
-    frame = gather(store)
+    frame = gather_records(store)
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
     place = out / "plots"
     if kind == "qualitative":
-        from leaderboards.plots.qualitative import write
+        from leaderboards.plots.qualitative import write_grids
 
-        files = write(rows, place, wanted, data_roots, device=device, label=label, say=aside)
+        files = write_grids(rows, place, wanted, data_roots, device=device, label=label, say=aside)
     else:
         files = write_plots(rows, place, kind=kind, formats=wanted, label=label, say=aside)
     _wrote(files)
@@ -216,6 +218,7 @@ def plot(
 
 
 @click.command(
+    "claims",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -242,7 +245,7 @@ Exit codes: 0 done, whatever the verdicts; 1 done, and damaged files were left o
     help="Files to write, separated by commas: md, csv.",
 )
 @JSON
-def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str, as_json: bool) -> int:
+def claims_verb(results: Path | str, out: Path, suites: tuple[str, ...], formats: str, as_json: bool) -> int:
     """What the papers say, and whether the records bear it out.
 
     A claim is a comparison of two recipes on the same images. It `holds` where the 95 % interval of the
@@ -259,12 +262,13 @@ def claims(results: Path | str, out: Path, suites: tuple[str, ...], formats: str
     if as_json:
         click.echo(as_frame(done.judged).to_json(orient="records", indent=1, force_ascii=False))
         return ended(store)
-    click.echo(listings.claims(done.judged) + "\n")
+    click.echo(listings.claims_listing(done.judged) + "\n")
     _wrote(done.files)
     return ended(store)
 
 
 @click.command(
+    "report",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -278,7 +282,7 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to show."
 @together(RESULTS, _OUT, _DATASET, _SUITE, _LABEL)
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
-def report(
+def report_verb(
     results: Path | str,
     out: Path,
     dataset: str | None,
@@ -315,6 +319,7 @@ def report(
 
 
 @click.command(
+    "compare",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -330,7 +335,7 @@ Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left ou
 @click.argument("second", shell_complete=A_RECIPE)
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
 @together(SET, DATA_ROOT, RESULTS, JSON)
-def compare(
+def compare_verb(
     first: str,
     second: str,
     evaluation: str | None,
@@ -350,12 +355,12 @@ def compare(
     from harness.records.records import Store
     from leaderboards.judge.comparison import as_plain
     from leaderboards.judge.comparison import compare as compared
-    from leaderboards.rows.gathering import gather
+    from leaderboards.rows.gathering import gather_records
     from leaderboards.write import listings
     from leaderboards.write.report import require_records
 
     store = Store(results)
-    frame = gather(store)
+    frame = gather_records(store)
     require_records(frame, store)
     found = compared(
         frame, _recipes(), first, second, evaluation=evaluation, overrides=parse_overrides(assignments)
@@ -367,8 +372,8 @@ def compare(
 
 
 @click.command(
+    "import",
     cls=Verb,
-    name="import",
     epilog="""\b
 Examples:
   wsss import predictions/ --metadata theirs.toml --data-root ~/data
@@ -388,7 +393,7 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 refused.""",
 @click.argument("folder", type=RecordStore(), metavar="FOLDER|URI")
 @click.option("--metadata", type=click.Path(path_type=Path), help="TOML file about a folder of predictions.")
 @together(DATA_ROOT, RESULTS)
-def import_(
+def import_verb(
     folder: Path | str, metadata: Path | None, data_roots: tuple[str, ...], results: Path | str
 ) -> int:
     """Predictions or records from outside enter the tables.

@@ -10,7 +10,7 @@ import click
 
 from harness.basics import listing
 from harness.cli.completing import RECIPES
-from harness.cli.options import JSON, SEED, SET, execution
+from harness.cli.options import JSON, SEED_RANGE, SET, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "run",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -43,7 +44,7 @@ it says so where other code of a method's own package had trained it. --again tr
     "targets", nargs=-1, required=True, metavar="RECIPE|SUITE|FILE.toml...", shell_complete=RECIPES
 )
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="Seeds 0 .. N-1.")
-@click.option("--seed", "chosen", type=SEED, multiple=True, help="These seeds instead; repeatable.")
+@click.option("--seed", "chosen", type=SEED_RANGE, multiple=True, help="These seeds instead; repeatable.")
 @SET
 @click.option(
     "--name",
@@ -66,7 +67,7 @@ it says so where other code of a method's own package had trained it. --again tr
 )
 @JSON
 @click.option("--save-predictions", is_flag=True, help="Keep palette PNGs of all evaluated pictures.")
-def run(
+def run_verb(
     targets: tuple[str, ...],
     seeds: int,
     chosen: tuple[int, ...],
@@ -116,15 +117,15 @@ def _try(
 ) -> int:
     """Try every recipe and print what was found."""
     from harness.running.smoke.recipes import smoke
-    from harness.running.smoke.report import folder, listed
+    from harness.running.smoke.report import folder, smoke_listing
 
     rows = smoke(trials, options, resources)
     failed = sum(row.status == "failed" for row in rows)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return 1 if failed else 0
-    click.echo(listed(rows) + "\n")
-    listing.say(
+    click.echo(smoke_listing(rows) + "\n")
+    listing.say_paragraph(
         f"{failed or 'none'} of {len(rows)} recipes failed; figures are in {folder(options.results)}, "
         "and --dry-run uses them"
     )
@@ -136,10 +137,10 @@ def _list(
 ) -> None:
     """Print what a run would do."""
     from harness.running.smoke.forecast import concurrent, forecast, free_mebibytes, wall_seconds
-    from harness.running.smoke.report import duration
-    from harness.running.trials.overlay import overlay
+    from harness.running.smoke.report import readable_duration
+    from harness.running.trials.overlay import cache_overlay
 
-    with overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
+    with cache_overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
         rows = forecast(trials, replace(options, cache=cache))
     if as_json:
         click.echo(json.dumps([{**asdict(row), "trial": str(row.trial)} for row in rows], indent=1))
@@ -149,7 +150,7 @@ def _list(
             str(row.trial),
             listing.state(row.state),
             f"{row.steps:,}",
-            "unknown" if row.seconds is None else duration(row.seconds),
+            "unknown" if row.seconds is None else readable_duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
             row.basis,
             f"{row.makes}: would be made" if row.makes else "",
@@ -157,7 +158,7 @@ def _list(
         for row in rows
     ]
     headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
-    click.echo(listing.table(table, headers, right=(2, 3, 4)))
+    click.echo(listing.fitted_table(table, headers, right=(2, 3, 4)))
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (row.trial.resolved.recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
@@ -169,13 +170,13 @@ def _list(
         most = f" for each of its processes, {processes} at most" if processes > 1 else ""
         click.echo(f"\n{listing.prose(f'each trial takes {each}{most}')}")
     click.echo()
-    listing.say(
+    listing.say_paragraph(
         f"{len(open_rows)} of {len(rows)} trials to run, "
         + ("as many at a time as the cluster takes" if at_a_time is None else f"{at_a_time} at a time")
         + (
             ""
             if not open_rows
-            else f": about {duration(wall)}, from recorded rates"
+            else f": about {readable_duration(wall)}, from recorded rates"
             if wall is not None
             else f"; {len(known)} of them have recorded rates to estimate from"
         )
@@ -184,7 +185,7 @@ def _list(
         running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
         disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
         free = free_mebibytes(options.store.root)
-        listing.say(
+        listing.say_paragraph(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")
         )

@@ -19,8 +19,8 @@ from harness.cli.options import (
     RESULTS,
     SET,
     TRAINED,
-    WORKERS,
-    Output,
+    WORKERS_OPTION,
+    OutputPath,
     aside,
     ended,
     left_out,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "evaluate",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -62,10 +63,10 @@ Examples:
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
 @click.option("--network", default="default", show_default=True, help="Which of the method's networks.")
 @click.option("--output", default="segmentation", show_default=True, help="Or a pseudo label's name.")
-@click.option("--save", type=Output(), help="With --checkpoint: keep counts and predictions here.")
+@click.option("--save", type=OutputPath(), help="With --checkpoint: keep counts and predictions here.")
 @ENCODING
-@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS, *ON_REQUEST)
-def evaluate(
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS_OPTION, *ON_REQUEST)
+def evaluate_verb(
     recipe: str | None,
     predictions: Path | None,
     checkpoint: Path | None,
@@ -131,13 +132,14 @@ def _print(scored: Scored) -> None:
         for name, value in zip(figures["classes"], figures["iou"], strict=True)
     ]
     click.echo(listing.heading(scored.title))
-    click.echo(listing.table(rows, ("class", "IoU (%)"), right=(1,)))
+    click.echo(listing.fitted_table(rows, ("class", "IoU (%)"), right=(1,)))
     miou = "undefined" if figures["miou"] is None else f"{figures['miou']:.2f}"
     click.echo(f"mIoU {miou} over {len(rows) - len(figures['absent'])} classes, {figures['images']} pictures")
     undecided(figures.get("coverage"))
 
 
 @click.command(
+    "predict",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -156,7 +158,7 @@ were left out, 2 refused: nothing is ever written over a picture or over other r
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=Output(),
+    type=OutputPath(),
     default=Path("predictions"),
     show_default=True,
     help="Folder for <name>.png and <name>_overlay.png.",
@@ -171,7 +173,7 @@ were left out, 2 refused: nothing is ever written over a picture or over other r
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
 @together(SET, DATA_ROOT, RESULTS, DEVICE)
-def predict(
+def predict_verb(
     source: str,
     pictures: tuple[Path, ...],
     out: Path,

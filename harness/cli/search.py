@@ -10,7 +10,7 @@ import click
 
 from harness.basics import listing
 from harness.cli.completing import A_RECIPE
-from harness.cli.options import SEED, SET, Output, Real, aside, execution
+from harness.cli.options import SEED_RANGE, SET, OutputPath, Real, aside, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    "search",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -46,7 +47,9 @@ Running the same command again goes on where it stopped; a larger --trials adds 
 )
 @click.option("--sampler", default="tpe", show_default=True, help="tpe, cmaes, random, grid or gp.")
 @click.option("--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the sampler and of every trial.")
+@click.option(
+    "--seed", type=SEED_RANGE, default=0, show_default=True, help="Of the sampler and of every trial."
+)
 @click.option(
     "--objective-split",
     default="held-out",
@@ -68,11 +71,11 @@ Running the same command again goes on where it stopped; a larger --trials adds 
 @SET
 @click.option(
     "--out",
-    type=Output(),
+    type=OutputPath(),
     help="Folder of this search [default: search/RECIPE/DIGEST beside the record store; under its URI].",
 )
 @execution
-def search(
+def search_verb(
     recipe: str,
     trials: int,
     sampler: str,

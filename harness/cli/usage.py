@@ -16,10 +16,10 @@ from click.core import ParameterSource
 
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable
-from harness.cli.options import Output
+from harness.cli.options import OutputPath
 
 #: Values of all parameters of a verb, by name.
-Values = Mapping[str, Any]
+ParameterValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Only:
     """
 
     options: str
-    when: Callable[[Values], bool]
+    when: Callable[[ParameterValues], bool]
     otherwise: str
     applies: str
 
@@ -58,7 +58,7 @@ class Usage:
 
 class Verb(click.Command):
     """A command that refuses, before it begins, options which it would ignore and places for its results that
-    cannot be written (:class:`harness.cli.options.Output`)."""
+    cannot be written (:class:`harness.cli.options.OutputPath`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check the command line against :data:`TABLE`, and where it writes to; then run."""
@@ -67,7 +67,9 @@ class Verb(click.Command):
         unused = {name for rule in usage.only if not rule.when(ctx.params) for name in rule.names}
         for parameter in self.params:
             place = ctx.params.get(parameter.name or "")
-            if not isinstance(parameter.type, Output) or (parameter.type.allow_dash and place == Path("-")):
+            if not isinstance(parameter.type, OutputPath) or (
+                parameter.type.allow_dash and place == Path("-")
+            ):
                 continue
             if place is not None and parameter.name not in unused:
                 check_writable(place, file=parameter.type.file)
@@ -83,7 +85,7 @@ def verb_name(context: click.Context) -> str:
     return " ".join(words)
 
 
-def given(context: click.Context) -> dict[str, str]:
+def given_options(context: click.Context) -> dict[str, str]:
     """What the user wrote explicitly: parameter name to its spelling on the command line."""
     return {
         p.name: max(p.opts, key=len) if isinstance(p, click.Option) else p.human_readable_name
@@ -94,7 +96,7 @@ def given(context: click.Context) -> dict[str, str]:
 
 def refuse_ignored(context: click.Context, usage: Usage) -> None:
     """Raises UserError for a parameter that was given and that this mode of the verb does not use."""
-    written = given(context)
+    written = given_options(context)
     for rule in usage.only:
         ignored = [written[name] for name in rule.names if name in written]
         if ignored and not rule.when(context.params):
@@ -114,33 +116,33 @@ def refuse(options: list[str], otherwise: str, applies: str, verb: str) -> None:
 # --- modes -------------------------------------------------------------------------------------------
 
 
-def _has(name: str) -> Callable[[Values], bool]:
+def _has(name: str) -> Callable[[ParameterValues], bool]:
     return lambda values: values[name] not in (None, False, ())
 
 
-def _lacks(name: str) -> Callable[[Values], bool]:
+def _lacks(name: str) -> Callable[[ParameterValues], bool]:
     return lambda values: values[name] in (None, False, ())
 
 
-def _is(name: str, *wanted: Any) -> Callable[[Values], bool]:
+def _is(name: str, *wanted: Any) -> Callable[[ParameterValues], bool]:
     return lambda values: values[name] in wanted
 
 
-def _not(name: str, *unwanted: Any) -> Callable[[Values], bool]:
+def _not(name: str, *unwanted: Any) -> Callable[[ParameterValues], bool]:
     return lambda values: values[name] not in unwanted
 
 
-def _simulates(values: Values) -> bool:
+def _simulates(values: ParameterValues) -> bool:
     return values["form"] is None
 
 
-def _random(values: Values) -> bool:
+def _random(values: ParameterValues) -> bool:
     """Whether making labels draws random numbers."""
     thinned = any(values[name] < 1 for name in ("keep", "strokes", "images"))
     return values["kind"] != "image" and (_simulates(values) or thinned)
 
 
-def _strokes_drawn(values: Values) -> bool:
+def _strokes_drawn(values: ParameterValues) -> bool:
     """Whether labels are drawn with a width."""
     if _simulates(values):
         return values["kind"] in ("scribble", "point") and values["clicks"] is None
@@ -150,7 +152,7 @@ def _strokes_drawn(values: Values) -> bool:
     )
 
 
-def _prepares(values: Values) -> bool:
+def _prepares(values: ParameterValues) -> bool:
     """Whether a data set is built from official files; a name that nobody knows is refused elsewhere."""
     from harness.basics.registry import DATASETS
     from harness.data.base import Dataset
@@ -159,14 +161,14 @@ def _prepares(values: Values) -> bool:
     return not known or DATASETS.get(values["name"]).prepare is not Dataset.prepare
 
 
-def _names_recipe(values: Values) -> bool:
+def _names_recipe(values: ParameterValues) -> bool:
     """Whether a network is named by its recipe, and not by a file of its own."""
-    from harness.records.origin import is_file
+    from harness.records.origin import is_network_file
 
-    return not is_file(values.get("source") or values["recipe"])
+    return not is_network_file(values.get("source") or values["recipe"])
 
 
-def _segments(values: Values) -> bool:
+def _segments(values: ParameterValues) -> bool:
     """Whether an export may be of a segmentation."""
     if values["form"] == "npy":
         return False

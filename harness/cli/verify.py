@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from harness.basics.listing import heading, prose, remark
-from harness.cli.options import DATA_ROOT, RESULTS, aside, opened, together
+from harness.cli.options import DATA_ROOT, RESULTS, aside, opened_dataset, together
 from harness.cli.usage import Verb
 
 
 @click.command(
+    "verify-store",
     cls=Verb,
     epilog="""\b
 Examples:
@@ -22,7 +23,7 @@ Examples:
 Exit codes: 0 all is sound, 1 something is not, 2 refused.""",
 )
 @together(RESULTS, DATA_ROOT)
-def verify_store(results: Path | str, data_roots: tuple[str, ...]) -> int:
+def verify_store_verb(results: Path | str, data_roots: tuple[str, ...]) -> int:
     """Read everything in a record store, and name what is not what was recorded, one line each.
 
     Checkpoints are compared with their SHA-256, figures with their counts, pseudo labels with the hashes
@@ -32,13 +33,13 @@ def verify_store(results: Path | str, data_roots: tuple[str, ...]) -> int:
     makes damaged ones again.
     """
     from harness.basics.errors import UserError
-    from harness.evaluation.verification import verify
+    from harness.evaluation.verification import verify_store
     from harness.records.records import Store
 
     store = Store(results)
     if store.mirror is None and not store.root.is_dir():
         raise UserError("there is no results folder", where=store.place, remedy="name it with --results")
-    done = verify(store, lambda name: opened(name, data_roots))
+    done = verify_store(store, lambda name: opened_dataset(name, data_roots))
     for split, why in done.unseen.items():
         aside(f"not compared with the data set: {split}: {' '.join(why.split())}")
     if done.breaches:

@@ -190,7 +190,7 @@ def panoptic_map(
     return label[place]
 
 
-def label_map(
+def annotation_map(
     annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], labels: np.ndarray
 ) -> np.ndarray:
     """The map of one picture: ``(H, W)`` uint8, 0 where there is no annotation.

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from harness.basics.errors import UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: Endings of pictures, in small letters; files may write them in any case.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -30,7 +30,7 @@ def stays_inside(image_id: str) -> bool:
     return not any(part.strip() in ("", ".", "..") or "\\" in part or ":" in part for part in parts)
 
 
-class ByPicture(Generic[T]):
+class ByPicture(Generic[_T]):
     """What a file says of pictures, found by id.
 
     Args:
@@ -38,7 +38,7 @@ class ByPicture(Generic[T]):
         where: the file, for errors.
     """
 
-    def __init__(self, said: Mapping[str, T], where: object) -> None:
+    def __init__(self, said: Mapping[str, _T], where: object) -> None:
         self._said = {bare(name): value for name, value in said.items()}
         self._where = where
         self._tails: dict[str, list[str]] = defaultdict(list)
@@ -47,7 +47,7 @@ class ByPicture(Generic[T]):
             for start in range(1, len(parts)):
                 self._tails["/".join(parts[start:])].append(name)
 
-    def get(self, image_id: str) -> T | None:
+    def get(self, image_id: str) -> _T | None:
         """What is said of a picture, None where nothing is.
 
         Raises:

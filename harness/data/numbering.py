@@ -93,7 +93,7 @@ def said_beside(folder: Path) -> Numbering | None:
     return "files" if read_object(note).get("encoding") == "files" else "classes"
 
 
-def present(paths: Iterable[Path], *, workers: int = 0, what: str = "label maps") -> np.ndarray:
+def values_present(paths: Iterable[Path], *, workers: int = 0, what: str = "label maps") -> np.ndarray:
     """``(256,)`` bool: which values some index PNGs hold. Raises UserError for a file that is none."""
     found = np.zeros(256, bool)
     for values in ordered_map(_values, list(paths), workers=workers, kind="threads", what=what):
@@ -105,7 +105,7 @@ def _values(path: Path) -> np.ndarray:
     return np.bincount(read_index(path).ravel(), minlength=256) > 0
 
 
-def chosen(
+def chosen_numbering(
     dataset: Dataset, values: np.ndarray, *, free: Iterable[int], what: str, where: object, say: str
 ) -> Numbering:
     """The one numbering in which all values mean something.
@@ -135,7 +135,7 @@ def chosen(
     wrong = _strange(values, legal["classes"], free)
     for table in legal.values():
         wrong &= _strange(values, table, free)
-    shown = listed(np.flatnonzero(wrong).tolist()) or "numbers of both"
+    shown = ranges(np.flatnonzero(wrong).tolist()) or "numbers of both"
     raise UserError(
         f"{what} hold {shown}, which fits neither numbering of {dataset.info.title} ({words})",
         where=where,
@@ -151,12 +151,12 @@ def _strange(values: np.ndarray, table: np.ndarray, free: Iterable[int]) -> np.n
 
 def in_words(table: np.ndarray) -> str:
     """The values of a numbering, such as ``0..18`` or ``7, 8, 11..13; no class 0..6``."""
-    classes = listed(np.flatnonzero((table >= 0) & (table != IGNORE)).tolist())
-    void = listed(np.flatnonzero(table == IGNORE).tolist())
+    classes = ranges(np.flatnonzero((table >= 0) & (table != IGNORE)).tolist())
+    void = ranges(np.flatnonzero(table == IGNORE).tolist())
     return classes + (f", no class {void}" if void else "")
 
 
-def listed(values: Sequence[int], most: int = 12) -> str:
+def ranges(values: Sequence[int], most: int = 12) -> str:
     """Ascending numbers, those that follow one another as ``a..b``."""
     runs: list[list[int]] = []
     for value in values:
@@ -216,11 +216,11 @@ def settled(
         if len(able) == 1:
             return replace(spec, encoding=able.pop())
     free = (UNLABELLED, IGNORE) if folder else () if spec.unlabelled is None else (spec.unlabelled,)
-    values = present(paths, workers=workers, what="numbering of labels")
+    values = values_present(paths, workers=workers, what="numbering of labels")
     place = paths[0].parent
     return replace(
         spec,
-        encoding=chosen(dataset, values, free=free, what="these label PNGs", where=place, say=say),
+        encoding=chosen_numbering(dataset, values, free=free, what="these label PNGs", where=place, say=say),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import wsss_bench
 from harness.basics.progress import counted
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 R = TypeVar("R")
 
 #: Below this many items a pool of processes costs more than it brings.
@@ -19,8 +19,8 @@ _WORTH_PROCESSES = 200
 
 
 def ordered_map(
-    function: Callable[[T], R],
-    items: Sequence[T],
+    function: Callable[[_T], R],
+    items: Sequence[_T],
     *,
     workers: int,
     kind: Literal["threads", "processes"],

@@ -57,8 +57,8 @@ class FolderPredictions:
         if len(legal) == 1:
             found = "classes"
         elif found is None:
-            values = numbering.present(map(self._file, self._ids), what="numbering of predictions")
-            found = numbering.chosen(
+            values = numbering.values_present(map(self._file, self._ids), what="numbering of predictions")
+            found = numbering.chosen_numbering(
                 dataset, values, free=(IGNORE,), what="these predictions", where=folder, say=say
             )
         self.encoding: Numbering = found
@@ -94,7 +94,7 @@ class FolderPredictions:
             illegal = np.flatnonzero(present & (self._table < 0)).tolist()
             if illegal:
                 raise UserError(
-                    f"the prediction holds {numbering.listed(illegal)}; legal are {self._legal}",
+                    f"the prediction holds {numbering.ranges(illegal)}; legal are {self._legal}",
                     where=file,
                     remedy="write the class of every pixel"
                     + (

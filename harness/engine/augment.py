@@ -39,7 +39,7 @@ class Sample:
     plain: np.ndarray
 
 
-def resize(
+def random_long_side(
     image: Image.Image,
     label: Image.Image,
     scale: tuple[float, float],
@@ -207,7 +207,7 @@ def augment(
         picture, mask, valid = area_crop(picture, mask, size, spec, rng)
     else:
         if spec.scale != (1.0, 1.0):
-            picture, mask = resize(picture, mask, spec.scale, rng, spec.resample)
+            picture, mask = random_long_side(picture, mask, spec.scale, rng, spec.resample)
         picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
     if rng.random() < spec.flip:
         mirror = Image.Transpose.FLIP_LEFT_RIGHT

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.nn.vit import ViTEncoder
     from harness.recipes.specs import AugmentSpec
 
-M = TypeVar("M", bound="nn.Module")
+_M = TypeVar("_M", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Build:
 
         return self._seeing(create_vit(self.backbone, self.weights, crop=self.crop, **options))
 
-    def _seeing(self, network: M) -> M:
+    def _seeing(self, network: _M) -> _M:
         """A network that is given ImageNet-normalised pictures and sees its own colours."""
         if self.pixels != PixelSpec():
             network.register_forward_pre_hook(FromImageNet(self.pixels.mean, self.pixels.std))

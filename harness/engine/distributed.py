@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.basics.errors import UserError
 from harness.recipes.specs import Recipe
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: How long a process waits for another before it gives up. Rank 0 may write large files alone.
-PATIENCE = timedelta(minutes=30)
+GROUP_PATIENCE = timedelta(minutes=30)
 
 
 def rank() -> int:
@@ -60,7 +60,7 @@ def session(address: str, number: int, world: int, device: torch.device) -> Iter
         init_method=f"tcp://{address}",
         rank=number,
         world_size=world,
-        timeout=PATIENCE,
+        timeout=GROUP_PATIENCE,
     )
     try:
         yield
@@ -117,12 +117,12 @@ def own_groups(groups: int) -> slice:
     return slice(rank() * number, (rank() + 1) * number)
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def share(items: Sequence[_T]) -> Sequence[_T]:
     """This process's part of some items: every n-th one, so that slow stretches are spread."""
     return items[rank() :: world_size()]
 
 
-def collected(value: T) -> list[T]:
+def collected(value: _T) -> list[_T]:
     """The values of all processes, by rank, on every process. Picklable, through the CPU."""
     if world_size() == 1:
         return [value]
@@ -131,7 +131,7 @@ def collected(value: T) -> list[T]:
     return found
 
 
-def from_first(value: T) -> T:
+def from_first(value: _T) -> _T:
     """Rank 0's value, on every process. Picklable, through the CPU."""
     if world_size() == 1:
         return value

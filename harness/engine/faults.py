@@ -254,7 +254,7 @@ def _of_a_loader(error: BaseException) -> re.Match[str] | None:
     return re.match(r"Caught (\w+) in [^\n]*\.\nOriginal Traceback", words(error))
 
 
-def explained(error: BaseException, recipe: Recipe | None) -> UserError | None:
+def remedy_of(error: BaseException, recipe: Recipe | None) -> UserError | None:
     """What a user can do about an error; None where only its trace helps."""
     if isinstance(error, UserError):
         return error if not _of_a_loader(error) else UserError(_message(error)[1])
@@ -266,13 +266,15 @@ def explained(error: BaseException, recipe: Recipe | None) -> UserError | None:
     if out_of_memory(error):
         return _more_memory(first, recipe)
     if _says(error, _SHARED):
-        return UserError(f"no shared memory for loader workers: {first}", where="--workers", remedy=WORKERS)
+        return UserError(
+            f"no shared memory for loader workers: {first}", where="--workers", remedy=WORKERS_REMEDY
+        )
     if isinstance(error, RuntimeError) and _says(error, _LOADER) and not _of_a_loader(error):
-        return UserError(f"a loader worker died: {first}", where="--workers", remedy=WORKERS)
+        return UserError(f"a loader worker died: {first}", where="--workers", remedy=WORKERS_REMEDY)
     return refusal(error)
 
 
-WORKERS = "fewer --workers, more memory, or a larger /dev/shm; --workers 0 needs none of them"
+WORKERS_REMEDY = "fewer --workers, more memory, or a larger /dev/shm; --workers 0 needs none of them"
 
 
 def _more_memory(first: str, recipe: Recipe | None) -> UserError:
@@ -329,7 +331,7 @@ def told(error: BaseException, recipe: Recipe | None) -> tuple[str, bool]:
     """What a user is told of an error, and whether that is all there is to know: else its trace helps."""
     if isinstance(error, Relayed):
         return error.text, not error.trace
-    clear = explained(error, recipe)
+    clear = remedy_of(error, recipe)
     return printable(words(clear) if clear else first_line(error)), isinstance(error, UserError)
 
 

@@ -114,5 +114,5 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         raise UserError(
             f"loader workers cannot be started: {faults.first_line(error)}",
             where="--workers",
-            remedy=faults.WORKERS,
+            remedy=faults.WORKERS_REMEDY,
         ) from error

@@ -28,13 +28,13 @@ from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, T
 from harness.nn.pixels import MEAN, STD
 
 #: Pictures the reported accuracy is measured on.
-HELD_OUT = 1000
+HELD_OUT_PICTURES = 1000
 _SIDE, _SHIFT = 56, 6
 _SMOOTHING = 0.05  # of labels
 
 
 @dataclass(frozen=True)
-class Plan:
+class Pretraining:
     """How one encoder is pretrained.
 
     Attributes:
@@ -92,11 +92,11 @@ def _token_classifier(classes: int) -> nn.Module:
 
 
 #: Encoders by name; a further one needs a line here.
-PLANS: dict[str, Plan] = {
-    "mini_cnn": Plan(
+PLANS: dict[str, Pretraining] = {
+    "mini_cnn": Pretraining(
         lambda classes: Classifier(MiniCNN(), classes), picture_loss, learning_rate=8e-3, steps=900
     ),
-    "mini_vit": Plan(
+    "mini_vit": Pretraining(
         _token_classifier,
         mosaic_loss,
         learning_rate=1e-3,
@@ -146,11 +146,11 @@ def pretrain(
     if steps < 1:
         raise UserError(f"{steps} steps of pretraining", where="steps", remedy="give at least 1")
     check_writable(Path(out))
-    report(f"drawing {plan.pictures + HELD_OUT} pictures")
-    training = pictures(plan.pictures, seed, scattered=plan.scattered)
-    held_out = pictures(HELD_OUT, seed, "single_val", scattered=plan.scattered)
+    report(f"drawing {plan.pictures + HELD_OUT_PICTURES} pictures")
+    training = pretraining_pictures(plan.pictures, seed, scattered=plan.scattered)
+    held_out = pretraining_pictures(HELD_OUT_PICTURES, seed, "single_val", scattered=plan.scattered)
     with _reproducible(seed):
-        model = plan.model(len(mini_scenes.KINDS))
+        model = plan.model(len(mini_scenes.OBJECT_KINDS))
         _train(model, *training, plan, steps, report)
         inner = model.get_submodule("encoder")
         state = {key: _half(value) for key, value in inner.state_dict().items()}
@@ -159,7 +159,7 @@ def pretrain(
             "command": f"wsss data pretrain-mini {encoder} --seed {seed} --steps {steps}",
             "seed": seed,
             "steps": steps,
-            "generator": mini_scenes.VERSION,
+            "generator": mini_scenes.SCENES_VERSION,
             "accuracy": round(accuracy(model, *held_out), 4),
         }
     path = Path(out) / f"{encoder}.safetensors"
@@ -174,7 +174,7 @@ def pretrain(
     return row
 
 
-def pictures(
+def pretraining_pictures(
     count: int, seed: int, stream: str = "single", *, scattered: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Images ``(count, 3, 56, 56)`` uint8 and classes ``(count,)`` int64 in 0..5, scattered ones in 0..6.
@@ -190,7 +190,7 @@ def pictures(
     return torch.from_numpy(np.ascontiguousarray(images)), torch.tensor([kind for _, kind in drawn])
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalised_pictures(images: Tensor) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in 0..255 as ImageNet-normalised float32."""
     mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)[..., None, None]
     return (images / 255 - mean) / std
@@ -201,7 +201,7 @@ def accuracy(model: Any, images: Tensor, classes: Tensor) -> float:
     """Share of pictures ``(N, 3, H, W)`` uint8 classified rightly, in evaluation mode."""
     model.eval()
     hits = [
-        (model.decide(normalised(part)) == truth).sum()
+        (model.decide(normalised_pictures(part)) == truth).sum()
         for part, truth in zip(images.split(256), classes.split(256), strict=True)
     ]
     return float(torch.stack(hits).sum()) / len(classes)
@@ -211,7 +211,7 @@ def _train(
     model: nn.Module,
     images: Tensor,
     classes: Tensor,
-    plan: Plan,
+    plan: Pretraining,
     steps: int,
     report: Callable[[str], Any],
 ) -> None:
@@ -220,7 +220,7 @@ def _train(
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     model.train()
     for step, chosen in zip(range(steps), _batches(len(images), plan.batch), strict=False):
-        loss = plan.loss(model, normalised(augmented(images[chosen], plan.zoom)), classes[chosen])
+        loss = plan.loss(model, normalised_pictures(augmented(images[chosen], plan.zoom)), classes[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -54,7 +54,7 @@ def load_weights(method: Method, checkpoint: Path, *, asked: Collection[str] = (
     check_recorded(checkpoint)
     state = read_torch(checkpoint)
     try:
-        notes = trained.compared(method, state.get(trained.KEY), checkpoint, asked=asked)
+        notes = trained.compared(method, state.get(trained.NETWORK_KEY), checkpoint, asked=asked)
         method.load_state_dict(state["method"])
     except UserError:
         raise

@@ -35,7 +35,7 @@ from harness.engine.faults import ONE_VALUE, one_picture, smallest_piece
 from harness.engine.made_up import Answers, made_up_batch
 from harness.engine.networks import build_method
 from harness.engine.outputs import check_output
-from harness.engine.shapes import Shapes
+from harness.engine.shapes import ShapeTable
 from harness.recipes.names import check_network
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ def tried(resolved: Resolved) -> Rehearsed:
 _fitting: set[str] = set()
 
 
-def forget() -> None:
+def forget_methods() -> None:
     """Try every method again: their code may have changed."""
     _known.clear()
     _fitting.clear()
 
 
-FORGET.append(forget)
+FORGET.append(forget_methods)
 
 
 def check_weights(resolved: Resolved, sha256: str | None) -> None:
@@ -167,7 +167,7 @@ class _NeedsValues(Exception):
 
 def _try(resolved: Resolved) -> Rehearsed:
     try:
-        with Shapes():
+        with ShapeTable():
             return _try_on(resolved, _META)
     except _NeedsValues:
         return _try_on(resolved, torch.device("cpu"))

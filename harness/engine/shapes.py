@@ -20,7 +20,7 @@ class _Unknown(Exception):
     """Something else than plain tensors of the meta device takes part."""
 
 
-class Shapes(TorchDispatchMode):
+class ShapeTable(TorchDispatchMode):
     """Operations on the meta device give a tensor like the one that they gave for like arguments before.
 
     Torch works out the shapes of many operations in Python, step by step (a batch normalisation takes

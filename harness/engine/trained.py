@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.engine.method import Method
 
 #: Key of the description in a checkpoint.
-KEY = "network"
+NETWORK_KEY = "network"
 
 
 def described(method: Method) -> dict[str, Any]:

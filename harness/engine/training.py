@@ -24,7 +24,7 @@ from harness.basics import interruption
 from harness.basics.errors import NonFiniteLossError, UserError
 from harness.basics.files import sync, write_with
 from harness.basics.finite import require_finite_weights
-from harness.basics.reading import Damaged, Misplaced, damaged, set_aside
+from harness.basics.reading import Damaged, Misplaced, damaged, set_damaged_aside
 from harness.basics.schema import digest
 from harness.engine import distributed, trained
 from harness.engine.batch import Batch, Progress
@@ -213,7 +213,7 @@ class Trainer:
         if not distributed.first():
             return
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
-        state |= {"seed": self.seed, trained.KEY: trained.described(self.method), **self.facts}
+        state |= {"seed": self.seed, trained.NETWORK_KEY: trained.described(self.method), **self.facts}
         if not final:
             state["optimiser"] = self.optimiser.state_dict()
             state["scaler"] = self.scaler.state_dict()
@@ -229,7 +229,7 @@ class Trainer:
         if state is None:
             return
         try:
-            trained.compared(self.method, state.get(trained.KEY), self.checkpoint)
+            trained.compared(self.method, state.get(trained.NETWORK_KEY), self.checkpoint)
             self.method.load_state_dict(state["method"])
             self.ended = state["final"]
             if not self.ended:
@@ -250,7 +250,7 @@ class Trainer:
             if not isinstance(state, dict) or not {"method", "step", "final"} <= set(state):
                 raise damaged(self.checkpoint, "it holds no state of a training")
         except Damaged as error:
-            aside = set_aside(self.checkpoint)
+            aside = set_damaged_aside(self.checkpoint)
             self.told.append(f"{error.brief}; moved to {aside}, training starts afresh")
             return None
         seed = state.get("seed", self.seed)
@@ -268,7 +268,7 @@ class Trainer:
         try:
             history = History(file, self.step)
         except Damaged as error:
-            self.told.append(f"{error.brief}; moved to {set_aside(file)}, a new curve begins")
+            self.told.append(f"{error.brief}; moved to {set_damaged_aside(file)}, a new curve begins")
             return History(file, self.step)
         lost = gaps(file, self.logged if self.sums else self.step, self.log_every)
         if lost:  # rows reach the disk before a checkpoint does, so no kill has done this
@@ -420,7 +420,7 @@ class Trainer:
         if miou > self.best.miou:
             self.best = Best(miou, self.step)
             state = {"method": self.method.state_dict(), "step": self.step, "final": True, "miou": miou}
-            state |= {trained.KEY: trained.described(self.method), **self.facts}
+            state |= {trained.NETWORK_KEY: trained.described(self.method), **self.facts}
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou

@@ -32,14 +32,14 @@ _TILE_PIXELS, _TILE_SCORES = 1 << 20, 1 << 26
 _STEP = 32
 
 
-class Keep(Typed):
+class Receiver(Typed):
     """What receives probabilities, part by part: an array ``(K, H, W)``, or a file."""
 
     def __setitem__(self, where: Any, values: np.ndarray, /) -> None:
         """As of an array."""
 
 
-class Part(NamedTuple):
+class Tile(NamedTuple):
     """A tile: the rows and columns that the network sees, and those of them that it decides."""
 
     seen: tuple[slice, slice]
@@ -64,11 +64,11 @@ def tile_side(height: int, width: int, num_classes: int, p: Protocol) -> int | N
     return max(side // _STEP * _STEP, least)
 
 
-def parts(height: int, width: int, side: int) -> Iterator[Part]:
+def parts(height: int, width: int, side: int) -> Iterator[Tile]:
     """Tiles of a picture, row by row; each pixel is decided by one of them."""
     for rows, own_rows in _cuts(height, side):
         for columns, own_columns in _cuts(width, side):
-            yield Part((rows, columns), (own_rows, own_columns))
+            yield Tile((rows, columns), (own_rows, own_columns))
 
 
 def _cuts(length: int, side: int) -> Iterator[tuple[slice, slice]]:
@@ -91,7 +91,7 @@ def segment(
     device: torch.device,
     network: str = "default",
     side: int | None = None,
-    keep: Keep | None = None,
+    keep: Receiver | None = None,
     name: str = "",
 ) -> np.ndarray:
     """The best class of every pixel of a picture.
@@ -118,7 +118,7 @@ def segment(
         return _shrunk(method, image, p, device, network, side, keep, name)
     whole = slice(0, height), slice(0, width)
     labels = np.empty((height, width), np.uint8)
-    for part in [Part(whole, whole)] if side is None else parts(height, width, side):
+    for part in [Tile(whole, whole)] if side is None else parts(height, width, side):
         scores = _scores(method, image[part.seen], p, device, network, name)
         inside = tuple(
             slice(own.start - seen.start, own.stop - seen.start)
@@ -155,7 +155,7 @@ def _shrunk(
     device: torch.device,
     network: str,
     side: int,
-    keep: Keep | None,
+    keep: Receiver | None,
     name: str,
 ) -> np.ndarray:
     height, width = image.shape[:2]

@@ -21,11 +21,11 @@ from harness.basics.registry import DATASETS
 from harness.data.base import Dataset
 from harness.data.images import read_index
 from harness.data.naming import stays_inside
-from harness.data.prepare.verify import check_split
+from harness.data.prepare.verify import verify_split
 from harness.evaluation.boundary import Boundary
 from harness.evaluation.counting import count
 from harness.nn.torch_files import read_torch
-from harness.records.checkpoints import FOLDER
+from harness.records.checkpoints import CHECKPOINTS
 from harness.records.history import read_curve
 from harness.records.records import EvaluationRecord, Record, Store
 from harness.records.truth import Pictures, Truth, contradictions, truth_of
@@ -69,7 +69,7 @@ class Verified:
         return True
 
 
-def verify(store: Store, dataset: Open | None = None, cache: Path | None = None) -> Verified:
+def verify_store(store: Store, dataset: Open | None = None, cache: Path | None = None) -> Verified:
     """Read a whole store; under a URI, after everything was brought.
 
     Args:
@@ -103,7 +103,7 @@ def _record(record: Record, done: Verified) -> None:
             done.runs.append(((record.recipe["dataset"], run.data["data_fingerprint"]), run))
     record.history()
     for name in ("last.pt", "best.pt"):
-        file = record.path / FOLDER / name
+        file = record.path / CHECKPOINTS / name
         if os.path.lexists(file):
             done.checkpoints += done.sound(_checkpoint(file, record.sha256_of_checkpoint(name)))
 
@@ -136,7 +136,7 @@ def _truths(done: Verified, dataset: Open | None, cache: Path) -> None:
         name, fingerprint = pictures
         try:
             opened = dataset(name)
-            if check_split(opened, split, cache=cache).fingerprint != fingerprint:
+            if verify_split(opened, split, cache=cache).fingerprint != fingerprint:
                 raise UserError("other pictures or masks than those that were scored")
             if pictures not in known:
                 known[pictures] = _counted(opened, split)
@@ -175,7 +175,7 @@ def _others(root: Path, folder: Path, names: list[str], done: Verified) -> None:
     depth = len(folder.relative_to(root).parts)
     if "record.json" in names and depth != _DEPTH:
         done.note(damaged(folder / "record.json", "no record is looked for here", "move it out of the store"))
-    if folder.name == FOLDER and not os.path.lexists(folder.parent / "record.json"):
+    if folder.name == CHECKPOINTS and not os.path.lexists(folder.parent / "record.json"):
         for name in names:
             if name.endswith(".pt"):
                 done.checkpoints += done.sound(_checkpoint(folder / name, None))

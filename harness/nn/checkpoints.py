@@ -45,7 +45,7 @@ class KeyTable:
             else:
                 renamed[name] = value
         if unknown:
-            raise UserError(f"the checkpoint has unknown keys: {listed(unknown)}")
+            raise UserError(f"the checkpoint has unknown keys: {first_keys(unknown)}")
         return renamed
 
     def _rename(self, key: str) -> str | None:
@@ -89,7 +89,7 @@ def load_checkpoint(
         if k in renamed and renamed[k].shape != own[k].shape
     ]
     problems = [
-        f"{name}: {listed(keys)}"
+        f"{name}: {first_keys(keys)}"
         for name, keys in (("missing", missing), ("surplus", surplus), ("other shape", shapes))
         if keys
     ]
@@ -103,7 +103,7 @@ def load_checkpoint(
     module.load_state_dict(renamed)
 
 
-def listed(keys: Iterable[str], most: int = 8) -> str:
+def first_keys(keys: Iterable[str], most: int = 8) -> str:
     """The first keys of a list and the number of the others."""
     keys = list(keys)
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

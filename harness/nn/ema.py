@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
-def ema_copy(network: M) -> M:
+def ema_copy(network: _M) -> _M:
     """A deep copy that takes no gradient: the start of an averaged network."""
     return copy.deepcopy(network).requires_grad_(False)
 

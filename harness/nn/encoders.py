@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from timm.models import FeatureInfo, FeatureListNet
 
 #: Our own backbones: name -> ``module:class``. A class takes any of ``output_stride`` and ``multi_grid``.
-OWN = {"mini_cnn": "harness.nn.mini_encoder:MiniCNN"}
+OWN_ENCODERS = {"mini_cnn": "harness.nn.mini_encoder:MiniCNN"}
 
 #: Keys of a classification head, which no encoder has.
 _HEADS = ("fc.", "head.", "classifier.", "last_linear.")
@@ -126,7 +126,7 @@ def create_encoder(
     """Build a backbone with its weights.
 
     Args:
-        name: a name of :data:`OWN`, or a timm architecture.
+        name: a name of :data:`OWN_ENCODERS`, or a timm architecture.
         weights: see :mod:`harness.nn.weights`.
         output_stride: stride of the last stage; strides beyond it become dilations. The network's own
             by default.
@@ -142,15 +142,15 @@ def create_encoder(
         UserError: unknown name, an output stride the network cannot have, or weights that are missing
             or do not fit.
     """
-    from harness.nn.vit import OWN as TRANSFORMERS
+    from harness.nn.vit import OWN_TRANSFORMERS as TRANSFORMERS
 
     if name in TRANSFORMERS:
         raise UserError(
             f"{name!r} is a vision transformer, and this method needs a backbone with a feature pyramid",
             where="backbone",
-            remedy=f"choose {' or '.join(OWN)}, or {_DILATED}",
+            remedy=f"choose {' or '.join(OWN_ENCODERS)}, or {_DILATED}",
         )
-    if name in OWN:
+    if name in OWN_ENCODERS:
         encoder = _own_encoder(name, output_stride, multi_grid)
         path = weights_file(name, weights)
         if path is not None:
@@ -167,7 +167,7 @@ def create_encoder(
 
 
 def _own_encoder(name: str, output_stride: int | None, multi_grid: Sequence[int]) -> Encoder:
-    module, _, attribute = OWN[name].partition(":")
+    module, _, attribute = OWN_ENCODERS[name].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     accepted = inspect.signature(cls).parameters
     if multi_grid and "multi_grid" not in accepted:
@@ -218,12 +218,12 @@ def check_name(name: str) -> None:
     """Raises UserError where no backbone has this name, with the nearest that there are."""
     import timm
 
-    from harness.nn.vit import OWN as TRANSFORMERS
+    from harness.nn.vit import OWN_TRANSFORMERS as TRANSFORMERS
 
-    if name in OWN or name in TRANSFORMERS:
+    if name in OWN_ENCODERS or name in TRANSFORMERS:
         return
     if not timm.is_model(name.partition(".")[0]):
-        known = [*OWN, *TRANSFORMERS, *timm.list_models()]
+        known = [*OWN_ENCODERS, *TRANSFORMERS, *timm.list_models()]
         raise UserError(f"unknown backbone {name!r}", where="backbone", remedy=nearest(name, known))
 
 

@@ -34,12 +34,12 @@ class _Wanted:
         return self.name if self.version is None else f"{self.name}=={self.version}"
 
 
-def names(weights: str) -> bool:
+def names_package(weights: str) -> bool:
     """Whether ``weights`` names a package."""
     return weights.startswith(_PREFIX)
 
 
-def file_of(weights: str) -> Path:
+def package_file(weights: str) -> Path:
     """The weights file of an installed distribution.
 
     Args:

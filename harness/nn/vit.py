@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import harness.basics.compat  # noqa: F401  (before timm)
 from harness.basics.errors import UserError
-from harness.nn.encoders import OWN as PYRAMIDS
+from harness.nn.encoders import OWN_ENCODERS as PYRAMIDS
 from harness.nn.encoders import Encoder, check_name, load_encoder
 from harness.nn.precision import outside_autocast
 from harness.nn.weights import is_tag, timm_name, weights_file
 
 #: Our own transformers: name -> ``module:function``, which takes ``drop_path`` and returns a timm network.
-OWN = {
+OWN_TRANSFORMERS = {
     "mini_vit": "harness.nn.mini_encoder:mini_vit",
     "lite0_hybrid": "harness.nn.hybrid:lite0_hybrid",
 }
@@ -218,7 +218,7 @@ def untrained(module: nn.Module) -> set[int]:
 
 def is_transformer(name: str) -> bool:
     """Whether a backbone's name is that of a vision transformer, which :func:`create_vit` builds."""
-    return name in OWN or name.startswith(("vit_", "deit_", "deit3_"))
+    return name in OWN_TRANSFORMERS or name.startswith(("vit_", "deit_", "deit3_"))
 
 
 def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -248,7 +248,7 @@ def create_vit(
     """Build a transformer with its weights.
 
     Args:
-        name: a name of :data:`OWN`, or a timm architecture of plain vision transformers.
+        name: a name of :data:`OWN_TRANSFORMERS`, or a timm architecture of plain vision transformers.
         weights: see :mod:`harness.nn.weights`.
         crop, aux_layer, class_token, position, mask_token: see :class:`ViTEncoder`.
         drop_path: probability of stochastic depth in the last block, growing linearly from 0 in the
@@ -265,12 +265,13 @@ def create_vit(
         raise UserError(
             f"{name!r} is a convolutional network, and this method needs a vision transformer",
             where="backbone",
-            remedy=f"choose {' or '.join(OWN)}, or a plain one of timm, such as vit_base_patch16_224",
+            remedy=f"choose {' or '.join(OWN_TRANSFORMERS)}, or a plain one of timm, "
+            "such as vit_base_patch16_224",
         )
     path = weights_file(name, weights)
     by_tag = is_tag(weights)
-    if name in OWN:
-        module, _, attribute = OWN[name].partition(":")
+    if name in OWN_TRANSFORMERS:
+        module, _, attribute = OWN_TRANSFORMERS[name].partition(":")
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
         network = make(drop_path=drop_path)
     else:
@@ -279,11 +280,11 @@ def create_vit(
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
         network = _timm_network(timm_name(name, weights) if by_tag else name, options)
     if path is not None and not by_tag:
-        patches: Any = network.get_submodule("patch_embed.proj") if name in OWN else None
+        patches: Any = network.get_submodule("patch_embed.proj") if name in OWN_TRANSFORMERS else None
         if hasattr(patches, "trunk"):  # a hybrid: its blocks start from nothing
             load_encoder(patches.trunk, path, patches.architecture)
         else:
-            load_encoder(network, path, "" if name in OWN else name.partition(".")[0])
+            load_encoder(network, path, "" if name in OWN_TRANSFORMERS else name.partition(".")[0])
     return ViTEncoder(
         _plain(network, name),
         crop=crop,

@@ -89,9 +89,9 @@ def weights_file(backbone: str, weights: str) -> Path | None:
         return None
     if weights == "packaged":
         return _packaged_file(backbone)
-    if package.names(weights):
-        return package.file_of(weights)
-    if is_file(weights):
+    if package.names_package(weights):
+        return package.package_file(weights)
+    if is_weights_file(weights):
         path = expanded(weights)
         if not path.is_file():
             raise UserError("weights file not found", where=path, remedy="check `weights` in the recipe")
@@ -99,14 +99,18 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     return _timm_file(backbone, weights)
 
 
-def is_file(weights: str) -> bool:
+def is_weights_file(weights: str) -> bool:
     """Whether ``weights`` is meant as a path (by its suffix or a slash)."""
     return weights.endswith(package.SUFFIXES) or "/" in weights or "\\" in weights
 
 
 def is_tag(weights: str) -> bool:
     """Whether ``weights`` is meant as a timm tag."""
-    return weights not in ("none", "packaged") and not package.names(weights) and not is_file(weights)
+    return (
+        weights not in ("none", "packaged")
+        and not package.names_package(weights)
+        and not is_weights_file(weights)
+    )
 
 
 def weights_sha256(backbone: str, weights: str) -> str | None:

@@ -15,7 +15,7 @@ from harness.basics.errors import UserError
 from harness.basics.registry import DATASETS
 
 #: The word in a recipe.
-WORD = "pictures"
+FROM_PICTURES = "pictures"
 #: Name of the data set in recipes that are made for any pictures: ``--data-root own=FOLDER`` says which.
 OWN = "own"
 
@@ -32,7 +32,7 @@ _USUAL = (320, 8)
 
 
 def fitted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a recipe with a number wherever they say :data:`WORD`.
+    """The values of a recipe with a number wherever they say :data:`FROM_PICTURES`.
 
     Args:
         values: the tables of a recipe, not validated.
@@ -41,8 +41,10 @@ def fitted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         The values, and by dotted key what each number was chosen from.
     """
     values, batch = dict(values), values.get("batch")
-    wanted = ["crop"] if values.get("crop") == WORD else []
-    wanted += ["batch.per_group"] if isinstance(batch, Mapping) and batch.get("per_group") == WORD else []
+    wanted = ["crop"] if values.get("crop") == FROM_PICTURES else []
+    wanted += (
+        ["batch.per_group"] if isinstance(batch, Mapping) and batch.get("per_group") == FROM_PICTURES else []
+    )
     if not wanted:
         return values, {}
     crop, samples, why = _chosen(values.get("dataset"), values.get("train_split", "train"))
@@ -55,7 +57,7 @@ def fitted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return values, dict.fromkeys(wanted, why)
 
 
-def forget() -> None:
+def forget_pictures() -> None:
     """Look at pictures anew."""
     _look.cache_clear()
 

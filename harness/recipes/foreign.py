@@ -65,7 +65,7 @@ def text(packages: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(_text(package) for package in packages)
 
 
-def identity(packages: Iterable[Mapping[str, Any]]) -> str:
+def code_identity(packages: Iterable[Mapping[str, Any]]) -> str:
     """Equal for equal code: the names of the modules and the hashes of their sources."""
     return " ".join(f"{p.get('module')}={p.get('sha256')}" for p in packages)
 
@@ -80,9 +80,9 @@ def difference(data: Mapping[str, Any], resolved: Resolved) -> str:
     now = packages_of(resolved)
     if now and "packages" not in data.get("code", {}):
         return f"trained with code that was not recorded; here is {text(now)}"
-    if made_by(data) == identity(now):
+    if made_by(data) == code_identity(now):
         return ""
-    return f"trained with other code: {told(data) or 'none but ours'}; here is {text(now) or 'none'}"
+    return f"trained with other code: {told_packages(data) or 'none but ours'}; here is {text(now) or 'none'}"
 
 
 def begun(known: Sequence[Mapping[str, Any]] | None, resolved: Resolved) -> str:
@@ -95,18 +95,18 @@ def begun(known: Sequence[Mapping[str, Any]] | None, resolved: Resolved) -> str:
     now = packages_of(resolved)
     if known is None:
         return f"begun with code that was not recorded; here is {text(now)}" if now else ""
-    if identity(known) == identity(now):
+    if code_identity(known) == code_identity(now):
         return ""
     return f"begun with other code: {text(known) or 'none but ours'}; here is {text(now) or 'none'}"
 
 
 def made_by(data: Mapping[str, Any]) -> str:
-    """:func:`identity` of all code of other packages that trained a record, from its first step on."""
+    """:func:`code_identity` of all code of other packages that trained a record, from its first step on."""
     code = data.get("code", {})
-    return "; ".join(identity(p) for p in (code.get("packages", ()), *code.get("begun_with", ())))
+    return "; ".join(code_identity(p) for p in (code.get("packages", ()), *code.get("begun_with", ())))
 
 
-def told(data: Mapping[str, Any]) -> str:
+def told_packages(data: Mapping[str, Any]) -> str:
     """:func:`text` of all code of other packages that trained a record."""
     code = data.get("code", {})
     begun = "".join(f", begun with {text(p) or 'none'}" for p in code.get("begun_with", ()))
@@ -309,19 +309,19 @@ def _compiled(code: CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
-def noted(folder: Path, resolved: Resolved) -> dict[str, Any]:
-    """:func:`recorded` for a trial that starts, or goes on, in its folder now.
+def note_start(folder: Path, resolved: Resolved) -> dict[str, Any]:
+    """:func:`recorded_packages` for a trial that starts, or goes on, in its folder now.
 
     ``begun_with`` lists other states of the code that have trained it up to its checkpoint; ``code.json``
     in the folder remembers them.
     """
-    file, own = folder / "code.json", recorded(resolved)
+    file, own = folder / "code.json", recorded_packages(resolved)
     now = own.get("packages", [])
     states: list[list[Package]] = []
     if file.exists() and (folder / "checkpoint" / "last.pt").exists():
         with suppress(UserError):  # a damaged note is no reason not to train
             known = [p for p in _lists(read_json(file)) if all(isinstance(one, dict) for one in p)]
-            states = [p for p in known if identity(p) != identity(now)]
+            states = [p for p in known if code_identity(p) != code_identity(now)]
     if now or states or file.exists():
         write_json(file, [*states, now])
     return own | ({"packages": now, "begun_with": states} if states else {})
@@ -331,7 +331,7 @@ def _lists(value: Any) -> list[list[Any]]:
     return [part for part in value if isinstance(part, list)] if isinstance(value, list) else []
 
 
-def recorded(resolved: Resolved) -> dict[str, Any]:
+def recorded_packages(resolved: Resolved) -> dict[str, Any]:
     """:func:`packages_of` as records hold it: nothing at all where all code is ours."""
     try:
         packages = packages_of(resolved)

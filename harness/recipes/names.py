@@ -64,7 +64,7 @@ def run_command(recipe: str, overrides: Mapping[str, Any], *more: str, called: s
 def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
     """The option by which a command finds the data set of a recipe: the file of a user's own, or a folder
     that this process was given; empty where it was given none."""
-    from harness.data.sets.own import given
+    from harness.data.sets.own import given_roots
     from harness.recipes.resolving import resolve
 
     try:
@@ -72,9 +72,9 @@ def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
         file = getattr(DATASETS.get(dataset), "file", None) if dataset in DATASETS else None
     except UserError:  # whose values are legal no more
         return ""
-    if place := file or given.get(dataset):
+    if place := file or given_roots.get(dataset):
         return f"--data-root {shlex.quote(f'{dataset}={place}')}"
-    return f"--data-root {shlex.quote(str(given['']))}" if "" in given else ""
+    return f"--data-root {shlex.quote(str(given_roots['']))}" if "" in given_roots else ""
 
 
 def check_network(method: type[Method], name: str, where: str = "--network") -> None:

@@ -39,7 +39,7 @@ def printed(resolved: Resolved) -> dict[str, Printed]:
     sources: dict[str, str] = {}
     there: dict[str, Any] = {}
     for name in reversed(lineage(resolved.name)):  # ancestors first: a descendant's source replaces theirs
-        own = recipe_files.table(name, child=name).get("sources", {})
+        own = recipe_files.recipe_table(name, child=name).get("sources", {})
         sources |= own
         for key in own:
             there.pop(key, None)

@@ -67,11 +67,13 @@ def names() -> list[str]:
                 inside = tables(stem) if len(places) == 1 else read_toml(file)
             except UserError:
                 continue
-            found |= dict.fromkeys(f"{stem}/{table}" for table in inside if not table.startswith("_"))
+            found |= dict.fromkeys(
+                f"{stem}/{recipe_table}" for recipe_table in inside if not recipe_table.startswith("_")
+            )
     return list(found)
 
 
-def table(name: str, child: str) -> dict[str, Any]:
+def recipe_table(name: str, child: str) -> dict[str, Any]:
     """The values of a table as its file has them.
 
     Args:

@@ -145,7 +145,7 @@ def _inherited(name: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], d
     """Values of a table after inheritance, and the table each comes from."""
     if name in seen:
         raise UserError(f"recipe {name!r} extends itself: {' -> '.join((*seen, name))}")
-    own = recipe_files.table(name, child=seen[-1] if seen else "recipe name")
+    own = recipe_files.recipe_table(name, child=seen[-1] if seen else "recipe name")
     parents = own.pop("extends", [])
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -165,14 +165,14 @@ def inherited(name: str, where: str) -> dict[str, Any]:
     Raises:
         UserError: there is none; ``where`` is named.
     """
-    recipe_files.table(name, child=where)
+    recipe_files.recipe_table(name, child=where)
     return _inherited(name)[0]
 
 
 def lineage(name: str) -> list[str]:
     """A recipe and every table that it inherits from, the recipe first."""
     found = {name: None}
-    parents = recipe_files.table(name, child="recipe name").get("extends", [])
+    parents = recipe_files.recipe_table(name, child="recipe name").get("extends", [])
     for parent in [parents] if isinstance(parents, str) else parents:
         full = parent if "/" in parent else f"{name.partition('/')[0]}/{parent}"
         found |= dict.fromkeys(lineage(full))

@@ -10,7 +10,7 @@ from harness.basics.reading import damaged
 from harness.records.records import Record, read_record
 
 #: The folder of a trial's checkpoints.
-FOLDER = "checkpoint"
+CHECKPOINTS = "checkpoint"
 
 
 def check_recorded(checkpoint: Path) -> None:
@@ -45,7 +45,7 @@ def check_recorded(checkpoint: Path) -> None:
 def record_beside(checkpoint: Path) -> Record | None:
     """The finished record that a checkpoint belongs to; None where it stands in no trial's folder."""
     place = checkpoint.absolute().parent
-    if place.name != FOLDER or not os.path.lexists(place.parent / "record.json"):
+    if place.name != CHECKPOINTS or not os.path.lexists(place.parent / "record.json"):
         return None
     record = read_record(place.parent)
     return record if record.finished else None

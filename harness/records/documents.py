@@ -15,21 +15,21 @@ import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.basics.reading import LONGEST, PART, damaged, read_object
+from harness.basics.reading import LONGEST_NAME, PART, damaged, read_object
 from harness.basics.scores import figures
 
 #: Version of both files. Readers accept every version ever written.
 SCHEMA = 1
 
-Part = Annotated[str, Field(pattern=f"^{PART}$", max_length=LONGEST)]
-RecipeName = Annotated[str, Field(pattern=f"^{PART}/{PART}$", max_length=2 * LONGEST + 1)]
+PathPart = Annotated[str, Field(pattern=f"^{PART}$", max_length=LONGEST_NAME)]
+RecipeName = Annotated[str, Field(pattern=f"^{PART}/{PART}$", max_length=2 * LONGEST_NAME + 1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=80)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Values = dict[str, Any]
+Plain = dict[str, Any]
 
 
 class Document(BaseModel):
@@ -86,7 +86,7 @@ class DataFacts(Document):
 
     dataset: str | None = None
     """Name of the data set."""
-    splits: dict[Part, SplitFacts] = Field(default_factory=dict)
+    splits: dict[PathPart, SplitFacts] = Field(default_factory=dict)
     """Every split that was trained on or scored, by name."""
     labels: LabelFacts = LabelFacts()
     """The weak labels that were trained on."""
@@ -167,7 +167,7 @@ class EnvironmentFacts(Document):
 class SelectionFacts(Document):
     """How the best network was chosen."""
 
-    split: Part
+    split: PathPart
     """On which networks were compared."""
 
 
@@ -185,7 +185,7 @@ class LabelSource(Document):
 class RecipeFacts(Document):
     """Values of a recipe that tables read; the recipe itself is the method's."""
 
-    dataset: Part
+    dataset: PathPart
     """Name of the data set."""
     supervision: str
     """`full`, `scribble`, `point`, `block`, `box` or `image`."""
@@ -199,7 +199,7 @@ class RecipeFacts(Document):
     """Where weak labels come from."""
     labels_from: str | None = None
     """A recipe, with `:output`, or a folder whose pseudo labels were trained on."""
-    config: Values = Field(default_factory=dict)
+    config: Plain = Field(default_factory=dict)
     """Hyper-parameters of the method."""
     selection: SelectionFacts | None = None
     """How the best network was chosen; null where the last one counts."""
@@ -218,7 +218,7 @@ class RecordDocument(Document):
     """The method as tables call it."""
     recipe: RecipeFacts
     """Every value after overrides; only those that readers need are listed here."""
-    overrides: Values = Field(default_factory=dict)
+    overrides: Plain = Field(default_factory=dict)
     """What was given with `--set`, by dotted key."""
     called: str = ""
     """The name given with `--name`."""
@@ -234,7 +234,7 @@ class RecordDocument(Document):
     """The code that ran."""
     environment: EnvironmentFacts = EnvironmentFacts()
     """Python and packages."""
-    hardware: Values = Field(default_factory=dict)
+    hardware: Plain = Field(default_factory=dict)
     """Processor, GPU, driver, and how many processes shared the trial."""
     data: DataFacts = DataFacts()
     """What was trained on and scored."""
@@ -246,7 +246,7 @@ class RecordDocument(Document):
     """The best network, where the recipe selects one."""
     external: list[str] | None = None
     """Where predictions come from that were imported: nothing was trained here."""
-    metadata: Values | None = None
+    metadata: Plain | None = None
     """What whoever imported predictions has said of them."""
     started: str | None = None
     """ISO 8601, UTC."""
@@ -273,9 +273,9 @@ class RecordDocument(Document):
 class SpecFacts(Document):
     """What was scored."""
 
-    split: Part
+    split: PathPart
     """Which pictures."""
-    protocol: Part
+    protocol: PathPart
     """Name of the protocol."""
     network: str = "default"
     """Which of the method's networks."""
@@ -301,7 +301,7 @@ class EvaluationDocument(Document):
 
     version: Count = Field(default=0, alias="schema")
     """Of this schema."""
-    name: Part
+    name: PathPart
     """What was scored, such as `val-single`."""
     digest: Digest
     """Over everything that defines the number of a given network."""

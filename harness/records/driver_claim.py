@@ -2,7 +2,7 @@
 
 ``driver.json`` beside the records says which process runs trials. It is written anew once a minute and
 deleted in the end. A driver that died is taken over from at once on its own machine, elsewhere when its
-last sign of life is :data:`STALE` seconds old. Two that start within the same second may both get through:
+last sign of life is :data:`STALE_SECONDS` old. Two that start within the same second may both get through:
 the file is a warning, not a lock.
 """
 
@@ -26,7 +26,7 @@ NAME = "driver.json"
 #: Seconds between two signs of life.
 BEAT = 60.0
 #: Seconds after the last sign of life at which a driver counts as dead.
-STALE = 300.0
+STALE_SECONDS = 300.0
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _write(files: Files, name: str, own: str) -> None:
 
 
 def _alive(other: Mapping[str, Any]) -> bool:
-    if time.time() - float(other.get("beat", 0)) > STALE:
+    if time.time() - float(other.get("beat", 0)) > STALE_SECONDS:
         return False
     if other.get("host") != platform.node() or os.name != "posix":
         return True
@@ -99,7 +99,8 @@ def _refuse(files: Files, name: str, other: Mapping[str, Any]) -> None:
         f"another driver is at work here: process {other.get('pid')} on {other.get('host')}, "
         f"seen {age:.0f} s ago",
         where=f"{files.shown}/{name}",
-        remedy=f"wait for it; if it was killed, start again in {STALE / 60:.0f} minutes, or delete that file",
+        remedy=f"wait for it; if it was killed, start again in {STALE_SECONDS / 60:.0f} minutes, "
+        "or delete that file",
     )
 
 

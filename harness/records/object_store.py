@@ -23,7 +23,7 @@ from harness.basics.files import whole_file
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: Size in bytes and time of modification in nanoseconds: a file that changed has another one.
 Stamp = tuple[int, int]
@@ -92,11 +92,11 @@ def connect(uri: str) -> tuple[FileSystem, str]:
                 where="--results",
                 remedy="s3, gs, abfs, hdfs or file, or fsspec+NAME for one that fsspec has",
             ) from None
-        raise explained(error, shown(uri)) from None
+        raise explained_failure(error, shown(uri)) from None
     return files, path.rstrip("/")
 
 
-def explained(error: BaseException, where: object) -> UserError:
+def explained_failure(error: BaseException, where: object) -> UserError:
     """An error of a filesystem as one that a user can mend."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if _MISSING.search(text):
@@ -119,7 +119,7 @@ def _passing(error: BaseException) -> bool:
     return not (_MISSING.search(str(error)) or _DENIED.search(str(error)))
 
 
-def in_parallel(work: Callable[[T], Any], items: Iterable[T]) -> None:
+def in_parallel(work: Callable[[_T], Any], items: Iterable[_T]) -> None:
     """``work(item)`` of all items, :data:`TRANSFERS` at a time; the first error ends it and is raised."""
     with ThreadPoolExecutor(TRANSFERS) as pool:
         futures = [pool.submit(work, item) for item in items]
@@ -162,14 +162,14 @@ class Files:
         prefix = self._open()[1]
         return f"{prefix}/{name}" if name else prefix
 
-    def _tried(self, name: str, attempt: Callable[[FileSystem, str], T], waits: Sequence[float]) -> T:
+    def _tried(self, name: str, attempt: Callable[[FileSystem, str], _T], waits: Sequence[float]) -> _T:
         files, path = self._open()[0], self._path(name)
         for wait in (*waits, None):
             try:
                 return attempt(files, path)
             except (OSError, ValueError, NotImplementedError) as error:
                 if wait is None or not _passing(error):
-                    raise explained(error, f"{self.shown}/{name}".rstrip("/")) from error
+                    raise explained_failure(error, f"{self.shown}/{name}".rstrip("/")) from error
                 time.sleep(wait * random.uniform(1, 1.5))
         raise AssertionError("the last attempt returns or raises")
 

@@ -22,7 +22,7 @@ from harness.records.checkpoints import record_beside
 from harness.records.records import Record, read_record
 
 #: Key in a checkpoint.
-KEY = "origin"
+ORIGIN_KEY = "origin"
 
 
 def carried(resolved: Resolved, overrides: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Origin:
     dataset: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_file(source: str) -> bool:
+def is_network_file(source: str) -> bool:
     """Whether a text names a record or a checkpoint, and no recipe."""
     return source not in recipe_names() and not is_recipe_file(source) and Path(source).exists()
 
@@ -94,7 +94,7 @@ def found(source: Path) -> Origin:
     else:
         checkpoint, record = source, record_beside(source)
     state = read_torch(checkpoint)
-    said = state.get(KEY) if isinstance(state, dict) else None
+    said = state.get(ORIGIN_KEY) if isinstance(state, dict) else None
     if said is not None:
         return _read(said, checkpoint)
     if record is None:
@@ -106,7 +106,7 @@ def found(source: Path) -> Origin:
     return Origin(record.name, record.data["overrides"], checkpoint)
 
 
-def chosen(
+def origin_of(
     source: str | Path, overrides: Mapping[str, Any] | None, checkpoint: Path | None
 ) -> tuple[Origin | None, str, dict[str, Any], Path | None]:
     """What a recipe, record or checkpoint stands for: its origin (None for a recipe), the recipe's name, its
@@ -115,7 +115,7 @@ def chosen(
     Raises:
         UserError: as :func:`found`.
     """
-    if not is_file(str(source)):
+    if not is_network_file(str(source)):
         recipe = one(source, overrides)
         return None, recipe.name, dict(recipe.overrides), checkpoint
     came = found(Path(source))

@@ -38,10 +38,10 @@ from leaderboards.rows.tables import leaderboard
 from leaderboards.rows.text import DASH, escaped, number, pipe_table
 
 #: Folder of the packaged claims.
-FOLDER = Path(__file__).parents[1] / "claims"
+CLAIMS_FOLDER = Path(__file__).parents[1] / "claims"
 
-Verdict = Literal["holds", "does not hold", "undecided", "not run"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+ClaimVerdict = Literal["holds", "does not hold", "undecided", "not run"]
+VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
 
 
 @schema
@@ -108,7 +108,7 @@ class Judged:
 
     claim: Claim
     pair: Pair
-    verdict: Verdict = "not run"
+    verdict: ClaimVerdict = "not run"
     difference: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -127,7 +127,7 @@ class Judged:
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def read(files: Iterable[Path]) -> dict[str, Claim]:
+def read_claims(files: Iterable[Path]) -> dict[str, Claim]:
     """Read and validate tables of claims, by id.
 
     Raises:
@@ -146,29 +146,29 @@ def read(files: Iterable[Path]) -> dict[str, Claim]:
 
 
 @cache
-def claims() -> dict[str, Claim]:
+def packaged_claims() -> dict[str, Claim]:
     """The packaged claims."""
-    return read(sorted(FOLDER.glob("*.toml")))
+    return read_claims(sorted(CLAIMS_FOLDER.glob("*.toml")))
 
 
 def check_suites(wanted: Sequence[str], known: Mapping[str, Claim] | None = None) -> None:
     """Raises UserError for a suite that no claim belongs to."""
     for suite in wanted:
-        if suite not in suites(known):
+        if suite not in claim_suites(known):
             raise UserError(
                 f"no claim belongs to the suite {suite!r}",
                 where="--suite",
-                remedy=nearest(suite, suites(known)),
+                remedy=nearest(suite, claim_suites(known)),
             )
 
 
-def suites(known: Mapping[str, Claim] | None = None) -> list[str]:
+def claim_suites(known: Mapping[str, Claim] | None = None) -> list[str]:
     """Suites that some comparison belongs to."""
-    known = claims() if known is None else known
+    known = packaged_claims() if known is None else known
     return sorted({suite for claim in known.values() for pair in claim.comparisons for suite in pair.suites})
 
 
-def validate(
+def validate_claims(
     recipes: Mapping[str, Any],
     known: Mapping[str, Claim] | None = None,
     cells: Published | None = None,
@@ -184,7 +184,7 @@ def validate(
         Recipes and sources that do not exist, evaluations that a recipe does not have, recipes of one
         comparison that differ in data set, suites that hold neither recipe.
     """
-    known = claims() if known is None else known
+    known = packaged_claims() if known is None else known
     cells = published() if cells is None else cells
     findings = []
     for claim in known.values():
@@ -213,7 +213,7 @@ def validate(
 # --- judging -------------------------------------------------------------------------------------------
 
 
-def decide(low: float, high: float, bound: float) -> Verdict:
+def decide(low: float, high: float, bound: float) -> ClaimVerdict:
     """``holds``: the interval lies above the bound; ``does not hold``: at or below it; else ``undecided``."""
     if low > bound:
         return "holds"
@@ -232,7 +232,7 @@ def judge(
     """Take claims to the records.
 
     Args:
-        frame: from :func:`leaderboards.rows.gathering.gather`.
+        frame: from :func:`leaderboards.rows.gathering.gather_records`.
         recipes: name to ``Resolved``: what can be run, and what counts as stale.
         suites_wanted: only comparisons of these suites.
         known: the packaged claims by default.
@@ -244,7 +244,7 @@ def judge(
     Raises:
         UserError: an unknown suite.
     """
-    known = claims() if known is None else known
+    known = packaged_claims() if known is None else known
     check_suites(suites_wanted, known)
     chosen = [
         (claim, pair)
@@ -369,7 +369,7 @@ def _not_run(
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def count(judged: Sequence[Judged]) -> str:
+def verdict_counts(judged: Sequence[Judged]) -> str:
     """``3 hold, 1 does not hold, 2 undecided, 4 not run``."""
     counted = Counter(j.verdict for j in judged)
     words = {"holds": "hold" if counted["holds"] != 1 else "holds"}
@@ -377,15 +377,15 @@ def count(judged: Sequence[Judged]) -> str:
     return ", ".join(f"{counted[v]} {words.get(v, v)}" for v in VERDICTS)
 
 
-#: Columns of :func:`as_lines`.
-COLUMNS = (
+#: Columns of :func:`comparison_lines`.
+COMPARISON_COLUMNS = (
     "claim", "statement", "paper", "place", "better", "worse", "evaluation", "direction", "margin", "verdict",
     "difference", "low", "high", "seed_error", "n_better", "n_worse", "images", "p_images", "p_images_holm",
     "p_seeds", "p_seeds_holm", "suites", "command", "notes",
 )  # fmt: skip
 
 
-def as_lines(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+def comparison_lines(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """One line for each comparison, plain values."""
     return [
         {
@@ -419,8 +419,8 @@ def as_lines(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 
 def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
-    """:func:`as_lines` as a table."""
-    return pd.DataFrame(as_lines(judged), columns=list(COLUMNS))
+    """:func:`comparison_lines` as a table."""
+    return pd.DataFrame(comparison_lines(judged), columns=list(COMPARISON_COLUMNS))
 
 
 _COLUMNS = (
@@ -439,11 +439,11 @@ _COLUMNS = (
 )
 
 
-def markdown(judged: Sequence[Judged]) -> str:
+def claims_markdown(judged: Sequence[Judged]) -> str:
     """Statements and verdicts, then what has not been run with the commands that run it."""
     run = [j for j in judged if j.verdict != "not run"]
     holes = [j for j in judged if j.verdict == "not run"]
-    parts = [count(judged) + ".\n"]
+    parts = [verdict_counts(judged) + ".\n"]
     notes: dict[str, int] = {}
     if run:
         statements = {j.claim.id: j.claim for j in run}

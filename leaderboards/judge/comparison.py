@@ -14,8 +14,8 @@ from harness.recipes.given import is_recipe_file, one
 from harness.recipes.names import run_command
 from harness.recipes.resolving import resolve
 from harness.running.inference.scoring import trained_with
-from leaderboards.judge.claims import Claim, Judged, Pair, as_lines, compare_rows
-from leaderboards.judge.differing import differing
+from leaderboards.judge.claims import Claim, Judged, Pair, compare_rows, comparison_lines
+from leaderboards.judge.differing import what_differs
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.rows.tables import leaderboard
@@ -50,7 +50,7 @@ def compare(
     """Compare two recipes, or predictions from outside (``external/<name>``), by their standing records.
 
     Args:
-        frame: from :func:`leaderboards.rows.gathering.gather`.
+        frame: from :func:`leaderboards.rows.gathering.gather_records`.
         recipes: name to ``Resolved``: what counts as stale.
         first, second: recipe names, which stand for records with ``overrides``; ``<name>@<digest>`` for those
             of a training digest (or its first characters), whatever was overridden; ``<name>@<called>`` for a
@@ -155,19 +155,20 @@ def _alike(a: Row, b: Row) -> bool:
 
 def as_plain(compared: Compared) -> dict[str, Any]:
     """A comparison as plain values: columns of the claims' table, IoU by class, and what else differs."""
-    (line,) = as_lines([compared.judged])
+    (line,) = comparison_lines([compared.judged])
     left_out = ("claim", "statement", "paper", "place", "suites", "command", "direction", "margin")
     plain = {k: None if v != v else v for k, v in line.items() if k not in left_out}
     for side, row in (("better", compared.a), ("worse", compared.b)):
         means = [None if v != v else round(v, 6) for v in row.class_spread[0].tolist()]
         plain[f"iou_{side}"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
     plain["differing"] = [
-        dict(zip(("what", "better", "worse"), one, strict=True)) for one in differing(compared.a, compared.b)
+        dict(zip(("what", "better", "worse"), one, strict=True))
+        for one in what_differs(compared.a, compared.b)
     ]
     return plain
 
 
-def class_lines(a: Row, b: Row) -> list[list[str]]:
+def difference_lines(a: Row, b: Row) -> list[list[str]]:
     """Class, IoU of either row and their difference, the largest gain first; none where classes differ."""
     names = a.runs[0].data["classes"]
     if list(names) != list(b.runs[0].data["classes"]):

@@ -31,7 +31,7 @@ _LONGEST = 80
 Difference = tuple[str, str, str]
 
 
-def differing(a: Row, b: Row) -> list[Difference]:
+def what_differs(a: Row, b: Row) -> list[Difference]:
     """What differs between the trainings of two rows: its name, and its value in either.
 
     Method and training values of the recipes are compared, hyper-parameters of the methods where both rows

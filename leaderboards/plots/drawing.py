@@ -102,7 +102,7 @@ NO_FONT = (
 _MARK = 0.16
 
 
-def save(
+def save_figure(
     figure: Figure,
     stem: Path,
     formats: Sequence[str],
@@ -182,7 +182,7 @@ class Entry:
     index: int
 
 
-Entries = Mapping[tuple[str, str], Entry]
+LegendEntries = Mapping[tuple[str, str], Entry]
 
 
 def entries_of(rows: Sequence[Row]) -> dict[tuple[str, str], Entry]:
@@ -210,7 +210,7 @@ def entries_of(rows: Sequence[Row]) -> dict[tuple[str, str], Entry]:
     return found
 
 
-def entry_of(entries: Entries, row: Row) -> Entry:
+def entry_of(entries: LegendEntries, row: Row) -> Entry:
     """The entry of a row."""
     return entries[row.recipe, row.overrides]
 

@@ -24,7 +24,7 @@ from leaderboards.plots.drawing import (
     COLOURS,
     STYLE,
     WIDTH,
-    Entries,
+    LegendEntries,
     caption,
     dashes,
     entries_of,
@@ -33,7 +33,7 @@ from leaderboards.plots.drawing import (
     seeds_text,
     style,
 )
-from leaderboards.plots.hover import figures_of, published_text, says
+from leaderboards.plots.hover import figures_of, published_words, says
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import spread
 from leaderboards.rows.text import mean_text, memory_text, number, time_text
@@ -79,7 +79,7 @@ def reference_of(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: row.mean)
 
 
-def difference_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def difference_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """Difference of IoU to the baseline by class, sorted, one panel for each other row.
 
     Error bars are the standard error of the difference over seeds.
@@ -158,7 +158,7 @@ def _difference_bars(axes: Axes, own: np.ndarray, base: np.ndarray, names: Seque
 # --- published against reproduced ------------------------------------------------------------------------
 
 
-def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def published_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """Reproduced against published mIoU, one point a row; filled where the verdict compares like with like.
 
     Args:
@@ -181,7 +181,7 @@ def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
         for row in shown:
             colour, _, marker = style(entry_of(entries, row).index)
             judged = row.verdict in ("reproduced", "below", "above")
-            told = published_text(row, f"{entry_of(entries, row).label}, {row.supervision}")
+            told = published_words(row, f"{entry_of(entries, row).label}, {row.supervision}")
             point = axes.errorbar(
                 row.published, row.mean, yerr=None if math.isnan(row.std) else row.std, fmt=marker,
                 color=colour, markersize=5, markerfacecolor=colour if judged else "white", elinewidth=0.8,
@@ -213,7 +213,7 @@ def published_figure(rows: Sequence[Row], entries: Entries | None = None) -> Fig
 # --- seeds ----------------------------------------------------------------------------------------------
 
 
-def seeds_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
+def seeds_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure:
     """Every seed, their mean and the 95 % interval over images, one line a row.
 
     Args:
@@ -269,7 +269,7 @@ def _bands(run: EvaluationRecord, record: Record) -> Boundary | None:
     return found
 
 
-def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def boundary_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """mIoU within bands around the boundaries of the truth, mean and range over seeds.
 
     Args:
@@ -324,7 +324,7 @@ def boundary_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figu
 # --- cost -----------------------------------------------------------------------------------------------
 
 
-def cost_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def cost_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """mIoU against training time, peak memory and parameters.
 
     Args:
@@ -392,7 +392,7 @@ def _scale(axes: Axes, values: np.ndarray, text: Callable[[float], str]) -> None
 # --- annotation -----------------------------------------------------------------------------------------
 
 
-def annotation_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def annotation_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """mIoU against the time that the label of one picture takes to draw.
 
     Args:

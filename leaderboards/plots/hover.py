@@ -35,7 +35,7 @@ _PREFIX = "says-"
 _HEAD, _POINT = "\x1e", "\x1f"
 
 #: Left, right, bottom and top of a mark or of one of its points, in data.
-Box = tuple[float, float, float, float]
+MarkBox = tuple[float, float, float, float]
 
 
 def says(mark: Any, text: str, points: Sequence[str] = ()) -> None:
@@ -61,7 +61,7 @@ def figures_of(row: Row, label: str) -> str:
     return "\n".join(lines)
 
 
-def published_text(row: Row, label: str) -> str:
+def published_words(row: Row, label: str) -> str:
     """What a mark at the published value of a row says."""
     here = f"here {mean_text(row)}, {number(row.difference, sign=True)}"
     return f"{label}\npublished {row.published:g}" + ("" if math.isnan(row.difference) else f"\n{here}")
@@ -72,7 +72,7 @@ def tell(figure: Figure) -> None:
     taken: Counter[str] = Counter()
     for axes in figure.axes:
         labels = {id(a): c for c in axes.containers for a in _artists(c)}
-        for mark in marks(axes):
+        for mark in plot_marks(axes):
             if not (mark.get_gid() or "").startswith(_PREFIX):
                 _read_off(axes, mark, labels.get(id(mark)))
             name = str(mark.get_gid()).partition("_")[0]
@@ -80,7 +80,7 @@ def tell(figure: Figure) -> None:
             taken[name] += 1
 
 
-def marks(axes: Axes) -> list[Artist]:
+def plot_marks(axes: Axes) -> list[Artist]:
     """What shows data in axes; lines across all of them, such as those of ``axvline``, only guide the eye."""
     found: list[Artist] = []
     for artist in axes.get_children():
@@ -129,7 +129,7 @@ def _bar(axes: Axes, mark: Artist, holder: BarContainer) -> str:
     return _place(axes, (value, value, y, y) if lying else (x, x, value, value))
 
 
-def _boxes(axes: Axes, mark: Artist) -> list[Box]:
+def _boxes(axes: Axes, mark: Artist) -> list[MarkBox]:
     """Where the points of a mark lie: vertices of a line, segments, markers; else all of it."""
     if isinstance(mark, Line2D):
         points = np.asarray(mark.get_xydata(), dtype=np.float64)
@@ -145,12 +145,12 @@ def _boxes(axes: Axes, mark: Artist) -> list[Box]:
     return [_extent(path.vertices)]
 
 
-def _extent(points: Any) -> Box:
+def _extent(points: Any) -> MarkBox:
     (left, bottom), (right, top) = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
     return float(left), float(right), float(bottom), float(top)
 
 
-def _outstanding(boxes: Sequence[Box]) -> list[Box]:
+def _outstanding(boxes: Sequence[MarkBox]) -> list[MarkBox]:
     """Of a line without markers: its ends, and its lowest and highest points."""
     if len(boxes) <= _SEEDS:
         return list(boxes)
@@ -158,7 +158,7 @@ def _outstanding(boxes: Sequence[Box]) -> list[Box]:
     return sorted(set(ends))
 
 
-def _place(axes: Axes, box: Box) -> str:
+def _place(axes: Axes, box: MarkBox) -> str:
     left, right, bottom, top = box
     parts = [_on_axis(axes.xaxis, left, right), _on_axis(axes.yaxis, bottom, top)]
     return "; ".join(filter(None, parts))

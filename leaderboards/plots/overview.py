@@ -22,8 +22,8 @@ from leaderboards.plots.drawing import (
     COLOURS,
     STYLE,
     WIDTH,
-    Entries,
     Entry,
+    LegendEntries,
     caption,
     entries_of,
     entry_of,
@@ -31,7 +31,7 @@ from leaderboards.plots.drawing import (
     seeds_text,
     style,
 )
-from leaderboards.plots.hover import figures_of, published_text, says
+from leaderboards.plots.hover import figures_of, published_words, says
 from leaderboards.rows.gathering import dataset_title
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import spread
@@ -43,7 +43,7 @@ _CLASSES_PER_LINE = 24
 # --- IoU by class --------------------------------------------------------------------------------------
 
 
-def per_class_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
+def per_class_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure:
     """Grouped bars: IoU by class and its mean, one colour a row, error bars over seeds.
 
     Args:
@@ -135,7 +135,7 @@ def curves(row: Row) -> tuple[pd.Index, dict[str, tuple[np.ndarray, np.ndarray, 
     return shared, found
 
 
-def curves_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure | None:
+def curves_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """Loss over steps, one panel a row: the total of every seed, and mean and range of each term.
 
     Returns:
@@ -218,7 +218,7 @@ def _every_seed(axes: Axes, row: Row, steps: pd.Index) -> None:
 # --- overview ------------------------------------------------------------------------------------------
 
 
-def overview_figure(rows: Sequence[Row], entries: Entries | None = None) -> Figure:
+def overview_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure:
     """mIoU by supervision: a line at the mean, its interval, a dot for each seed, a diamond for print.
 
     Args:
@@ -280,4 +280,4 @@ def _dots(axes: Axes, row: Row, x: float, half: float, entry: Entry) -> None:
             x, row.published, linestyle="none", marker="D", markersize=5, zorder=5,
             markerfacecolor="none", color="#333333", label="published",
         )  # fmt: skip
-        says(diamond, published_text(row, entry.label))
+        says(diamond, published_words(row, entry.label))

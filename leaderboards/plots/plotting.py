@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from harness.basics.errors import UserError, nearest
 from leaderboards.plots import figures, overview
-from leaderboards.plots.drawing import Entries, entries_of, once, save, standing
+from leaderboards.plots.drawing import LegendEntries, entries_of, once, save_figure, standing
 from leaderboards.rows.row import Row, trainings
 
 #: Rows in one figure: the best by mean mIoU; the tables have all of them.
-MOST = 10
+MOST_ROWS = 10
 #: Of each supervision, in a figure that shows several.
 MOST_OF_EACH = 6
 
-Draw = Callable[[Sequence[Row], Entries], Figure | None]
+Draw = Callable[[Sequence[Row], LegendEntries], Figure | None]
 
 #: By kind: what the rows of one figure share, and what draws them. Pseudo labels have bars by class only.
 _KINDS: dict[str, tuple[tuple[str, ...], Draw]] = {
@@ -33,15 +33,15 @@ _KINDS: dict[str, tuple[tuple[str, ...], Draw]] = {
     "cost": (("dataset", "supervision", "evaluation"), figures.cost_figure),
     "curves": (("dataset", "supervision"), overview.curves_figure),
 }
-KINDS = tuple(_KINDS)
+PLOT_KINDS = tuple(_KINDS)
 
 
-def draw(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
+def draw_plots(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
     """File stem and figure of every plot of a kind.
 
     Args:
         rows: from :func:`leaderboards.rows.tables.leaderboard`; stale ones and holes are left out.
-        kind: of :data:`KINDS`.
+        kind: of :data:`PLOT_KINDS`.
     """
     shown = standing(rows)
     entries = entries_of(shown)
@@ -58,7 +58,7 @@ def draw(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
             members = [row for row in trainings(members) if row.records]
         members.sort(key=lambda row: -row.mean)
         if "supervision" in parts or kind == "published":
-            members = members[:MOST]
+            members = members[:MOST_ROWS]
         else:
             members = _best_of_each(members)
         figure = figure_of(members, entries) if members else None
@@ -79,11 +79,11 @@ def _best_of_each(rows: Sequence[Row]) -> list[Row]:
 
 def check_kinds(kind: str) -> tuple[str, ...]:
     """Kinds of plots that a name stands for. Raises UserError for an unknown one."""
-    if kind not in ("all", *KINDS):
+    if kind not in ("all", *PLOT_KINDS):
         raise UserError(
-            f"unknown kind of plot {kind!r}", where="--kind", remedy=nearest(kind, ["all", *KINDS])
+            f"unknown kind of plot {kind!r}", where="--kind", remedy=nearest(kind, ["all", *PLOT_KINDS])
         )
-    return KINDS if kind == "all" else (kind,)
+    return PLOT_KINDS if kind == "all" else (kind,)
 
 
 def write_plots(
@@ -100,7 +100,7 @@ def write_plots(
     Args:
         rows: from :func:`leaderboards.rows.tables.leaderboard`.
         out: folder; files are ``<kind>-<dataset>-....<format>``.
-        kind: of :data:`KINDS`, or ``all``.
+        kind: of :data:`PLOT_KINDS`, or ``all``.
         formats: of ``png``, ``svg``, ``pdf``.
         label: printed below every figure.
         say: called with a sentence where a font is missing.
@@ -116,8 +116,8 @@ def write_plots(
     files = [
         file
         for one in kinds
-        for stem, figure in draw(rows, one)
-        for file in save(figure, out / stem, formats, label, say)
+        for stem, figure in draw_plots(rows, one)
+        for file in save_figure(figure, out / stem, formats, label, say)
     ]
     if not files:
         wanted = "" if kind == "all" else f" for {kind}"

@@ -29,13 +29,13 @@ from harness.basics.scores import iou_from_counts
 from harness.data.base import IGNORE, UNLABELLED, Dataset, DatasetInfo, LabelSpec
 from harness.recipes import protocols
 from harness.records.remote import present
-from leaderboards.plots.drawing import STYLE, WIDTH, Entries, caption, entries_of, entry_of, standing
+from leaderboards.plots.drawing import STYLE, WIDTH, LegendEntries, caption, entries_of, entry_of, standing
 from leaderboards.rows.row import Row
 
 #: Quantiles of the mean IoU per picture that are shown [our choice].
 QUANTILES = (0.2, 0.5, 0.8)
 #: Methods in one grid, the best by mean mIoU.
-MOST = 12
+MOST_PICTURES = 12
 #: Largest height of a grid in inches: a page with its margins.
 PAGE = 9.4
 _LEGEND_COLUMNS = 7
@@ -49,7 +49,7 @@ ERRORS = {
 _RIGHT = "#E4E4E4"
 
 
-def choose(rows: Sequence[Row], quantiles: Sequence[float] = QUANTILES) -> list[str]:
+def choose_pictures(rows: Sequence[Row], quantiles: Sequence[float] = QUANTILES) -> list[str]:
     """Ids of the pictures at quantiles of IoU per picture, mean over rows (each with its first seed).
 
     Args:
@@ -177,7 +177,7 @@ def _rgb(text: str) -> tuple[int, int, int]:
 def qualitative_figure(
     rows: Sequence[Row],
     dataset: Dataset,
-    entries: Entries | None = None,
+    entries: LegendEntries | None = None,
     *,
     ids: Sequence[str] | None = None,
     device: str = "cpu",
@@ -188,14 +188,14 @@ def qualitative_figure(
         rows: rows with records, of one split; those without predictions or checkpoint are left out.
         dataset: the data set, opened.
         entries: from ``drawing.entries_of`` over all rows of the data set; of these rows by default.
-        ids: pictures, by default those of :func:`choose`.
+        ids: pictures, by default those of :func:`choose_pictures`.
         device: where networks run.
 
     Returns:
         None when no row has predictions.
     """
     entries = entries_of(rows) if entries is None else entries
-    ids = choose(rows) if ids is None else list(ids)
+    ids = choose_pictures(rows) if ids is None else list(ids)
     found = [(row, maps) for row in rows if (maps := predicted(row, ids, dataset, device)) is not None]
     if not found:
         return None
@@ -301,7 +301,7 @@ class _Grid:
         self.figure.suptitle(title, x=0.01, y=1 - 0.06 / self.total, ha="left", va="top", fontsize=7.5)
 
 
-def draw(
+def draw_grids(
     rows: Sequence[Row],
     data_roots: tuple[str, ...] = (),
     *,
@@ -324,12 +324,12 @@ def draw(
         return row.dataset, row.supervision, row.evaluation
 
     for (name, supervision, evaluation), group in groupby(sorted(shown, key=key), key=key):
-        members = sorted(group, key=lambda row: -row.mean)[:MOST]
+        members = sorted(group, key=lambda row: -row.mean)[:MOST_PICTURES]
         try:
             dataset = open_dataset(name, data_roots, cache_folder())
             entries = entries_of([row for row in shown if row.dataset == name])
             same = [row for row in shown if (row.dataset, row.split) == (name, members[0].split)]
-            figure = qualitative_figure(members, dataset, entries, ids=choose(same), device=device)
+            figure = qualitative_figure(members, dataset, entries, ids=choose_pictures(same), device=device)
         except UserError as error:
             say(f"left out: pictures of {name}, {supervision}: {error.problem}")
             continue
@@ -339,7 +339,7 @@ def draw(
         yield "-".join(["qualitative", name, supervision, evaluation]), figure
 
 
-def write(
+def write_grids(
     rows: Sequence[Row],
     out: Path,
     formats: Sequence[str],
@@ -349,10 +349,10 @@ def write(
     label: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Draw and write the grids; arguments as in :func:`draw`, ``label`` is printed below each."""
-    from leaderboards.plots.drawing import once, save
+    """Draw and write the grids; arguments as in :func:`draw_grids`, ``label`` is printed below each."""
+    from leaderboards.plots.drawing import once, save_figure
 
     say = once(say)
 
-    drawn = draw(rows, data_roots, device=device, say=say)
-    return [file for stem, figure in drawn for file in save(figure, out / stem, formats, label, say)]
+    drawn = draw_grids(rows, data_roots, device=device, say=say)
+    return [file for stem, figure in drawn for file in save_figure(figure, out / stem, formats, label, say)]

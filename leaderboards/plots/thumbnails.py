@@ -19,7 +19,7 @@ from leaderboards.rows.row import Row
 #: Longest side in pixels.
 SIDE = 112
 #: Pictures of one evaluation, at most.
-MOST = 40
+MOST_THUMBNAILS = 40
 #: Pixels that networks may predict for one evaluation; predictions that a run kept cost nothing.
 _PIXELS = 10_000_000
 
@@ -41,7 +41,7 @@ class Thumbnails:
 Look = Callable[[Sequence[Row], Sequence[str]], Thumbnails | None]
 
 
-def look(
+def look_at(
     rows: Sequence[Row],
     ids: Sequence[str],
     *,
@@ -63,7 +63,7 @@ def look(
         return None
     try:
         dataset = open_dataset(rows[0].dataset, data_roots, cache_folder())
-        return _of(rows, list(ids)[:MOST], dataset, device)
+        return _of(rows, list(ids)[:MOST_THUMBNAILS], dataset, device)
     except UserError as error:
         say(f"left out: pictures of the comparison, {rows[0].dataset}: {error.problem}")
         return None

@@ -287,7 +287,7 @@ def _differences(ours: Record, theirs: Record) -> list[str]:
             if run.data.get("checkpoint_sha256") not in known:
                 found.append(f"{where}: {run.miou:.2f} there, of another trained network than the one here")
         elif own.data["digest"] == run.data["digest"] and not _same_counts(own, run):
-            codes = [foreign.told(record.data) for record in (ours, theirs)]
+            codes = [foreign.told_packages(record.data) for record in (ours, theirs)]
             note = f" (code here: {codes[0]}; there: {codes[1]})" if codes[0] != codes[1] else ""
             found.append(f"{where}: {own.miou:.2f} here, {run.miou:.2f} there{note}")
     return found

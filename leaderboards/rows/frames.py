@@ -9,14 +9,14 @@ import pandas as pd
 
 from harness.recipes.resolving import usable
 from harness.records.records import Store
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
-from leaderboards.rows.tables import CLASS_COLUMNS, COLUMNS, as_lines, class_lines, leaderboard
+from leaderboards.rows.tables import CLASS_COLUMNS, ROW_COLUMNS, class_lines, leaderboard, row_lines
 
 
 def row_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as :func:`leaderboards.rows.tables.as_lines` gives them, one column for each attribute."""
-    return pd.DataFrame(as_lines(rows), columns=list(COLUMNS))
+    """Rows as :func:`leaderboards.rows.tables.row_lines` gives them, one column for each attribute."""
+    return pd.DataFrame(row_lines(rows), columns=list(ROW_COLUMNS))
 
 
 def class_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -48,6 +48,6 @@ def class_table(store: Store | Path | str = "results", *, dataset: str | None = 
 def _rows(
     store: Store | Path | str, dataset: str | None, *, holes: bool = False, resamples: int = 1000
 ) -> list[Row]:
-    found = gather(store if isinstance(store, Store) else Store(store))
+    found = gather_records(store if isinstance(store, Store) else Store(store))
     rows = leaderboard(found, usable()[0], resamples=resamples)
     return [r for r in rows if (dataset is None or r.dataset == dataset) and (holes or r.n)]

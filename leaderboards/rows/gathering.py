@@ -93,7 +93,7 @@ def _commit(code: Mapping[str, Any]) -> str:
 def _code(data: Mapping[str, Any]) -> str:
     """The code that trained: ours, and that of other packages."""
     code = data.get("code", {})
-    other = foreign.told(data)
+    other = foreign.told_packages(data)
     return f"{_commit(code)} with {other}" if other else _commit(code)
 
 
@@ -105,7 +105,7 @@ def external_digest(metadata: Mapping[str, Any]) -> str:
     return digest({**{k: v for k, v in metadata.items() if k not in ("seed", "encoding")}, "notes": ""})
 
 
-def gather(store: Store, pattern: str = "*") -> pd.DataFrame:
+def gather_records(store: Store, pattern: str = "*") -> pd.DataFrame:
     """Every record of a store, one line for each of its evaluations (one line, too, if it has none).
 
     Columns: ``name, method, title, dataset, supervision, backbone, weights, weak_label, overrides``
@@ -223,7 +223,7 @@ def _tell_apart(lines: Sequence[dict[str, Any]]) -> None:
             line["overrides"] = f"{called}: {_text(line['record'].data['overrides'])}{rest}"
 
 
-#: Of the frame that :func:`gather` gives.
+#: Of the frame that :func:`gather_records` gives.
 Line = Mapping[str, Any]
 
 
@@ -239,8 +239,8 @@ def _packages(record: Record, run: EvaluationRecord | None) -> str:
     trained = foreign.made_by(record.data)
     last = record.data.get("code", {}).get("packages", [])
     scored = last if run is None else run.data.get("packages", last)
-    other = foreign.identity(scored) != foreign.identity(last)
-    return f"{trained}; scored by {foreign.identity(scored)}" if other else trained
+    other = foreign.code_identity(scored) != foreign.code_identity(last)
+    return f"{trained}; scored by {foreign.code_identity(scored)}" if other else trained
 
 
 def _evaluation_line(run: EvaluationRecord | None) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def stale_reason(record: Record, run: EvaluationRecord, current: Current) -> str
     return f"the protocol has changed since: {', '.join(changed)}" if changed else ""
 
 
-def identity(record: Record, run: EvaluationRecord) -> dict[str, Any]:
+def data_identity(record: Record, run: EvaluationRecord) -> dict[str, Any]:
     """Fingerprints of what a record was trained and scored on, by the words of a note."""
     data = record.data.get("data", {})
     training = data.get("splits", {}).get(record.recipe["train_split"], {})

@@ -68,7 +68,7 @@ def holes(
 _BEGUN = 0.5
 
 
-def asked(missing: Sequence[Row], rows: Sequence[Row], recipes: Mapping[str, Any]) -> list[Row]:
+def with_asked(missing: Sequence[Row], rows: Sequence[Row], recipes: Mapping[str, Any]) -> list[Row]:
     """The holes, each with whether somebody asked for it.
 
     Asked for are recipes with records, and those of a suite of which at least half of the recipes have some.

@@ -3,7 +3,7 @@
 ``published/<method>.toml`` holds one table for each source (a paper, a repository, a training log) and
 below it the cells, ``<source>/<slug>``. A cell has a value, or the reason why it has none; values that
 all cells of a source share stand once in its ``common`` table. Recipes cite cells by id, and
-:func:`validate` compares the two.
+:func:`validate_cells` compares the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.basics.schema import load, schema
 from harness.data.base import Supervision
 
 #: Folder of the packaged tables.
-FOLDER = Path(__file__).parents[1] / "published"
+CELLS_FOLDER = Path(__file__).parents[1] / "published"
 
 #: Suite of everything published.
 PAPER_SUITE = "paper"
@@ -36,7 +36,7 @@ ROUNDING = 0.1
 
 
 @schema
-class Source:
+class CellSource:
     """Where printed numbers come from."""
 
     title: str
@@ -128,7 +128,7 @@ class Published:
         cells: by id, in file order.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, CellSource]
     cells: Mapping[str, Cell]
 
     def find(self, cell_id: str) -> Cell:
@@ -166,14 +166,14 @@ class Finding:
         return f"{self.kind}: {self.text}"
 
 
-def read(files: Iterable[Path]) -> Published:
+def read_cells(files: Iterable[Path]) -> Published:
     """Read and validate tables of published cells.
 
     Raises:
         UserError: invalid TOML, an unknown key, a value of the wrong type or range, a cell with both or
             neither of ``value`` and ``reason``, a source or cell that stands twice.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, CellSource] = {}
     cells: dict[str, Cell] = {}
     for file in files:
         for key, table in read_toml(file).items():
@@ -182,7 +182,7 @@ def read(files: Iterable[Path]) -> Published:
                 raise UserError(f"the source {key!r} stands twice", where=where, remedy="rename one")
             if not isinstance(table, Mapping):
                 raise UserError(f"{key!r} is no table", where=file.name, remedy="write [source] tables")
-            sources[key] = load(Source, table, where)
+            sources[key] = load(CellSource, table, where)
             for slug, own in sources[key].cells.items():
                 cells[f"{key}/{slug}"] = _cell(key, slug, {**sources[key].common, **own}, where)
     return Published(sources, cells)
@@ -202,10 +202,10 @@ def _cell(source: str, slug: str, values: Mapping[str, Any], where: str) -> Cell
 @cache
 def published() -> Published:
     """The packaged cells."""
-    return read(sorted(FOLDER.glob("*.toml")))
+    return read_cells(sorted(CELLS_FOLDER.glob("*.toml")))
 
 
-def validate(recipes: Mapping[str, Any], known: Published | None = None) -> list[Finding]:
+def validate_cells(recipes: Mapping[str, Any], known: Published | None = None) -> list[Finding]:
     """Compare recipes with published cells, both ways, in a fixed order.
 
     Args:

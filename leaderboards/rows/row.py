@@ -44,7 +44,7 @@ class Row:
         cost: of the training, see :class:`Cost`.
         commit: of the code that trained, every one of them.
         notes: what a reader must know.
-        asked: of a hole, whether it belongs to what is being run (:func:`leaderboards.rows.holes.asked`).
+        asked: of a hole, whether it belongs to what is being run (``holes.with_asked``).
     """
 
     dataset: str

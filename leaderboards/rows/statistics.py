@@ -26,7 +26,7 @@ from harness.records.counts import PerImage
 #: Resamples of every interval in tables [our choice].
 RESAMPLES = 1000
 #: Seed of the resampling, so that equal records give equal tables.
-SEED = 20_120_601
+BOOTSTRAP_SEED = 20_120_601
 #: Random swaps of the permutation test: p-values are multiples of 1 / (1 + PERMUTATIONS) [our choice].
 PERMUTATIONS = 1999
 #: Seeds from which on a p-value over seeds is given: 2^5 sign patterns cannot reach 0.05, 2^6 can.
@@ -222,7 +222,7 @@ def bootstrap_miou(
     seeds: Seeds = "mean",
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = SEED,
+    seed: int = BOOTSTRAP_SEED,
 ) -> Interval:
     """Percentile interval of mIoU (percent) when the images are drawn anew.
 
@@ -254,7 +254,7 @@ def paired_bootstrap(
     seeds: Seeds = "mean",
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = SEED,
+    seed: int = BOOTSTRAP_SEED,
 ) -> Comparison:
     """Compare two rows on the same resamples of the same images (arguments as in bootstrap_miou).
 
@@ -305,7 +305,7 @@ def two_level_difference(
     classes: Classes = "occurring",
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = SEED,
+    seed: int = BOOTSTRAP_SEED,
 ) -> TwoLevel:
     """Interval of mIoU(a) - mIoU(b) when both the images and the seeds are drawn anew.
 
@@ -340,7 +340,7 @@ def permutation_test(
     *,
     classes: Classes = "occurring",
     permutations: int = PERMUTATIONS,
-    seed: int = SEED,
+    seed: int = BOOTSTRAP_SEED,
 ) -> float:
     """Two-sided p-value of mIoU(a) = mIoU(b) on these images, these trained networks given.
 
@@ -400,7 +400,7 @@ def seed_test(a: Sequence[float], b: Sequence[float]) -> float:
     if n <= 16:
         patterns = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     else:
-        patterns, extra = np.random.default_rng(SEED).integers(0, 2, size=(2**16, n)), 1
+        patterns, extra = np.random.default_rng(BOOTSTRAP_SEED).integers(0, 2, size=(2**16, n)), 1
     sums = np.abs((1 - 2 * patterns) @ differences)
     hits = int((sums >= abs(differences.sum()) - 1e-9).sum())
     return (hits + extra) / (len(patterns) + extra)

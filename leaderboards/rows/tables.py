@@ -20,8 +20,8 @@ from harness.data.base import SUPERVISIONS
 from harness.records.counts import PerImage
 from harness.records.records import EvaluationRecord, Record
 from leaderboards.rows.cost import Cost, cost_of
-from leaderboards.rows.gathering import Current, Line, identity, lines_of, stale_reason
-from leaderboards.rows.holes import asked, holes, unscored, with_failures
+from leaderboards.rows.gathering import Current, Line, data_identity, lines_of, stale_reason
+from leaderboards.rows.holes import holes, unscored, with_asked, with_failures
 from leaderboards.rows.published import Published, cited, published
 from leaderboards.rows.row import Row, Verdict, remarks
 from leaderboards.rows.statistics import bootstrap_miou, spread
@@ -33,7 +33,7 @@ _SLACK = 1e-9
 # --- rows ----------------------------------------------------------------------------------------------
 
 
-def judge(difference: float, tolerance: float) -> Verdict:
+def verdict_on(difference: float, tolerance: float) -> Verdict:
     """``reproduced`` if \\|difference\\| <= tolerance, else ``below`` or ``above``.
 
     ``not comparable`` where either is NaN: no published value for these data, or no tolerance fixed.
@@ -119,7 +119,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
     difference = math.nan if obstacles else mean - value
-    verdict: Verdict = "stale" if stale else judge(difference, tolerance)
+    verdict: Verdict = "stale" if stale else verdict_on(difference, tolerance)
     external = records[0].data.get("external")
     if external:
         verdict = "external"
@@ -176,7 +176,7 @@ def _mark_superseded(rows: list[Row]) -> list[Row]:
     for row in rows:
         best = standing.get((row.recipe, row.overrides, row.evaluation))
         if row.verdict != "stale" and best is not None and row is not best:
-            ours, theirs = (identity(r.records[0], r.runs[0]) for r in (row, best))
+            ours, theirs = (data_identity(r.records[0], r.runs[0]) for r in (row, best))
             other = [k for k in ours if ours[k] != theirs[k]] or ["code or configuration"]
             than = best.digest if row.digest != best.digest else f"newer records ({best.commit})"
             reason = f"other {' and '.join(other)} than in {than}"
@@ -210,10 +210,10 @@ def leaderboard(
     *,
     resamples: int = 1000,
 ) -> list[Row]:
-    """Fold the lines of :func:`leaderboards.rows.gathering.gather` into rows, ordered as tables show them.
+    """Fold the lines of :func:`.gathering.gather_records` into rows, ordered as tables show them.
 
     Args:
-        frame: from :func:`leaderboards.rows.gathering.gather`.
+        frame: from :func:`leaderboards.rows.gathering.gather_records`.
         recipes: name to ``Resolved`` (``harness.recipes.resolving.all_recipes()``): what should have been
             run, and what counts as stale. Without them there are no holes.
         known: published cells, the packaged ones by default.
@@ -234,7 +234,7 @@ def leaderboard(
             groups.setdefault(key, []).append(line)
         rows = [_fold(_seeds(groups[key]), current, known, resamples) for key in sorted(groups)]
     rows = _with_share(_mark_superseded(rows))
-    missing = asked(holes(rows, frame, recipes, known), rows, recipes)
+    missing = with_asked(holes(rows, frame, recipes, known), rows, recipes)
     return sorted(with_failures([*rows, *missing, *unscored(frame)], frame), key=_order)
 
 
@@ -248,11 +248,11 @@ def _order(row: Row) -> tuple:
 #: Attributes of a row that are figures or text.
 _NAMES = tuple(f.name for f in dataclasses.fields(Row) if f.name not in ("asked", "runs", "records", "cost"))
 _COSTS = tuple(f.name for f in dataclasses.fields(Cost))
-#: Columns of :func:`as_lines`.
-COLUMNS = (*_NAMES, *_COSTS)
+#: Columns of :func:`row_lines`.
+ROW_COLUMNS = (*_NAMES, *_COSTS)
 
 
-def as_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def row_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as plain values, cost included; seeds joined by spaces, notes by semicolons."""
     lines = []
     for row in rows:

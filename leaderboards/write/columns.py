@@ -210,7 +210,7 @@ DIFFERENCE = Column(
     "Difference", "right", lambda r: number(r.difference, sign=True), lambda r: r.difference,
     "mean minus published, in points",
 )  # fmt: skip
-SHARE = Column(
+SHARE_COLUMN = Column(
     "Full (%)", "right", lambda r: number(r.share, 1), lambda r: r.share,
     "share of full supervision: same data set, backbone, weights and evaluation",
 )  # fmt: skip
@@ -221,7 +221,7 @@ VERDICT = Column(
     "have changed since; `not run`: a hole; `external`: predictions from outside, scored here",
 )  # fmt: skip
 COMMIT = Column("Commit", "left", lambda r: r.commit or DASH, None, "code that trained it", latex=False)
-SPLIT = Column("Split", "left", lambda r: r.split + images_text(r))
+SPLIT_COLUMN = Column("Split", "left", lambda r: r.split + images_text(r))
 OUTPUT = Column("Output", "left", lambda r: r.output, None, "which pseudo label was scored")
 COVERAGE = Column(
     "Coverage (%)", "right", lambda r: percent(r.coverage), lambda r: r.coverage,
@@ -241,7 +241,7 @@ PARAMETERS = Column(
     "Parameters (M)", "right", lambda r: number(r.cost.parameters / 1e6, 2), lambda r: r.cost.parameters,
     "of everything that the method owns, heads for training included", "low",
 )  # fmt: skip
-STEPS = Column("Steps", "right", lambda r: number(r.cost.steps, 0), lambda r: r.cost.steps)
+STEPS_COLUMN = Column("Steps", "right", lambda r: number(r.cost.steps, 0), lambda r: r.cost.steps)
 TRAINING = Column(
     "Training", "right", lambda r: time_text(r.cost.seconds), lambda r: r.cost.seconds,
     "time of one seed, mean over seeds: steps divided by the recorded rate, evaluation not included", "low",
@@ -257,19 +257,31 @@ SPEED = Column(
 MACHINE = Column("Machine", "left", lambda r: r.cost.machine or DASH, None, "", latex=False)
 
 SCORES = (
-    METHOD, RECIPE, BACKBONE, WEAK_LABEL, EVALUATION, SEEDS, MIOU, INTERVAL, PUBLISHED, DIFFERENCE, SHARE,
-    VERDICT, COMMIT,
+    METHOD, RECIPE, BACKBONE, WEAK_LABEL, EVALUATION, SEEDS, MIOU, INTERVAL, PUBLISHED, DIFFERENCE,
+    SHARE_COLUMN, VERDICT, COMMIT,
 )  # fmt: skip
 PSEUDO_LABELS = (
-    METHOD, RECIPE, BACKBONE, OUTPUT, SPLIT, SEEDS, MIOU, INTERVAL, COVERAGE, BACKGROUND, TRUE_BACKGROUND,
-    PUBLISHED, DIFFERENCE, VERDICT, COMMIT,
+    METHOD, RECIPE, BACKBONE, OUTPUT, SPLIT_COLUMN, SEEDS, MIOU, INTERVAL, COVERAGE, BACKGROUND,
+    TRUE_BACKGROUND, PUBLISHED, DIFFERENCE, VERDICT, COMMIT,
 )  # fmt: skip
-COST = (METHOD, RECIPE, SUPERVISION, BACKBONE, SEEDS, PARAMETERS, STEPS, TRAINING, MEMORY, SPEED, MACHINE)
-STALE = (METHOD, RECIPE, SUPERVISION, EVALUATION, SEEDS, MIOU, INTERVAL, COMMIT)
+COST = (
+    METHOD,
+    RECIPE,
+    SUPERVISION,
+    BACKBONE,
+    SEEDS,
+    PARAMETERS,
+    STEPS_COLUMN,
+    TRAINING,
+    MEMORY,
+    SPEED,
+    MACHINE,
+)
+STALE_COLUMNS = (METHOD, RECIPE, SUPERVISION, EVALUATION, SEEDS, MIOU, INTERVAL, COMMIT)
 HOLES = (DATASET, SUPERVISION, RECIPE, BACKBONE, EVALUATION, PUBLISHED)
 
 
-def explained() -> list[tuple[str, str]]:
+def meanings() -> list[tuple[str, str]]:
     """Every column with a meaning: name and meaning."""
     return list({c.name: (c.name, c.meaning) for c in (*SCORES, *PSEUDO_LABELS, *COST) if c.meaning}.values())
 
@@ -317,7 +329,7 @@ def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
                     untouched += missing
         stale = tuple(row for row in own if row.verdict == "stale")
         if stale:
-            found.append(Section(f"{title}: stale{behind}", STALE, stale, "stale"))
+            found.append(Section(f"{title}: stale{behind}", STALE_COLUMNS, stale, "stale"))
         costly = [r for r in own if r.n and r.verdict != "stale" and r.cost.known]
         if costly:
             found.append(Section(f"{title}: cost{behind}", COST, tuple(trainings(costly)), "cost"))

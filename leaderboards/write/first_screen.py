@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from leaderboards.judge.claims import Judged, count
+from leaderboards.judge.claims import Judged, verdict_counts
 from leaderboards.judge.collapse import collapsed
 from leaderboards.plots.drawing import standing, usual_evaluation
 from leaderboards.plots.figures import reference_of
@@ -16,7 +16,7 @@ from leaderboards.rows.row import Row
 from leaderboards.rows.text import mean_text, number
 from leaderboards.write.columns import images_text, recipe_text
 from leaderboards.write.inline_plots import drawn, kind_of
-from leaderboards.write.markup import badge, breakable, drawn_interval, escape, opener
+from leaderboards.write.markup import badge, breakable, drawn_interval, html_escape, opener
 
 #: Rows of one small table; the tables below have all.
 _MOST = 8
@@ -43,14 +43,14 @@ def first_screen(
         evaluation = usual_evaluation(members)
         tables.append(_tables([row for row in members if row.evaluation == evaluation], indices))
     beside = [drawn(stem, plots[stem], caption=False) for stem in overviews]
-    fallen = "".join(f"<li>{escape(one.text)}</li>" for one in collapsed(shown))
+    fallen = "".join(f"<li>{html_escape(one.text)}</li>" for one in collapsed(shown))
     if fallen:
         beside.append(f"<h3>Collapsed seeds</h3><ul class='notes'>{fallen}</ul>")
     beside.append(_claims(judged))
     if picture:
         text = '<p class="notes">Weak label, truth, predictions and errors.</p>'
         tables.append(f"<h3>Three pictures</h3>{drawn(picture, plots[picture], caption=False)}{text}")
-    facts = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in _facts(shown))
+    facts = "".join(f"<div><dt>{name}</dt><dd>{html_escape(text)}</dd></div>" for name, text in _facts(shown))
     columns = f'<div class="two"><div>{"".join(tables)}</div><div>{"".join(beside)}</div></div>'
     return f'<dl class="facts">{facts}</dl>{columns}'
 
@@ -130,8 +130,8 @@ def _tables(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
             else ""
         )
         parts.append(
-            f'<h3>{escape(title)}</h3><div class="scroll" role="region" tabindex="0" '
-            f'aria-label="In short: {escape(title, quote=True)}"><table class="small">'
+            f'<h3>{html_escape(title)}</h3><div class="scroll" role="region" tabindex="0" '
+            f'aria-label="In short: {html_escape(title, quote=True)}"><table class="small">'
             f'<caption class="unseen">mean and standard deviation over seeds</caption>'
             f"<thead><tr>{cells}</tr></thead>"
             f"<tbody>{''.join(lines)}</tbody></table></div>{more}"
@@ -151,7 +151,7 @@ def _line(
     interval = "" if math.isnan(row.low) else f"{row.low:.1f} to {row.high:.1f}"
     cells = [
         f'<th scope="row">{name}</th>',
-        f'<td class="r">{opener(escape(mean_text(row)), indices[id(row)])}</td>',
+        f'<td class="r">{opener(html_escape(mean_text(row)), indices[id(row)])}</td>',
         f"<td>{drawn_interval(row.low, row.mean, row.high, limits)} <small>{interval}</small></td>",
     ]
     if base is not None:
@@ -180,7 +180,8 @@ def _claims(judged: Sequence[Judged]) -> str:
         else ""
     )
     return (
-        f'<h3>What the papers say</h3><p class="notes">{count(judged)}: <a href="#claims">all of them</a>. '
+        f'<h3>What the papers say</h3><p class="notes">{verdict_counts(judged)}: '
+        f'<a href="#claims">all of them</a>. '
         f"Differences in points of mIoU, with 95 % intervals over pictures and seeds.</p>"
         f'<ul class="claims">{"".join(items[:_CLAIMS])}</ul>{more}'
     )
@@ -192,6 +193,6 @@ def _claim(j: Judged, limits: tuple[float, float]) -> str:
         words += f" ({number(j.low, sign=True)} to {number(j.high, sign=True)})"
     drawing = drawn_interval(j.low, j.difference, j.high, limits, zero=j.pair.bound)
     return (
-        f"<li>{badge(j.verdict)}<span>{escape(j.claim.statement)}</span>"
+        f"<li>{badge(j.verdict)}<span>{html_escape(j.claim.statement)}</span>"
         f"<span class='figure'>{drawing}<small>{words}</small></span></li>"
     )

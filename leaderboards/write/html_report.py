@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leaderboards.judge.claims import Judged, count, p_text
+from leaderboards.judge.claims import Judged, p_text, verdict_counts
 from leaderboards.rows.gathering import dataset_title
 from leaderboards.rows.published import Published
 from leaderboards.rows.row import Row
@@ -30,7 +30,7 @@ from leaderboards.write.columns import (
     WEAK_LABEL,
     Column,
     Section,
-    explained,
+    meanings,
     missing_texts,
     places,
     recipe_text,
@@ -42,8 +42,8 @@ from leaderboards.write.inline_plots import PLOT_WORDS, drawn, kind_of
 from leaderboards.write.markup import (
     breakable,
     code_words,
-    escape,
     framed,
+    html_escape,
     opener,
     row_tag,
     script_data,
@@ -123,7 +123,7 @@ def html_report(
         for anchor, title, text in present
     )
     facts = script_data(compact(rows, known))
-    title = "wsss-bench leaderboard" + (f" ({escape(label)})" if label else "")
+    title = "wsss-bench leaderboard" + (f" ({html_escape(label)})" if label else "")
     style = (_ASSETS / "report.css").read_text(encoding="utf-8")
     script = (_ASSETS / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
@@ -140,7 +140,7 @@ def html_report(
 <a class="skip" href="#main">Skip to the figures</a>
 <header>
 <h1>{title}</h1>
-<p class="notes">{escape(provenance)} Every underlined figure opens its provenance.</p>
+<p class="notes">{html_escape(provenance)} Every underlined figure opens its provenance.</p>
 <noscript><p>Sorting, filtering and provenance need JavaScript; all figures stand below.</p></noscript>
 </header>
 <div class="frame">
@@ -168,7 +168,7 @@ def _below(parts: Sequence[Section]) -> str:
     for part in parts:
         row = part.rows[0]
         short = row.supervision if len(names) == 1 else f"{dataset_title(row.dataset)}, {row.supervision}"
-        items.append(f'<li><a href="#{part.id}">{escape(short)}</a></li>')
+        items.append(f'<li><a href="#{part.id}">{html_escape(short)}</a></li>')
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
@@ -234,17 +234,17 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
     columns = [column for _, column in shown]
     names = [(c.name, c.value is not None) for c in columns] + ([(NOTES, False)] if noted else [])
     caption = f"{len(section.rows)} row{'' if len(section.rows) == 1 else 's'}"
-    caption += f"; none has a figure for: {escape(', '.join(layout.empty))}" if layout.empty else ""
+    caption += f"; none has a figure for: {html_escape(', '.join(layout.empty))}" if layout.empty else ""
     said = "".join(f"<li>{code_words(text)}</li>" for text in layout.said)
     below = f'<ul class="notes">{said}</ul>' if said else ""
     listed = "".join(f"<li>{code_words(note)}</li>" for note in layout.notes)
     below += f'<ol class="notes">{listed}</ol>' if noted else ""
     if section.missing:
         missing = missing_texts(section.missing, section.rows)
-        items = "".join(f"<li>{escape(name)}</li>" for name in missing)
+        items = "".join(f"<li>{html_escape(name)}</li>" for name in missing)
         below += f'<details class="notes"><summary>{len(missing)} not run</summary><ul>{items}</ul></details>'
     table = framed(section.title, caption, table_head(names, minor), body)
-    return f'<h3 id="{section.id}">{escape(section.title)}</h3>{table}{below}'
+    return f'<h3 id="{section.id}">{html_escape(section.title)}</h3>{table}{below}'
 
 
 # --- claims ----------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
 
     def recipe(name: str, evaluation: str) -> str:
         index = standing.get((name, evaluation))
-        return escape(name) if index is None else opener(escape(name), index)
+        return html_escape(name) if index is None else opener(html_escape(name), index)
 
     ran = [j for j in judged if j.verdict != "not run"]
     for j in ran:
@@ -283,18 +283,21 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
         notes = "; ".join(j.notes)
         body.append(
             row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
-            + f'<th scope="row">{escape(claim.id)}</th>'
-            + f'<td class="wide">{escape(claim.statement)} <small>({escape(origin)})</small></td>'
+            + f'<th scope="row">{html_escape(claim.id)}</th>'
+            + f'<td class="wide">{html_escape(claim.statement)} <small>({html_escape(origin)})</small></td>'
             + f"<td>{recipe(pair.better, pair.evaluation)}</td><td>{recipe(pair.worse, pair.evaluation)}</td>"
-            + "".join(f'<td class="r" data-v="{sort_value(v)}">{escape(text)}</td>' for v, text in figures)
+            + "".join(
+                f'<td class="r" data-v="{sort_value(v)}">{html_escape(text)}</td>' for v, text in figures
+            )
             + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
             + f'<td class="wide">{code_words(notes)}</td></tr>'
         )
-    caption = f"{count(judged)}. Differences in points of mIoU, intervals over images and seeds."
-    table = framed("Claims", caption, table_head(names), body) if ran else f"<p>{count(judged)}.</p>"
+    caption = f"{verdict_counts(judged)}. Differences in points of mIoU, intervals over images and seeds."
+    table = framed("Claims", caption, table_head(names), body) if ran else f"<p>{verdict_counts(judged)}.</p>"
     holes = "".join(
-        f"<dt>{escape(j.claim.id)}</dt><dd>{escape(j.pair.better)} above {escape(j.pair.worse)}"
-        + (f": <code>{escape(j.command)}</code></dd>" if j.command else "</dd>")
+        f"<dt>{html_escape(j.claim.id)}</dt><dd>"
+        f"{html_escape(j.pair.better)} above {html_escape(j.pair.worse)}"
+        + (f": <code>{html_escape(j.command)}</code></dd>" if j.command else "</dd>")
         for j in judged
         if j.verdict == "not run"
     )
@@ -330,7 +333,7 @@ def _by_class(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
         head = table_head(
             [("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))]
         )
-        parts.append(f"<h3>{escape(title)}</h3>")
+        parts.append(f"<h3>{html_escape(title)}</h3>")
         parts.append(framed(title, f"percent, mean over the seeds where a class occurs{more}", head, body))
     return "".join(parts)
 
@@ -365,5 +368,5 @@ def _plots(plots: Mapping[str, bytes]) -> str:
 
 
 def _meanings() -> str:
-    entries = "".join(f"<dt>{escape(name)}</dt><dd>{code_words(text)}</dd>" for name, text in explained())
+    entries = "".join(f"<dt>{html_escape(name)}</dt><dd>{code_words(text)}</dd>" for name, text in meanings())
     return f"<dl>{entries}</dl>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from leaderboards.write.markup import escape
+from leaderboards.write.markup import html_escape
 
 #: What a kind of plot shows, for those who do not see it.
 PLOT_WORDS = {
@@ -37,12 +37,12 @@ def title_of(stem: str) -> str:
 
 def drawn(stem: str, data: bytes, caption: bool = True) -> str:
     """A figure of the page: a picture, which the page's script makes part of it once it is looked at."""
-    text = escape(title_of(stem), quote=True)
+    text = html_escape(title_of(stem), quote=True)
     below = f"<figcaption>{text}</figcaption>" if caption else ""
     vector = not data.startswith(b"\x89PNG")
     source = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(data).decode()}"
     name = f"{text}; the figures stand in the tables" if vector else text
-    mark = f' data-plot="{escape(stem, quote=True)}"' if vector else ""
+    mark = f' data-plot="{html_escape(stem, quote=True)}"' if vector else ""
     size = _size(data)
     image = f'<img src="{source}" alt="{name}"{mark}{size} loading="lazy" decoding="async">'
     return f"<figure>{image}{below}</figure>"

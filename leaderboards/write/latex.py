@@ -43,7 +43,7 @@ _SPECIAL = {
 _PATTERN = re.compile("|".join(re.escape(c) for c in _SPECIAL))
 
 
-def escape(text: str) -> str:
+def latex_escape(text: str) -> str:
     """Text that LaTeX prints as it is."""
     return _PATTERN.sub(lambda match: _SPECIAL[match.group()], text)
 
@@ -51,7 +51,7 @@ def escape(text: str) -> str:
 def _cell(column: Column, row: Row, text: str, place: int) -> str:
     if column is PUBLISHED:  # the id of the cell stands in the other formats
         return "--" if math.isnan(row.published) else number(row.published)
-    text = escape(text)
+    text = latex_escape(text)
     if column is MIOU and place in (1, 2):
         return f"\\{'textbf' if place == 1 else 'underline'}{{{text}}}"
     return text
@@ -76,13 +76,13 @@ def _table(section: Section) -> str:
         [
             "\\begin{table}[t]",
             "\\centering",
-            f"\\caption{{{escape(section.title)}.{_CAPTIONS.get(section.kind, '')}}}",
+            f"\\caption{{{latex_escape(section.title)}.{_CAPTIONS.get(section.kind, '')}}}",
             f"\\label{{tab:{section.id}}}",
             "\\smallskip",
             "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
             f"\\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             "\\toprule",
-            " & ".join(escape(column.name) for column in columns) + r" \\",
+            " & ".join(latex_escape(column.name) for column in columns) + r" \\",
             "\\midrule",
             *(line + r" \\" for line in lines),
             "\\bottomrule",
@@ -95,7 +95,7 @@ def _table(section: Section) -> str:
 
 def _below(texts: Sequence[str]) -> str:
     """Sentences below a table."""
-    words = " ".join(escape(f"{text[:1].upper()}{text[1:]}".rstrip(".")) + "." for text in texts)
+    words = " ".join(latex_escape(f"{text[:1].upper()}{text[1:]}".rstrip(".")) + "." for text in texts)
     return f"\\par\\smallskip{{\\footnotesize\\raggedright {words}\\par}}"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.basics.listing import Cell, cells, columns, heading, prose, remark, state, table
-from leaderboards.judge.claims import Judged, count, p_text
-from leaderboards.judge.comparison import Compared, class_lines
-from leaderboards.judge.differing import differing
+from harness.basics.listing import Styled, cells, columns, fitted_table, heading, prose, remark, state
+from leaderboards.judge.claims import Judged, p_text, verdict_counts
+from leaderboards.judge.comparison import Compared, difference_lines
+from leaderboards.judge.differing import what_differs
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, mean_text, number
 from leaderboards.write.columns import (
@@ -35,7 +35,7 @@ _NAME = 24
 _FEW = 12
 
 
-def leaderboard(rows: Sequence[Row], parts: Sequence[Section]) -> str:
+def leaderboard_listing(rows: Sequence[Row], parts: Sequence[Section]) -> str:
     """The tables of a leaderboard: what ran, best first, in as many columns as the terminal has room for.
 
     Args:
@@ -63,23 +63,23 @@ def _section(section: Section) -> str:
     while len(shown) > _KEPT and _natural(section.texts, section.columns, shown) > columns():
         shown.pop()
     shown.sort()
-    lines: list[list[Cell]] = []
+    lines: list[list[Styled]] = []
     for place, texts in enumerate(section.texts):
         rank = marks.get(place, 0)
         lines.append([])
         for i in shown:
             column, text = section.columns[i], texts[i]
             if column is MIOU and rank in (1, 2):
-                lines[-1].append(Cell(f"{text} {'*' if rank == 1 else '+'}", {"bold": rank == 1}))
+                lines[-1].append(Styled(f"{text} {'*' if rank == 1 else '+'}", {"bold": rank == 1}))
             elif column is MIOU and marks:
-                lines[-1].append(Cell(f"{text}  "))  # figures stand below one another
+                lines[-1].append(Styled(f"{text}  "))  # figures stand below one another
             else:
-                lines[-1].append(state(text) if column is VERDICT else Cell(text))
+                lines[-1].append(state(text) if column is VERDICT else Styled(text))
     right = [k for k, i in enumerate(shown) if section.columns[i].align == "right"]
     said = ["* best, + second"] if marks else []
     if section.missing:
         said.append(f"not run: {', '.join(missing_texts(section.missing, section.rows))}")
-    body = table(lines, [section.columns[i].name for i in shown], right=right)
+    body = fitted_table(lines, [section.columns[i].name for i in shown], right=right)
     return "\n".join([heading(section.title), body, *map(prose, said)])
 
 
@@ -89,14 +89,14 @@ def _natural(texts: Sequence[Sequence[str]], named: Sequence[Column], shown: Seq
     return sum(max(len(named[i].name), *(min(cells(line[i]), most) for line in texts)) + 2 for i in shown)
 
 
-def claims(judged: Sequence[Judged]) -> str:
+def claims_listing(judged: Sequence[Judged]) -> str:
     """Every claim that was judged, as a sentence with its comparisons; the others are counted by command."""
     run = [j for j in judged if j.verdict != "not run"]
     holes = [j for j in judged if j.verdict == "not run"]
-    texts = [heading(count(judged))]
+    texts = [heading(verdict_counts(judged))]
     for key in dict.fromkeys(j.claim.id for j in run):
         members = [j for j in run if j.claim.id == key]
-        lines: list[list[str | Cell]] = [
+        lines: list[list[str | Styled]] = [
             [
                 state(j.verdict),
                 j.pair.better,
@@ -113,7 +113,7 @@ def claims(judged: Sequence[Judged]) -> str:
             "\n".join(
                 [
                     prose(f"{key}: {members[0].claim.statement}", indent="  "),
-                    table(lines, heads, right=(3, 4, 5), indent="  "),
+                    fitted_table(lines, heads, right=(3, 4, 5), indent="  "),
                     *(prose(note, first="  - ", indent="    ") for note in notes),
                 ]
             )
@@ -139,7 +139,7 @@ def comparison(found: Sequence[Compared]) -> str:
     for compared in found:
         a, b, judged = compared.a, compared.b, compared.judged
         over = "images and seeds" if not math.isnan(judged.seed_error) else "images"
-        lines: list[list[str | Cell]] = [
+        lines: list[list[str | Styled]] = [
             [recipe_text(a), _figure(a)],
             [recipe_text(b), _figure(b)],
             ["difference", f"{number(judged.difference, sign=True)} points"],
@@ -148,13 +148,15 @@ def comparison(found: Sequence[Compared]) -> str:
             ["p, signs of seeds (Holm)", p_text(judged.p_seeds, judged.p_seeds_holm)],
             ["the first lies above", state(judged.verdict)],
         ]
-        texts.append(f"{heading(f'{a.evaluation}, {judged.images} images')}\n{table(lines, ('', ''))}")
+        texts.append(f"{heading(f'{a.evaluation}, {judged.images} images')}\n{fitted_table(lines, ('', ''))}")
         texts += [remark(note) for note in judged.notes]
-        classes = class_lines(a, b)
+        classes = difference_lines(a, b)
         if classes:
-            texts.append(table(classes, ("class", "first", "second", "difference"), right=(1, 2, 3)))
-        if others := differing(a, b):
-            texts.append(f"{heading('what else differs')}\n{table(others, ('what', 'first', 'second'))}")
+            texts.append(fitted_table(classes, ("class", "first", "second", "difference"), right=(1, 2, 3)))
+        if others := what_differs(a, b):
+            texts.append(
+                f"{heading('what else differs')}\n{fitted_table(others, ('what', 'first', 'second'))}"
+            )
     return "\n\n".join(texts)
 
 

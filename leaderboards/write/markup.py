@@ -23,7 +23,7 @@ def script_data(value: Any) -> str:
     return _SCRIPT.sub(lambda match: _IN_SCRIPT[match.group()], orjson.dumps(value).decode())
 
 
-def escape(text: str, quote: bool = True) -> str:
+def html_escape(text: str, quote: bool = True) -> str:
     """``html.escape``; most cells have nothing to escape, and are many."""
     return escape_always(text, quote) if _MARKUP.search(text) else text
 
@@ -31,9 +31,9 @@ def escape(text: str, quote: bool = True) -> str:
 def breakable(text: str) -> str:
     """Escaped text whose long words may be broken, so that no name makes a table wider than a phone."""
     return "".join(
-        "<wbr>".join(escape(word[k : k + 12]) for k in range(0, len(word), 12))
+        "<wbr>".join(html_escape(word[k : k + 12]) for k in range(0, len(word), 12))
         if len(word) > _LONG
-        else escape(word)
+        else html_escape(word)
         for word in _WORDS.split(text)
     )
 
@@ -45,7 +45,7 @@ _WORDS = re.compile(r"(?<=[\s/-])")
 
 def code_words(text: str) -> str:
     """Escaped text whose words in backquotes are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html_escape(text))
 
 
 def sort_value(value: float) -> str:
@@ -61,14 +61,14 @@ def table_head(names: Sequence[tuple[str, bool]], minor: Collection[str] = ()) -
         classes = " ".join([*(["r"] if numeric else []), *(["minor"] if name in minor else [])])
         kind += f' class="{classes}"' if classes else ""
         cells.append(
-            f'<th scope="col" aria-sort="none"{kind}><button type="button">{escape(name)}</button></th>'
+            f'<th scope="col" aria-sort="none"{kind}><button type="button">{html_escape(name)}</button></th>'
         )
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
 def framed(title: str, caption: str, head: str, body: Sequence[str]) -> str:
     """A table that scrolls within its frame."""
-    label = escape(title, quote=True)
+    label = html_escape(title, quote=True)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
         f"<caption><span>{caption}</span></caption>{head}<tbody>{''.join(body)}</tbody></table></div>"
@@ -77,7 +77,7 @@ def framed(title: str, caption: str, head: str, body: Sequence[str]) -> str:
 
 def row_tag(verdict: str, words: Sequence[str], index: int | None = None) -> str:
     """The start of a row that is filtered by its words; with a number, every cell opens those facts."""
-    text = escape(" ".join([*words, verdict]).lower(), quote=True)
+    text = html_escape(" ".join([*words, verdict]).lower(), quote=True)
     opens = "" if index is None else f' data-row="{index}"'
     return f'<tr class="v-{verdict.replace(" ", "-")}" data-verdict="{verdict}" data-text="{text}"{opens}>'
 
@@ -89,7 +89,7 @@ def opener(text: str, index: int) -> str:
 
 def badge(verdict: str) -> str:
     """A verdict in its colour."""
-    return f'<span class="badge v-{verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+    return f'<span class="badge v-{verdict.replace(" ", "-")}">{html_escape(verdict)}</span>'
 
 
 def drawn_interval(

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leaderboards.judge.differing import differing
+from leaderboards.judge.differing import what_differs
 from leaderboards.plots.drawing import standing, usual_evaluation
 from leaderboards.plots.figures import reference_of
 from leaderboards.rows.gathering import dataset_title
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import aligned, two_level_difference
 from leaderboards.write.columns import recipe_text
-from leaderboards.write.markup import escape, script_data
+from leaderboards.write.markup import html_escape, script_data
 
 if TYPE_CHECKING:
     from leaderboards.plots.thumbnails import Look
 
 #: Rows of one evaluation that can be picked, the best; ``wsss compare`` takes any.
-MOST = 10
+MOST_PAIRS = 10
 #: Pictures of either way.
 _PICTURES = 4
 _RESAMPLES = 400
@@ -45,7 +45,7 @@ def comparison_view(rows: Sequence[Row], look: Look | None = None) -> str:
     }
     groups = []
     for (dataset, _, evaluation), group in groupby(sorted(shown, key=key), key=key):
-        members = sorted(group, key=lambda row: -row.mean)[:MOST]
+        members = sorted(group, key=lambda row: -row.mean)[:MOST_PAIRS]
         first = members[0].runs[0].data
         alike = [
             row
@@ -59,7 +59,7 @@ def comparison_view(rows: Sequence[Row], look: Look | None = None) -> str:
             groups.append(_group(f"{dataset_title(dataset)}, {evaluation}", alike, look))
     if not groups:
         return ""
-    options = "".join(f'<option value="{i}">{escape(g["title"])}</option>' for i, g in enumerate(groups))
+    options = "".join(f'<option value="{i}">{html_escape(g["title"])}</option>' for i, g in enumerate(groups))
     return (
         '<form class="tools" id="pair"><label>Evaluation<select name="group">'
         f'{options}</select></label><label>First<select name="first"></select></label>'
@@ -94,7 +94,7 @@ def _group(title: str, rows: Sequence[Row], look: Look | None) -> dict[str, Any]
         pairs[f"{i}-{j}"] = {
             "figures": [round(float(v), 2) for v in (interval.estimate, interval.low, interval.high)],
             "single": min(len(counts[i]), len(counts[j])) == 1,
-            "differing": differing(rows[i], rows[j]),
+            "differing": what_differs(rows[i], rows[j]),
             "first": told(order[::-1][:_PICTURES]),
             "second": told(order[:_PICTURES]),
         }

@@ -12,8 +12,8 @@ from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, mean_text, memory_text, number, time_text
 from leaderboards.write.columns import images_text, interval_text, recipe_text
 
-Entries = list[tuple[str, str]]
-Parts = list[tuple[str, Entries]]
+Facts = list[tuple[str, str]]
+Parts = list[tuple[str, Facts]]
 
 
 def facts_of(row: Row, known: Published) -> Parts:
@@ -59,7 +59,7 @@ def _cells(row: Row, known: Published) -> list[str]:
     return [cell for cell in dict.fromkeys(cited) if cell in known.cells]
 
 
-def _result(row: Row) -> Entries:
+def _result(row: Row) -> Facts:
     seeds = ", ".join(f"seed {s}: {run.miou:.2f}" for s, run in zip(row.seeds, row.runs, strict=True))
     entries = [
         ("mIoU (%)", mean_text(row)),
@@ -76,7 +76,7 @@ def _result(row: Row) -> Entries:
     return [(name, value) for name, value in entries if value and value != DASH]
 
 
-def _training(row: Row) -> Entries:
+def _training(row: Row) -> Facts:
     checkpoints = {run.data.get("checkpoint_sha256", "") for run in row.runs}
     ended = sorted(filter(None, (r.data.get("ended") for r in row.records)))
     entries = [
@@ -95,17 +95,17 @@ def _training(row: Row) -> Entries:
     return [(name, value) for name, value in entries if value and value != DASH]
 
 
-def _data(row: Row) -> Entries:
-    from leaderboards.rows.gathering import identity
+def _data(row: Row) -> Facts:
+    from leaderboards.rows.gathering import data_identity
 
     if not row.records:
         return [("evaluation data (fingerprint)", row.runs[0].data["data_fingerprint"])]
-    found = identity(row.records[0], row.runs[0])
+    found = data_identity(row.records[0], row.runs[0])
     found.pop("code of other packages")  # stands beside the commit
     return [(f"{name} (fingerprint)", str(value)) for name, value in found.items() if value]
 
 
-def _code(row: Row) -> Entries:
+def _code(row: Row) -> Facts:
     if not row.records:
         return [("Origin", "predictions from outside")]
     environment = row.records[0].data.get("environment", {})
@@ -119,7 +119,7 @@ def _code(row: Row) -> Entries:
     return [(name, value) for name, value in entries if value]
 
 
-def _plain(values: Mapping[str, Any]) -> Entries:
+def _plain(values: Mapping[str, Any]) -> Facts:
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in values.items()
@@ -127,7 +127,7 @@ def _plain(values: Mapping[str, Any]) -> Entries:
     ]
 
 
-def _published(cell_id: str, known: Published) -> Entries:
+def _published(cell_id: str, known: Published) -> Facts:
     cell = known.cells[cell_id]
     source = known.sources[cell.source]
     entries = [

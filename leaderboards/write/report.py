@@ -24,16 +24,16 @@ from harness.basics.text import csv_cell
 from harness.records.records import Store
 from leaderboards.judge import claims
 from leaderboards.judge.claims import Judged, check_suites, judge
-from leaderboards.rows.gathering import dataset_title, gather, without_collector
+from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
 from leaderboards.rows.published import Cell, Published, published
 from leaderboards.rows.row import Row
-from leaderboards.rows.tables import CLASS_COLUMNS, COLUMNS, as_lines, class_lines, leaderboard
+from leaderboards.rows.tables import CLASS_COLUMNS, ROW_COLUMNS, class_lines, leaderboard, row_lines
 from leaderboards.rows.text import DASH, escaped, pipe_table
 from leaderboards.write.columns import (
     MIOU,
     NOTES,
     Section,
-    explained,
+    meanings,
     missing_texts,
     places,
     sections,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from leaderboards.plots.thumbnails import Look
 
 #: Formats of tables.
-FORMATS = ("md", "csv", "tex", "json")
+TABLE_FORMATS = ("md", "csv", "tex", "json")
 #: Formats of claims.
 CLAIM_FORMATS = ("md", "csv")
 
@@ -66,7 +66,7 @@ points of mIoU, on the same images.
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTables:
     """What :func:`write_leaderboard` left behind.
 
     Attributes:
@@ -91,9 +91,9 @@ def write_leaderboard(
     known: Published | None = None,
     dataset: str | None = None,
     suites: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = TABLE_FORMATS,
     label: str = "",
-) -> Written:
+) -> WrittenTables:
     """Compute the leaderboard of a store and write it.
 
     Args:
@@ -110,9 +110,9 @@ def write_leaderboard(
     Raises:
         UserError: the store holds no records, or none of this data set or suite; an unknown format.
     """
-    check_formats(formats, FORMATS)
+    check_formats(formats, TABLE_FORMATS)
     known = published() if known is None else known
-    frame = gather(store)
+    frame = gather_records(store)
     require_records(frame, store, dataset)
     rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes or {}, dataset, suites)
     return _tables(rows, frame, known, out, dataset, formats, label)
@@ -126,22 +126,22 @@ def _tables(
     dataset: str | None,
     formats: Sequence[str],
     label: str,
-) -> Written:
+) -> WrittenTables:
     parts = sections(rows, label)
-    tables = markdown(rows, parts)
-    lines = as_lines(rows) if {"csv", "json"} & set(formats) else []
+    tables = tables_markdown(rows, parts)
+    lines = row_lines(rows) if {"csv", "json"} & set(formats) else []
     texts: dict[str, str] = {}
     if "md" in formats:
         texts["leaderboard.md"] = f"{header(frame, rows, label)}\n{tables}"
         texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
-        texts["leaderboard.csv"] = _csv(lines, COLUMNS)
+        texts["leaderboard.csv"] = _csv(lines, ROW_COLUMNS)
         texts["per_class.csv"] = _csv(class_lines(rows), CLASS_COLUMNS)
     if "tex" in formats:
         texts["leaderboard.tex"] = latex(rows, parts)
     if "json" in formats:
         texts["leaderboard.json"] = plain_json(rows, lines, frame, label)
-    return Written(rows, parts, tables, [_write(out / name, text) for name, text in texts.items()])
+    return WrittenTables(rows, parts, tables, [_write(out / name, text) for name, text in texts.items()])
 
 
 def plain_json(
@@ -150,7 +150,7 @@ def plain_json(
     """The rows as JSON: ``label``, ``provenance`` (a text), ``rows`` (columns of the CSV) with IoU by class.
 
     NaN is ``null``; ``iou`` maps a class to its mean over the seeds where it occurs, ``null`` if none.
-    ``lines`` are the rows' :func:`leaderboards.rows.tables.as_lines`.
+    ``lines`` are the rows' :func:`leaderboards.rows.tables.row_lines`.
     """
     texts = []
     for row, line in zip(rows, lines, strict=True):
@@ -201,7 +201,7 @@ def write_report(
         UserError: the store holds no records, or none of this data set.
     """
     known = published() if known is None else known
-    frame = gather(store)
+    frame = gather_records(store)
     require_records(frame, store, dataset)
     judged = judge(frame, recipes)
     rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes, dataset, suites)
@@ -210,26 +210,26 @@ def write_report(
     if suites:
         shown = {row.recipe for row in rows}
         judged = [j for j in judged if {j.pair.better, j.pair.worse} <= shown]
-    tables = _tables(rows, frame, known, out, dataset, FORMATS, label)
+    tables = _tables(rows, frame, known, out, dataset, TABLE_FORMATS, label)
     files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
     look: Look | None = None
     if plots:
         from leaderboards.plots import qualitative, thumbnails
-        from leaderboards.plots.drawing import once, save
-        from leaderboards.plots.plotting import KINDS, draw
+        from leaderboards.plots.drawing import once, save_figure
+        from leaderboards.plots.plotting import PLOT_KINDS, draw_plots
 
         say = once(say)
-        for kind in KINDS:
-            for stem, figure in draw(rows, kind):
-                written = save(figure, out / "plots" / stem, ("png", "svg"), label, say)
+        for kind in PLOT_KINDS:
+            for stem, figure in draw_plots(rows, kind):
+                written = save_figure(figure, out / "plots" / stem, ("png", "svg"), label, say)
                 drawn[stem] = written[1].read_bytes()
                 files += written
-        for stem, figure in qualitative.draw(rows, data_roots, device=device, say=say):
-            written = save(figure, out / "plots" / stem, ("png", "pdf"), label, say)
+        for stem, figure in qualitative.draw_grids(rows, data_roots, device=device, say=say):
+            written = save_figure(figure, out / "plots" / stem, ("png", "pdf"), label, say)
             drawn[stem] = written[0].read_bytes()
             files += written
-        look = partial(thumbnails.look, data_roots=data_roots, device=device, say=say)
+        look = partial(thumbnails.look_at, data_roots=data_roots, device=device, say=say)
     page = html_report(
         rows, judged, known, provenance=provenance(frame, rows), label=label, plots=drawn, parts=tables.parts,
         look=look,
@@ -311,16 +311,18 @@ def write_claims(
     """
     check_formats(formats, CLAIM_FORMATS)
     check_suites(suites)  # before the store is read
-    return _claims(judge(gather(store), recipes, suites_wanted=suites), out, formats)
+    return _claims(judge(gather_records(store), recipes, suites_wanted=suites), out, formats)
 
 
 def _claims(judged: list[Judged], out: Path, formats: Sequence[str], label: str = "") -> WrittenClaims:
-    tables = claims.markdown(judged)
+    tables = claims.claims_markdown(judged)
     files = []
     if "md" in formats:
         files.append(_write(out / "claims.md", f"{_titled('Claims', label)}{CLAIMS_HEADER}\n{tables}"))
     if "csv" in formats:
-        files.append(_write(out / "claims.csv", _csv(claims.as_lines(judged), claims.COLUMNS)))
+        files.append(
+            _write(out / "claims.csv", _csv(claims.comparison_lines(judged), claims.COMPARISON_COLUMNS))
+        )
     return WrittenClaims(judged, tables, files)
 
 
@@ -415,12 +417,12 @@ def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> st
         "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
         "[published.md](published.md).",
         "",
-        *(f"- **{name}**: {meaning}" for name, meaning in explained()),
+        *(f"- **{name}**: {meaning}" for name, meaning in meanings()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
+def tables_markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
     """The tables of :func:`leaderboards.write.columns.sections` (``parts``), each with its notes below.
 
     The best mean of an evaluation is bold, the second best in italics.

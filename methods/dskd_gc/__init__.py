@@ -40,8 +40,8 @@ from methods.dskd_gc.correction import (
     CorrectionConfig,
     Labels,
     class_maps,
-    make_labels,
-    nearest,
+    nearest_cells,
+    training_labels,
     whole_patches,
 )
 from methods.dskd_gc.losses import (
@@ -379,7 +379,7 @@ class DSKDGC(ViTSegmenter):
             whole = resize(maps.final, images.shape[-2:], align_corners=False)
             refined = self.refined_labels(images, whole, tags, valid)
         with outside_autocast(images.device):
-            return make_labels(maps.final, tags, at_least_float32(features), valid, c, refined)
+            return training_labels(maps.final, tags, at_least_float32(features), valid, c, refined)
 
     def after_step(self, progress: Progress) -> None:
         """After warm-up ema moves towards online (E6), with a momentum that rises to 1."""
@@ -446,8 +446,8 @@ class DSKDGC(ViTSegmenter):
                 "cam": lambda: cam_to_label(final, present, score),
                 "aux-cam": lambda: cam_to_label(aux, present, score),
                 "refined": lambda: self.refined_labels(images, final, present),
-                "initial": lambda: nearest(labels().initial, size),
-                "corrected": lambda: nearest(labels().corrected, size),
+                "initial": lambda: nearest_cells(labels().initial, size),
+                "corrected": lambda: nearest_cells(labels().corrected, size),
             }
         )
 

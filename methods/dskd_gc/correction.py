@@ -21,7 +21,13 @@ from harness.basics.schema import Shapes, schema
 from harness.engine.batch import IGNORE
 from harness.nn.resize import resize
 from methods.dskd_gc.gaussian_mixture import fit_mixture, noise_probability
-from methods.dskd_gc.label_correction import Border, Rewrite, Source, correct_labels, neighbour_similarity
+from methods.dskd_gc.label_correction import (
+    Border,
+    CorrectionSource,
+    Rewrite,
+    correct_labels,
+    neighbour_similarity,
+)
 from methods.parts.cam import activation_maps, cam_to_label, present_cam
 from methods.parts.transformer import ViTConfig
 
@@ -78,7 +84,7 @@ class CorrectionConfig(ViTConfig):
     """Cells of that grid between a position and its neighbours. [our choice]"""
     gc_border: Annotated[Border, Shapes()] = "valid"
     """Neighbours outside do not exist, have features 0, or are the position itself. [our choice]"""
-    gc_source: Annotated[Source, Shapes()] = "initial"
+    gc_source: Annotated[CorrectionSource, Shapes()] = "initial"
     """R_u copies initial labels, or those after R_h was rewritten. Of equally similar neighbours the
     first of up, down, left, right counts. [our choice]"""
 
@@ -116,7 +122,7 @@ def class_maps(features: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def make_labels(
+def training_labels(
     cam: Tensor,
     tags: Tensor,
     features: Tensor,
@@ -142,10 +148,10 @@ def make_labels(
     inside = valid if grid == size else whole_patches(valid, grid)
     here = resize(cam, grid, align_corners=False)
     if refined is not None:
-        fine, labels = refined, nearest(refined, grid)
+        fine, labels = refined, nearest_cells(refined, grid)
     else:
         labels = cam_to_label(here, tags, (config.low, config.high), inside)
-        fine = nearest(labels, size).masked_fill(~valid, IGNORE)
+        fine = nearest_cells(labels, size).masked_fill(~valid, IGNORE)
     if not config.gc:
         return Labels(fine, fine, None)
     noise = label_noise(here, tags, labels, inside, config)
@@ -159,8 +165,8 @@ def make_labels(
     distance = config.gc_distance
     start, noise_there = labels, noise
     if refined is not None and on_tokens:  # labels are finer than patches: neighbours are a patch apart
-        start, noise_there = fine, nearest(noise, size)
-        similarity = nearest(similarity, size)
+        start, noise_there = fine, nearest_cells(noise, size)
+        similarity = nearest_cells(similarity, size)
         distance *= size[0] // grid[0]
     corrected = correct_labels(
         start,
@@ -174,7 +180,7 @@ def make_labels(
         source=config.gc_source,
         rewrite=config.gc_rewrite,
     )
-    return Labels(fine, nearest(corrected, size).masked_fill(~valid, IGNORE), noise)
+    return Labels(fine, nearest_cells(corrected, size).masked_fill(~valid, IGNORE), noise)
 
 
 @torch.no_grad()
@@ -232,7 +238,7 @@ def label_noise(
     return noise.gather(1, which)[:, 0]
 
 
-def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``(..., h, w)`` of any dtype to ``(..., *size)``: the value at each new cell's centre."""
     if tuple(x.shape[-2:]) == size:
         return x

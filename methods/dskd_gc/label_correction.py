@@ -19,11 +19,11 @@ from torch import Tensor
 from harness.engine.batch import IGNORE
 
 Border = Literal["valid", "zero", "replicate"]
-Source = Literal["initial", "after_rh"]
+CorrectionSource = Literal["initial", "after_rh"]
 Rewrite = Literal["all", "keep_bg"]
 
 #: Steps (rows, columns) to up, down, left, right: of equally similar neighbours the first counts.
-STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 #: Channels enlarged at a time, so that memory does not grow with the width of a network.
 CHUNK = 64
 
@@ -57,7 +57,7 @@ def shifted(x: Tensor, distance: int, fill: float | int) -> Tensor:
     height, width = x.shape[-2:]
     padded = F.pad(x, (distance,) * 4, value=fill)
     return torch.stack(
-        [padded[:, distance * (1 + i) :, distance * (1 + j) :][:, :height, :width] for i, j in STEPS],
+        [padded[:, distance * (1 + i) :, distance * (1 + j) :][:, :height, :width] for i, j in NEIGHBOURS],
         dim=1,
     )
 
@@ -128,7 +128,7 @@ def correct_labels(
     theta_high: float = 0.85,
     distance: int = 1,
     border: Border = "valid",
-    source: Source = "initial",
+    source: CorrectionSource = "initial",
     rewrite: Rewrite = "all",
 ) -> Tensor:
     """Corrected labels (E19, E21); every other pixel keeps its label.
@@ -159,7 +159,7 @@ def correct_labels(
         neighbours = neighbours.where(inside, copied[:, None])
     present = similarity.nan_to_num(nan=-math.inf)
     best, value = neighbours[:, 0], present[:, 0]
-    for k in range(1, len(STEPS)):
+    for k in range(1, len(NEIGHBOURS)):
         better = present[:, k] > value
         best = neighbours[:, k].where(better, best)
         value = torch.maximum(present[:, k], value)

@@ -48,9 +48,9 @@ from methods.parts.distillation import (
 )
 from methods.parts.token_contrast import patch_token_contrast
 from methods.parts.transformer import (
-    Output,
     Terms,
     ViTNetwork,
+    ViTOutput,
     ViTSegmenter,
     balanced_cross_entropy,
     classification_loss,
@@ -254,7 +254,7 @@ class FSR(ViTSegmenter):
             "reg": from_step(c.reg_weight, c.seg_start, step),
         }
 
-    def map_terms(self, batch: Batch, output: Output, step: int) -> Terms:
+    def map_terms(self, batch: Batch, output: ViTOutput, step: int) -> Terms:
         """The terms ``ptc``, ``seg`` and ``reg`` of view 1, which learn from its activation maps."""
         images, valid, tags = batch.images, batch.valid, batch.tags[:, 1:]
         cam, aux = self.training_maps(images)

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.engine.batch import IGNORE
 from harness.nn.resize import resize
 
-EPS = 1e-5  # of the normalisation to [0, 1]
+_EPS = 1e-5  # of the normalisation to [0, 1]
 
 
 def log_sum_exp_pool(scores: Tensor, sharpness: float) -> Tensor:
@@ -77,7 +77,7 @@ def multi_scale_cam(
 def normalised(maps: Tensor) -> Tensor:
     """Maps ``(B, F, H, W)`` less their own minimum, divided by their own maximum."""
     maps = maps - maps.amin((2, 3), keepdim=True)
-    return maps / (maps.amax((2, 3), keepdim=True) + EPS)
+    return maps / (maps.amax((2, 3), keepdim=True) + _EPS)
 
 
 def present_cam(cam: Tensor, tags: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor
 from harness.nn.precision import outside_autocast
 
 #: ImageNet statistics of RGB in 0..255.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+RGB_MEAN = (123.675, 116.28, 103.53)
+RGB_STD = (58.395, 57.12, 57.375)
 
 
 def colours(images: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: ``(B, 3, H, W)`` to float32 colours 0..255, whole but for rounding."""
     with outside_autocast(images.device):
-        mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)[..., None, None]
+        mean, std = images.new_tensor([RGB_MEAN, RGB_STD], dtype=torch.float32)[..., None, None]
         return images.float() * std + mean
 
 

@@ -93,7 +93,7 @@ class ViTConfig:
     steps are the longer for it. [ToCo scripts/dist_train_voc_seg_neg.py; FSR train_voc.py]"""
 
 
-class Output(NamedTuple):
+class ViTOutput(NamedTuple):
     """What the network returns.
 
     Attributes:
@@ -132,13 +132,13 @@ class ViTNetwork(nn.Module):
         self.classifier = nn.Conv2d(encoder.channels, num_classes - 1, 1, bias=False)
         self.aux_classifier = nn.Conv2d(encoder.channels, num_classes - 1, 1, bias=False)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Output:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> ViTOutput:
         """Outputs for normalised ``images`` ``(B, 3, H, W)``; ``mask`` as in :class:`ViTEncoder`."""
         return self.heads(self.encoder(images, mask))
 
-    def heads(self, tokens: Tokens) -> Output:
+    def heads(self, tokens: Tokens) -> ViTOutput:
         """Class and segmentation logits of tokens."""
-        return Output(
+        return ViTOutput(
             tokens,
             self.class_scores(tokens.final, self.classifier),
             self.class_scores(tokens.aux, self.aux_classifier),

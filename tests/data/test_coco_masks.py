@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.basics.errors import UserError
-from harness.data.coco_masks import decode, from_polygon, from_runs, label_map, panoptic_map, unpacked
+from harness.data.coco_masks import annotation_map, decode, from_polygon, from_runs, panoptic_map, unpacked
 from harness.data.images import read_rgb
-from harness.data.prepare.report import verify
+from harness.data.prepare.report import verify_dataset
 from harness.data.sets.coco2014 import COCO2014, contiguous
 
 POLYGONS = st.lists(
@@ -76,15 +76,15 @@ def test_smaller_annotations_lie_on_top_and_crowds_are_drawn():
         {"id": 3, "category_id": 1, "area": 25.0, "iscrowd": 0, "segmentation": [square(0, 0, 5)]},
         {"id": 4, "category_id": 2, "area": 9.0, "iscrowd": 0, "segmentation": [square(3, 3, 3)]},
     ]
-    drawn = label_map(annotations, (8, 8), table)
+    drawn = annotation_map(annotations, (8, 8), table)
     assert drawn[7, 7] == 80  # toothbrush, the crowd
     assert drawn[0, 0] == 1
     assert (drawn[1:4, 1:4] == 17).all()  # of two equal areas the first lies on top
     assert drawn[5, 5] == 2
     assert np.bincount(drawn.ravel(), minlength=81)[[17, 2]].tolist() == [9, 8]
-    assert not label_map([], (8, 8), table).any()
+    assert not annotation_map([], (8, 8), table).any()
     with pytest.raises(UserError, match="annotation 7 has the unknown category 12"):
-        label_map([{**annotations[0], "id": 7, "category_id": 12}], (8, 8), table)
+        annotation_map([{**annotations[0], "id": 7, "category_id": 12}], (8, 8), table)
 
 
 @given(polygons=POLYGONS)
@@ -174,7 +174,7 @@ def test_polygons_agree_with_their_official_areas_one_by_one(real_data: Path):
 def test_maps_of_real_pictures_show_every_annotated_class(real_data: Path):
     hidden = 0
     for picture, found in real_annotations(real_data):
-        drawn = label_map(found, (picture["height"], picture["width"]), contiguous())
+        drawn = annotation_map(found, (picture["height"], picture["width"]), contiguous())
         wanted = {int(contiguous()[a["category_id"]]) for a in found}
         shown = set(np.unique(drawn).tolist()) - {0}
         assert shown <= wanted
@@ -234,7 +234,7 @@ def test_the_other_real_pictures_are_prepared_read_and_sound(real_data: Path, tm
         (tmp_path / "lists" / f"{part}.txt").write_text("\n".join(ids) + "\n")
     dataset = COCO2014(tmp_path)
     dataset.prepare(None, 0, lambda line: None)
-    report = verify(dataset, cache=tmp_path / "cache", splits=["train", "val"])
+    report = verify_dataset(dataset, cache=tmp_path / "cache", splits=["train", "val"])
     assert report.sound, "\n".join(report.lines())
     assert [s.images for s in report.splits] == [32, 6]
     areas = {}
@@ -317,7 +317,7 @@ def test_annotations_without_area_are_ordered_by_what_they_cover() -> None:
     small = {"id": 2, "category_id": 2, "segmentation": [square(1, 1, 2)]}
     labels = np.arange(256, dtype=np.uint8)
     for both in ([large, small], [small, large], [large | {"area": 36.0}, small]):
-        drawn = label_map(both, (8, 9), labels)
+        drawn = annotation_map(both, (8, 9), labels)
         assert (drawn[2, 2], drawn[4, 4]) == (2, 1)
 
 
@@ -334,7 +334,7 @@ def test_annotations_without_area_are_ordered_by_what_they_cover() -> None:
 def test_broken_annotations_are_named(change: dict[str, object], problem: str) -> None:
     annotation = {"id": 7, "category_id": 1, "segmentation": [TRIANGLE]} | change
     with pytest.raises(UserError, match=problem):
-        label_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))
+        annotation_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))
     del annotation["segmentation"]
     with pytest.raises(UserError, match="annotation 7"):
-        label_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))
+        annotation_map([annotation], (8, 9), np.arange(256, dtype=np.uint8))

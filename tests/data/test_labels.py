@@ -17,7 +17,7 @@ from harness.data.base import LabelSpec
 from harness.data.images import write_index
 from harness.data.labels import label_tools
 from harness.data.labels.importers import coco_boxes, draw_boxes, read_onehot, voc_boxes
-from harness.data.labels.label_statistics import FARTHEST, boundary_distance, count
+from harness.data.labels.label_statistics import FARTHEST, boundary_distance, count_label
 from harness.data.lists import read_tags
 from harness.data.prepare.label_making import Making, make_labels
 from harness.data.prepare.miniatures import write_miniature
@@ -331,7 +331,7 @@ def test_counts_are_those_of_the_pixels():
     mask[:, 70:] = 1
     label = np.full_like(mask, 254)
     label[3, 10:13], label[3, 75:80] = 0, 1
-    counts = count(label, mask, 3, 0) + count(np.full_like(mask, 254), mask, 3, 0)
+    counts = count_label(label, mask, 3, 0) + count_label(np.full_like(mask, 254), mask, 3, 0)
     assert counts.labelled.tolist() == [3, 5, 0]
     assert counts.images_with.tolist() == [1, 1, 0]
     assert (counts.images, counts.without_label, counts.pixels) == (2, 1, 1260)

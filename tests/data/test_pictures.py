@@ -15,7 +15,7 @@ from harness.basics.errors import UserError
 from harness.cli.main import cli, invoke
 from harness.data.images import image_size, picture_notes, read_rgb, write_index
 from harness.data.lists import read_list
-from harness.data.prepare.verify import check_split
+from harness.data.prepare.verify import verify_split
 from harness.data.sets.layout import FileDataset
 from harness.data.sets.own import describe
 
@@ -80,10 +80,10 @@ def test_a_turned_picture_fits_its_mask_where_the_description_says_so(tmp_path: 
         picture(tmp_path / "images" / f"{image_id}.jpg", 6)
         write_index(tmp_path / "masks" / f"{image_id}.png", np.zeros((3, 2), np.uint8))  # as viewers show it
     dataset = own(tmp_path, ["a", "b"])
-    report = check_split(dataset, "train", cache=tmp_path / "cache")
+    report = verify_split(dataset, "train", cache=tmp_path / "cache")
     assert "the mask is 2x3 pixels, its picture 3x2" in report.offenders[0].problem
     turned = own(tmp_path, ["a", "b"], 'exif = "apply"')
-    report = check_split(turned, "train", cache=tmp_path / "cache")
+    report = verify_split(turned, "train", cache=tmp_path / "cache")
     assert not report.offenders
     assert any("2 pictures with an EXIF orientation, which is applied" in note for note in report.notes)
     assert turned.decoding != dataset.decoding
@@ -97,7 +97,7 @@ def test_what_is_ignored_is_said_once_with_its_remedy(tmp_path: Path) -> None:
         picture(tmp_path / "images" / f"{k}.png", 8)
         write_index(tmp_path / "masks" / f"{k}.png", np.zeros((2, 3), np.uint8))
     for _ in range(2):  # and again where files are not read again
-        report = check_split(own(tmp_path, ["0", "1", "2"]), "train", cache=tmp_path / "cache")
+        report = verify_split(own(tmp_path, ["0", "1", "2"]), "train", cache=tmp_path / "cache")
         notes = [note for note in report.notes if "EXIF" in note]
         assert len(notes) == 1
         assert notes[0].startswith("3 pictures with an EXIF orientation, which is ignored (exif = ")
@@ -315,5 +315,5 @@ def test_another_reading_of_masks_outlives_no_memo(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     write_index(tmp_path / "masks" / "a.png", np.full((2, 3), 7, np.uint8))
     cache = tmp_path / "cache"
-    assert not check_split(own(tmp_path, ["a"], "void = [7]"), "train", cache=cache).offenders
-    assert check_split(own(tmp_path, ["a"], "void = [8]"), "train", cache=cache).offenders
+    assert not verify_split(own(tmp_path, ["a"], "void = [7]"), "train", cache=cache).offenders
+    assert verify_split(own(tmp_path, ["a"], "void = [8]"), "train", cache=cache).offenders

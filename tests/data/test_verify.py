@@ -11,7 +11,7 @@ from PIL import Image
 
 from harness.basics.errors import UserError
 from harness.data.images import write_index
-from harness.data.prepare.verify import check_split, preflight
+from harness.data.prepare.verify import preflight, verify_split
 from harness.data.sets.voc2012 import VOC2012
 
 
@@ -131,23 +131,23 @@ def test_a_broken_memory_is_no_obstacle(tiny_voc: VOC2012, place: Path) -> None:
 
 
 def test_masks_may_lack_and_count_where_they_are(tiny_voc: VOC2012, place: Path) -> None:
-    pictures = check_split(tiny_voc, "train", cache=place, with_masks=False)
-    whole = check_split(tiny_voc, "train", cache=place)
+    pictures = verify_split(tiny_voc, "train", cache=place, with_masks=False)
+    whole = verify_split(tiny_voc, "train", cache=place)
     assert pictures.fingerprint == whole.of_pictures != whole.fingerprint
     assert whole.masks == 6
     assert whole.pixels.sum() == 6 * 48 * 64
     _mask(tiny_voc, "2007_000002").unlink()
-    some = check_split(tiny_voc, "train", cache=place)
+    some = verify_split(tiny_voc, "train", cache=place)
     assert some.masks == 5
     assert not some.offenders
     assert some.of_pictures == pictures.fingerprint
     assert some.fingerprint != whole.fingerprint
     for image_id in tiny_voc.ids("train"):
         _mask(tiny_voc, image_id).unlink(missing_ok=True)
-    none = check_split(tiny_voc, "train", cache=place)
+    none = verify_split(tiny_voc, "train", cache=place)
     assert (none.masks, none.fingerprint) == (0, pictures.fingerprint)
     _mask(tiny_voc, "2007_000002").symlink_to("nowhere.png")
-    assert check_split(tiny_voc, "train", cache=place).offenders
+    assert verify_split(tiny_voc, "train", cache=place).offenders
 
 
 @pytest.mark.real

@@ -14,7 +14,7 @@ from harness.basics.registry import DATASETS
 from harness.cli.main import cli, invoke
 from harness.data.images import save_index
 from harness.data.prepare.miniatures import write_miniature
-from harness.data.prepare.report import verify
+from harness.data.prepare.report import verify_dataset
 from harness.data.sets.voc2012 import VOC2012
 
 NAMES = ("voc2012", "coco2014", "cityscapes", "ade20k", "msrc-objects", "camvid")
@@ -39,14 +39,14 @@ def voc(roots: dict[str, Path], tmp_path: Path) -> VOC2012:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_miniature_is_sound_and_counted_against_the_official_numbers(name: str, roots, tmp_path: Path):
     dataset = DATASETS.get(name)(roots[name])
-    report = verify(dataset, cache=tmp_path)
+    report = verify_dataset(dataset, cache=tmp_path)
     text = "\n".join(report.lines())
     assert report.sound, text
     assert report.fingerprint
     by_name = {s.split: s for s in report.splits}
     assert by_name["train"].images == 8
     assert f"(a subset of {dataset.info.splits['train']:,})" in text
-    again = verify(dataset, cache=tmp_path, workers=2)
+    again = verify_dataset(dataset, cache=tmp_path, workers=2)
     assert again.fingerprint == report.fingerprint
     assert sum(s.looked_at for s in again.splits) == 0, "unchanged files are not read again"
 
@@ -88,7 +88,7 @@ def test_pictures_in_training_and_validation_are_an_overlap(voc: VOC2012, tmp_pa
         shutil.copy(voc.mask_path(train, "train"), voc.mask_path(name, "train"))  # type: ignore[arg-type]
     voc.list_path("train").write_text(f"{train}\nmine_1\n")
     voc.list_path("val").write_text(f"{val}\nmine_1\nmine_2\n")
-    report = verify(VOC2012(voc.root), cache=tmp_path, splits=["train", "val"])
+    report = verify_dataset(VOC2012(voc.root), cache=tmp_path, splits=["train", "val"])
     assert not report.sound
     assert any("1 ids of val are in train, such as mine_1" in o for o in report.overlaps)
     assert any("copies of pictures of train, such as mine_2" in o for o in report.overlaps)
@@ -103,14 +103,14 @@ def test_another_palette_is_a_note_that_is_remembered(voc: VOC2012, tmp_path: Pa
     shutil.copy(path, tmp_path / "kept.png")
     save_index(path, values, [(i, i, i) for i in range(21)])
     for _ in range(2):
-        report = verify(voc, cache=tmp_path, splits=["val"])
+        report = verify_dataset(voc, cache=tmp_path, splits=["val"])
         assert report.sound
         assert any("1 masks with another palette" in n for n in report.splits[0].warnings)
 
 
 @pytest.mark.real
 def test_the_real_voc_sample_is_sound(real_data: Path, tmp_path: Path):
-    report = verify(VOC2012(real_data / "voc"), cache=tmp_path, workers=2)
+    report = verify_dataset(VOC2012(real_data / "voc"), cache=tmp_path, workers=2)
     assert report.sound, "\n".join(report.lines())
     assert {s.split: s.images for s in report.splits}["val"] == 87
     assert not any("palette" in text for s in report.splits for text in s.warnings)

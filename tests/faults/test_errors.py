@@ -23,7 +23,7 @@ from harness.engine import faults
 from harness.recipes.resolving import parse_overrides, resolve
 from harness.records.locks import Elsewhere, is_free, trial_lock
 from harness.records.records import Store
-from harness.running.jobs.run import run as run_jobs
+from harness.running.jobs.run import run_jobs as run_jobs
 from harness.running.trials.execution import Trials
 from harness.running.trials.trial import Options, Trial, prepare
 
@@ -115,7 +115,7 @@ def test_errors_are_told_apart(error, memory, transient, poison):
 
 def test_a_remedy_names_the_batch_and_what_makes_it_smaller():
     recipe = resolve(RECIPE, parse_overrides(["batch.per_group=6", "crop=48", "accumulate=2"])).recipe
-    clear = faults.explained(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB."), recipe)
+    clear = faults.remedy_of(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB."), recipe)
     assert "6 pictures of 48 x 48 per step in 2 pieces" in str(clear)
     for part in (
         "Tried 2 GiB",
@@ -126,7 +126,7 @@ def test_a_remedy_names_the_batch_and_what_makes_it_smaller():
         "--gpus-per-trial",
     ):
         assert part in str(clear)
-    assert faults.explained(ZeroDivisionError(), recipe) is None
+    assert faults.remedy_of(ZeroDivisionError(), recipe) is None
 
 
 # --- out of memory, and any other error -------------------------------------------------------------

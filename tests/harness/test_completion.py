@@ -57,7 +57,7 @@ def test_a_path_is_left_to_the_shell(verb: str) -> None:
 
 def test_names_are_those_that_the_verbs_know() -> None:
     assert completing.suite_names() == sorted(suites())
-    assert completing.recipe_names() == recipe_names()
+    assert completing.names_of_recipes() == recipe_names()
 
 
 def test_every_argument_that_takes_a_name_completes() -> None:

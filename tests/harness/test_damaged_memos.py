@@ -13,7 +13,7 @@ from damage import ANY, JSON
 
 from harness.basics.errors import UserError
 from harness.basics.files import sha256_of, write_json
-from harness.basics.reading import set_aside
+from harness.basics.reading import set_damaged_aside
 from harness.cli.main import cli, invoke
 from harness.data.prepare import verify
 from harness.data.sets import coco_prepare, mini
@@ -34,7 +34,7 @@ MEMOS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     ),
     HOLDER: ({"process": 1, "host": "here", "since": "now"}, locks._describe),
     "complete.json": ({"sha256": {"a": ""}}, lambda f: is_whole(f.parent, ["a"])),
-    "smoke/agmm/mini/row.json": (None, lambda f: report.read(f.parents[3] / "results")),
+    "smoke/agmm/mini/row.json": (None, lambda f: report.read_smoke_rows(f.parents[3] / "results")),
 }
 
 
@@ -43,8 +43,8 @@ def memo(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A sound memo."""
     file = tmp_path / request.param
     if request.param.startswith("smoke"):
-        row = report.Row(name="agmm/mini", values="row", status="passed", phases=(), passes=())
-        report.write(row, tmp_path / "results")
+        row = report.SmokeRow(name="agmm/mini", values="row", status="passed", phases=(), passes=())
+        report.write_row(row, tmp_path / "results")
     else:
         content = MEMOS[request.param][0]
         if request.param == "complete.json":
@@ -74,7 +74,7 @@ def test_a_damaged_memo_is_as_good_as_none(memo: Path) -> None:
         found = read(memo)
         changed = ("schema", "name", "digest", "newer")  # keys that a memo need not have
         assert found == nothing or any(word in name for word in changed) or name == "another object", name
-        set_aside(memo)
+        set_damaged_aside(memo)
 
 
 @pytest.mark.parametrize("name", ANY)
@@ -129,4 +129,4 @@ def test_verify_store_reads_what_no_record_speaks_of(
         damage(labels / "complete.json")
         assert invoke(cli, ["verify-store", "--results", str(tmp_path)]) in (0, 1), name
         assert "Traceback" not in "".join(capsys.readouterr())
-        set_aside(labels / "complete.json")
+        set_damaged_aside(labels / "complete.json")

@@ -9,8 +9,8 @@ from runs import wsss
 from harness.basics import devices, provenance, registry
 from harness.basics.devices import (
     Machine,
-    choose,
     covered,
+    device_named,
     idle,
     of_workers,
     unused,
@@ -42,7 +42,7 @@ WRONG_BUILD = Machine(None, 0, 2, "580.65.06", (13, 0))
 )
 def test_a_device_has_a_number_wherever_it_is_a_gpu(name, machine, device):
     """torch.cuda.set_device refuses one without."""
-    assert choose(name, machine) == torch.device(device)
+    assert device_named(name, machine) == torch.device(device)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_device_has_a_number_wherever_it_is_a_gpu(name, machine, device):
 )
 def test_what_is_no_device_is_refused(name):
     with pytest.raises(UserError) as refused:
-        choose(name, H200)
+        device_named(name, H200)
     assert refused.value.remedy
 
 
@@ -71,14 +71,14 @@ def test_what_is_no_device_is_refused(name):
 )
 def test_a_gpu_that_torch_cannot_use_is_refused_with_the_reason(machine, words):
     with pytest.raises(UserError) as refused:
-        choose("cuda", machine)
+        device_named("cuda", machine)
     assert all(word in str(refused.value) for word in [*words, "--device"]), refused.value
     assert why_unusable(machine) in str(refused.value)
 
 
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="8 GPU") as refused:
-        choose("cuda:8", H200)
+        device_named("cuda:8", H200)
     assert "cuda:7" in str(refused.value)
 
 

@@ -12,11 +12,11 @@ from installed import installed
 
 import harness.data.sets.mini
 from harness.basics.registry import DATASETS
-from harness.cli.explore import doctor, list_, show
+from harness.cli.explore import doctor_verb, list_verb, show_verb
 from harness.cli.main import invoke
-from harness.cli.run import run
+from harness.cli.run import run_verb
 from harness.data.sets.mini import Mini
-from harness.running.trials.overlay import overlay
+from harness.running.trials.overlay import cache_overlay
 from harness.running.trials.trial import Options, Trial, prepare
 
 
@@ -51,7 +51,7 @@ def test_a_dry_run_of_recipes_of_every_kind_leaves_no_trace(
     before = trace(tmp_path, cache, small)
     common = ["--seeds", "1", "--local", "--device", "cpu", "--results", str(tmp_path / "results")]
     targets = TARGETS[1:] if fresh else TARGETS
-    assert invoke(run, [*targets, *common, *where, "--dry-run"]) == 0
+    assert invoke(run_verb, [*targets, *common, *where, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"{len(targets)} of {len(targets)} trials to run" in shown
     assert trace(tmp_path, cache, small) == before
@@ -103,17 +103,17 @@ def test_a_dry_run_of_a_second_stage_leaves_its_finished_source_alone(
     results = place.as_uri() if uri else str(place)
     common = ["--seeds", "1", "--local", "--device", "cpu", "--results", results, "--data-root", str(small)]
     with installed(tmp_path / "package", "two-stages", STAGES, ENTRIES):
-        assert invoke(run, ["maps/mini-image", *common]) == 0
+        assert invoke(run_verb, ["maps/mini-image", *common]) == 0
         before = trace(tmp_path, cache, small)
         capsys.readouterr()
-        assert invoke(run, ["maps/mini-image", "second/mini-image", *common, "--dry-run"]) == 0
+        assert invoke(run_verb, ["maps/mini-image", "second/mini-image", *common, "--dry-run"]) == 0
         assert "1 of 2 trials to run" in capsys.readouterr().out
         assert trace(tmp_path, cache, small) == before  # the source's labels are not made either
-        assert invoke(run, ["second/mini-image", *common]) == 0
+        assert invoke(run_verb, ["second/mini-image", *common]) == 0
         before = trace(tmp_path, cache, small)
         capsys.readouterr()
         targets = ["maps/mini-image", "second/mini-image"]
-        assert invoke(run, [*targets, *common, "--dry-run"]) == 0
+        assert invoke(run_verb, [*targets, *common, "--dry-run"]) == 0
         assert "0 of 2 trials to run" in capsys.readouterr().out
         assert trace(tmp_path, cache, small) == before
 
@@ -135,7 +135,7 @@ def test_a_dry_run_on_a_data_set_of_ones_own_leaves_no_trace(
     before = trace(tmp_path, cache, small)
     registered = dict(DATASETS._registered)
     try:
-        assert invoke(run, ["pce/mini-scribble", "full/mini-full", *common, "--dry-run"]) == 0
+        assert invoke(run_verb, ["pce/mini-scribble", "full/mini-full", *common, "--dry-run"]) == 0
     finally:
         DATASETS._registered.clear()
         DATASETS._registered.update(registered)
@@ -148,9 +148,9 @@ def test_list_show_and_doctor_leave_no_trace(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = trace(tmp_path, cache)
-    assert invoke(list_, ["recipes"]) == 0
-    assert invoke(show, ["agmm/mini-scribble"]) == 0
-    invoke(doctor, [])
+    assert invoke(list_verb, ["recipes"]) == 0
+    assert invoke(show_verb, ["agmm/mini-scribble"]) == 0
+    invoke(doctor_verb, [])
     assert trace(tmp_path, cache) == before
 
 
@@ -159,12 +159,12 @@ def test_an_overlay_shows_what_is_there_and_keeps_writes_to_itself(tmp_path: Pat
     (real / "labels").mkdir(parents=True)
     (real / "labels" / "a.png").write_text("a")
     before = trace(real)
-    with overlay(real) as place:
+    with cache_overlay(real) as place:
         assert (place / "labels" / "a.png").read_text() == "a"
         (place / "labels" / "a.png").unlink()
         (place / "labels" / "b.png").write_text("b")
         kept = place
     assert not kept.exists()
     assert trace(real) == before
-    with overlay(tmp_path / "none") as place:
+    with cache_overlay(tmp_path / "none") as place:
         assert not list(place.iterdir())

@@ -38,7 +38,7 @@ def test_trials_that_need_anothers_labels_come_after_it_and_bring_it_along():
 
 def test_a_mistake_in_any_wave_is_found_before_the_first_trial_runs(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(execution, "run", lambda prepared: iter(ran.append(prepared) or ()))
+    monkeypatch.setattr(execution, "run_trial", lambda prepared: iter(ran.append(prepared) or ()))
     trials = [Trial("pce/mini-point", 0), Trial("agmm/mini-image", 0, {"batch.per_group": 100_000})]
     with pytest.raises(UserError, match="per_group"):
         execute(trials, Options(results=tmp_path, device="cpu"), None)
@@ -50,7 +50,7 @@ def test_what_depends_on_a_failed_trial_fails_with_the_reason_and_others_go_on(m
         raise UserError("why")
         yield
 
-    monkeypatch.setattr(execution, "run", failing)
+    monkeypatch.setattr(execution, "run_trial", failing)
     trials = [Trial("agmm/mini-image", 0, {"schedule.steps": 1})]
     outcomes = execute(trials, Options(results=tmp_path, device="cpu"), None)
     assert [(o.trial.name, o.status) for o in outcomes] == [
@@ -69,7 +69,7 @@ def test_an_unexpected_error_fails_its_trial_alone_and_leaves_a_trace(monkeypatc
             raise ZeroDivisionError("in the middle")
         yield from ()
 
-    monkeypatch.setattr(execution, "run", broken)
+    monkeypatch.setattr(execution, "run_trial", broken)
     outcomes = execute(trials, Options(results=tmp_path, device="cpu"), None)
     assert [o.status for o in outcomes] == ["failed", "finished"]
     assert "ZeroDivisionError: in the middle" in outcomes[0].reason

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.cli.export import export
+from harness.cli.export import export_verb
 from harness.cli.main import invoke
 from harness.data.lists import packaged_list
 from harness.data.prepare.miniatures import write_miniature
@@ -24,7 +24,7 @@ CAM = "cam/mini-image"
 
 
 def wsss_export(*arguments: object) -> int:
-    return invoke(export, [str(a) for a in arguments])
+    return invoke(export_verb, [str(a) for a in arguments])
 
 
 def save_network(recipe: str, file: Path, *assignments: str) -> Path:
@@ -81,7 +81,7 @@ def test_activation_maps_give_the_labels_that_the_method_makes_of_them(tmp_path,
 
 
 def test_segmentations_are_scored_like_the_network_itself(tmp_path, small, checkpoint, capsys):
-    from harness.cli.score import evaluate
+    from harness.cli.score import evaluate_verb
 
     arguments = (
         "--checkpoint",
@@ -95,10 +95,10 @@ def test_segmentations_are_scored_like_the_network_itself(tmp_path, small, check
     )
     assert wsss_export(CAM, *arguments, "--out", tmp_path) == 0
     capsys.readouterr()
-    assert invoke(evaluate, [CAM, *(str(a) for a in arguments)]) == 0
+    assert invoke(evaluate_verb, [CAM, *(str(a) for a in arguments)]) == 0
     direct = capsys.readouterr().out.strip().splitlines()[-1]
     folder = ["--predictions", str(tmp_path), "--dataset", "mini", "--split", "val"]
-    assert invoke(evaluate, [*folder, "--data-root", str(small)]) == 0
+    assert invoke(evaluate_verb, [*folder, "--data-root", str(small)]) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == direct
 
 

@@ -99,7 +99,7 @@ def test_pseudo_labels_and_maps_of_a_broken_network_name_the_picture(name, small
     with pytest.raises(NonFiniteScoresError, match=f"(?s)activation maps are not finite.*picture {first}"):
         list(evaluator.pseudo_labels(method, dataset, "train", ["cam"]))
     with pytest.raises(NonFiniteScoresError, match=f"(?s)activation maps are not finite.*picture {first}"):
-        list(export.activation_maps(method, dataset, "train"))
+        list(export.maps_of_split(method, dataset, "train"))
 
 
 def test_a_crf_takes_no_probability_that_is_none():

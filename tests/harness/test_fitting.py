@@ -35,7 +35,7 @@ def pictures(folder: Path, sizes: list[tuple[int, int]], classes: int = 3) -> Pa
 def forgotten() -> Iterator[None]:
     yield
     DATASETS.forget("own")
-    fitting.forget()
+    fitting.forget_pictures()
 
 
 @pytest.mark.parametrize(

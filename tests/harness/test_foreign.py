@@ -18,7 +18,7 @@ from harness.recipes import foreign
 from harness.recipes.resolving import all_recipes, resolve
 from harness.records.aside import set_aside
 from harness.records.records import Store
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 
 RECIPE = "mine/mini-tiny"
@@ -43,7 +43,7 @@ def packages() -> list[dict]:
 
 def test_a_recipe_of_ours_brings_no_package() -> None:
     assert foreign.packages_of(resolve("pce/mini-scribble")) == []
-    assert foreign.recorded(resolve("pce/mini-scribble")) == {}
+    assert foreign.recorded_packages(resolve("pce/mini-scribble")) == {}
 
 
 def test_a_package_is_described_with_all_its_modules(mine: Path) -> None:
@@ -94,10 +94,10 @@ def test_a_helper_outside_the_package_and_the_home_of_a_base_count_too(mine: Pat
     )
     forget(mine)
     assert [p["module"] for p in packages()] == ["helper", "mine", "their_base"]
-    before = foreign.identity(packages())
+    before = foreign.code_identity(packages())
     write(mine, {"helper.py": "def scale(x): return 2 * x"})
     forget(mine)
-    assert foreign.identity(packages()) != before
+    assert foreign.code_identity(packages()) != before
 
 
 def test_a_data_set_of_a_package_is_named(mine: Path) -> None:
@@ -179,7 +179,7 @@ def test_changed_code_is_said_kept_apart_refused_on_import_and_trained_anew(
     said = capsys.readouterr().err
     assert said.count("trained with other code: their-methods 1.0 (sources") == 2
     assert "--again" in said
-    rows = [row for row in leaderboard(gather(Store(results)), all_recipes(), resamples=0) if row.n]
+    rows = [row for row in leaderboard(gather_records(Store(results)), all_recipes(), resamples=0) if row.n]
     assert [(row.seeds, row.verdict == "stale") for row in rows] == [((2,), False), ((0, 1), True)]
     assert "other code of other packages than in newer records" in rows[1].notes[0]
     assert "their-methods 1.0 (sources" in rows[0].commit
@@ -196,7 +196,7 @@ def test_changed_code_is_said_kept_apart_refused_on_import_and_trained_anew(
     kept = next(now[0].path.parent.glob("before-*-seed-0"))
     assert (kept / "record.json").exists()
     assert (kept / "checkpoint/last.pt").exists()
-    (row,) = (row for row in leaderboard(gather(Store(results)), all_recipes(), resamples=0) if row.n)
+    (row,) = (row for row in leaderboard(gather_records(Store(results)), all_recipes(), resamples=0) if row.n)
     assert row.seeds == (0, 1, 2)
 
     # A plain second run trains nothing again, and equal numbers are there already.
@@ -209,18 +209,18 @@ def test_changed_code_is_said_kept_apart_refused_on_import_and_trained_anew(
 
 def test_a_run_that_goes_on_with_other_code_says_so(mine: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seed-0"
-    before = foreign.noted(folder, resolve(RECIPE))
+    before = foreign.note_start(folder, resolve(RECIPE))
     assert "begun_with" not in before
     write(folder, {"checkpoint/last.pt": ""})
     changed(mine)
     for _ in range(2):  # interrupted once more
-        after = foreign.noted(folder, resolve(RECIPE))
+        after = foreign.note_start(folder, resolve(RECIPE))
         assert after["begun_with"] == [before["packages"]]
-    assert "begun with their-methods 1.0" in foreign.told({"code": after})
-    assert foreign.made_by({"code": after}) != foreign.identity(after["packages"])
+    assert "begun with their-methods 1.0" in foreign.told_packages({"code": after})
+    assert foreign.made_by({"code": after}) != foreign.code_identity(after["packages"])
     changed(mine, METHOD)
     shutil.rmtree(folder / "checkpoint")
-    assert "begun_with" not in foreign.noted(folder, resolve(RECIPE)), "from the start, all by one code"
+    assert "begun_with" not in foreign.note_start(folder, resolve(RECIPE)), "from the start, all by one code"
 
 
 @pytest.mark.parametrize("uri", [False, True])

@@ -12,7 +12,7 @@ import pytest
 
 from harness.basics import listing
 from harness.basics.errors import UserError
-from harness.basics.listing import Cell, cells, prose, table
+from harness.basics.listing import Styled, cells, fitted_table, prose
 from harness.basics.terminal import say
 from harness.cli.main import cli, invoke
 from harness.recipes.printed import printed
@@ -83,7 +83,7 @@ def test_every_word_of_a_table_is_shown_at_any_width(width: int, monkeypatch) ->
         ("骨格による分割/データ", "does not hold", "", "9.00"),
         ("x" * 30, "undecided", "short", "–"),
     ]
-    shown = table(rows, ("recipe", "verdict", "remark", "mIoU (%)"), right=(3,))
+    shown = fitted_table(rows, ("recipe", "verdict", "remark", "mIoU (%)"), right=(3,))
     joined = "".join(click.unstyle(shown).split())
     for row in rows:
         for cell in row:
@@ -107,7 +107,7 @@ def test_a_long_name_leaves_a_table_a_table(kind: str, width: int, monkeypatch) 
     monkeypatch.setenv("COLUMNS", str(width))
     name = LONG[kind]
     rows = [(name, "holds", "51.50 ± 0.49"), ("pce/mini", "does not hold", "9.00 ± 0.10")]
-    lines = click.unstyle(table(rows, ("recipe", "verdict", "mIoU (%)"), right=(2,))).splitlines()
+    lines = click.unstyle(fitted_table(rows, ("recipe", "verdict", "mIoU (%)"), right=(2,))).splitlines()
     assert all(cells(line) <= width for line in lines)
     assert next(line.index("±") for line in lines if "±" in line) > 20
     columns = {cells(line[: line.index("±")]) for line in lines if "±" in line}
@@ -134,11 +134,11 @@ def test_a_recipe_file_far_away_is_named_once_and_its_values_stay_a_table(
 
 def test_numbers_stand_below_one_another_and_empty_columns_go(monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    rows = [("a", "9.10", "", Cell("holds", {"fg": "green"})), ("bb", "10.20", "", "x")]
-    lines = click.unstyle(table(rows, ("name", "mIoU", "remark", "verdict"), right=(1,))).splitlines()
+    rows = [("a", "9.10", "", Styled("holds", {"fg": "green"})), ("bb", "10.20", "", "x")]
+    lines = click.unstyle(fitted_table(rows, ("name", "mIoU", "remark", "verdict"), right=(1,))).splitlines()
     assert [line.index(".") for line in lines[1:]] == [8, 8]
     assert "remark" not in lines[0]
-    assert table([], ("a", "b")) == "none"
+    assert fitted_table([], ("a", "b")) == "none"
 
 
 def test_wide_characters_take_two_columns() -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from harness.engine.training import Status
-from harness.running.watching.board import PLAIN_SECONDS, Board, Work, duration, shortened
+from harness.running.watching.board import BOARD_PLAIN_SECONDS, Board, Work, duration, shortened_line
 
 LONG = "dskd_gc/voc-image-vitb-keep-background seed 12"
 
@@ -135,7 +135,7 @@ def test_off_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
     assert "\r" not in written
     assert "\x1b" not in written
     lines = written.splitlines()
-    assert len(lines) == 1 + 99 // PLAIN_SECONDS
+    assert len(lines) == 1 + 99 // BOARD_PLAIN_SECONDS
     assert lines[0] == (
         "progress 0/2 trials, 1 running, 0 finished, 1 waiting, 6:10 left; a/b seed 0 30/200 at 1.00/s"
     )
@@ -197,8 +197,8 @@ def test_durations_are_short(seconds, text):
 
 
 def test_a_long_label_loses_its_middle():
-    assert shortened("short", 8) == "short"
-    cut = shortened(LONG, 30)
+    assert shortened_line("short", 8) == "short"
+    cut = shortened_line(LONG, 30)
     assert len(cut) == 30
     assert cut.startswith("dskd_gc/voc")
     assert cut.endswith("seed 12")

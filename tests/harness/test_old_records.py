@@ -9,11 +9,11 @@ import pytest
 
 from harness.evaluation.evaluator import iou_from_counts
 from harness.records.records import SCHEMA, Store
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.html_report import html_report
-from leaderboards.write.report import markdown
+from leaderboards.write.report import tables_markdown
 
 FOLDER = Path(__file__).with_name("records")
 VERSIONS = [f"v{version}" for version in range(1, SCHEMA + 1)]
@@ -42,8 +42,8 @@ def test_an_old_record_loads_whole(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_old_record_is_shown(version: str) -> None:
-    rows = leaderboard(gather(Store(FOLDER / version)), resamples=20)
+    rows = leaderboard(gather_records(Store(FOLDER / version)), resamples=20)
     assert rows
     assert all(row.n and row.verdict != "stale" for row in rows), [row.notes for row in rows]
-    for text in (markdown(rows), html_report(rows, [], published(), provenance="Old.")):
+    for text in (tables_markdown(rows), html_report(rows, [], published(), provenance="Old.")):
         assert all(row.recipe in text for row in rows)

@@ -16,7 +16,7 @@ from runs import wsss
 
 from harness.basics.registry import DATASETS
 from harness.records.records import Store
-from harness.running.trials.trial import forget
+from harness.running.trials.trial import forget_data
 
 PAGE = Path(__file__).parents[2] / "docs" / "own_pictures.md"
 NAMES = ("wing", "beak")
@@ -49,10 +49,10 @@ def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         )
     (root / "clicks.csv").write_text("".join(clicks))
     (root / "tags.csv").write_text("".join(tags))
-    forget()  # birds lie elsewhere in each test
+    forget_data()  # birds lie elsewhere in each test
     yield root
     DATASETS.forget("own")
-    forget()
+    forget_data()
 
 
 def described(birds: Path) -> Path:

@@ -151,7 +151,7 @@ def test_pieces_of_one_picture_are_refused_as_one_picture_is(recipe, overrides, 
 )
 def test_what_is_advised_against_a_lack_of_memory_is_legal(pictures, pieces, advised):
     recipe = resolve(RECIPE, {"batch.per_group": pictures, "accumulate": pieces}).recipe
-    remedy = str(faults.explained(torch.OutOfMemoryError("CUDA out of memory"), recipe))
+    remedy = str(faults.remedy_of(torch.OutOfMemoryError("CUDA out of memory"), recipe))
     found = re.search(r"accumulate=(\d+)", remedy)
     assert (found and int(found[1])) == advised
     assert "a smaller crop" in remedy
@@ -164,7 +164,7 @@ def test_batch_normalisation_that_fails_in_training_alone_has_the_same_remedy():
     recipe = resolve(RECIPE, {"batch.per_group": 4, "accumulate": 4}).recipe
     with pytest.raises(ValueError) as caught:
         torch.nn.BatchNorm1d(3).train()(torch.ones(1, 3))
-    assert "--set accumulate=2" in str(faults.explained(caught.value, recipe))
+    assert "--set accumulate=2" in str(faults.remedy_of(caught.value, recipe))
 
 
 def test_one_picture_is_legal_where_no_layer_sees_a_single_value():

@@ -66,3 +66,17 @@ def test_there_are_at_most_fifteen_rooms_and_each_is_lived_in():
 def test_no_module_is_longer_than_five_hundred_lines():
     long = {m: n for m, file in MODULES.items() if (n := len(file.read_text().splitlines())) > 500}
     assert long == {}
+
+
+def test_no_public_name_means_two_things():
+    places: dict[str, list[str]] = {}
+    for module, file in MODULES.items():
+        for node in ast.parse(file.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = {node.name}
+            for name in names:
+                if not name.startswith("_"):
+                    places.setdefault(name, []).append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

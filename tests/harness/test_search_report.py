@@ -13,9 +13,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from searches import RECIPE, finish, plan, table
 
 from harness.recipes.resolving import resolve
-from harness.running.search.analysis import compare
-from harness.running.search.plots import _Scale, write_plots
-from harness.running.search.report import importance_table, run_line, verdict, write_report
+from harness.running.search.analysis import compared_trials
+from harness.running.search.plots import _Scale, write_study_plots
+from harness.running.search.report import importance_table, run_line, verdict, write_study_report
 from harness.running.search.study import best_trial, open_study
 
 
@@ -44,9 +44,12 @@ def test_importances_find_what_matters(options, quick):
     assert list(found) == sorted(found, key=found.get, reverse=True)
     assert table(search)["importances_at"] == 100
     with open_study(search) as study:
-        assert "optimiser.lr" in importance_table(compare(study))
-        assert "30 trials, mIoU at the end of training" in importance_table(compare(study))
-        assert {f.stem for f in write_plots(study, compare(study))} >= {"history", "importances"}
+        assert "optimiser.lr" in importance_table(compared_trials(study))
+        assert "30 trials, mIoU at the end of training" in importance_table(compared_trials(study))
+        assert {f.stem for f in write_study_plots(study, compared_trials(study))} >= {
+            "history",
+            "importances",
+        }
 
 
 def test_trials_that_were_stopped_count_where_all_can_be_compared(options, quick):
@@ -57,15 +60,15 @@ def test_trials_that_were_stopped_count_where_all_can_be_compared(options, quick
     assert data["importances_at"] == 25, "there every trial was measured"
     assert data["importances"]["optimiser.lr"] > 0.6
     with open_study(search) as study:
-        assert compare(study).percent == 25
-        assert "over 30 trials, mIoU after 25 % of training" in importance_table(compare(study))
+        assert compared_trials(study).percent == 25
+        assert "over 30 trials, mIoU after 25 % of training" in importance_table(compared_trials(study))
 
 
 def test_the_report_names_the_best_and_lists_every_trial(options, quick):
     search = plan(options, 12, scheduler="asha")
     finish(search)
     with open_study(search) as study:
-        text = write_report(study, compare(study)).read_text()
+        text = write_study_report(study, compared_trials(study)).read_text()
         assert verdict(study)[1:] in text
         assert run_line(study) in text
         best = best_trial(study).number
@@ -82,12 +85,12 @@ def test_plots_show_every_trial_and_wait_for_two(options, quick):
     one = plan(options, 1)
     finish(one)
     with open_study(one) as study:
-        assert write_plots(study, compare(study)) == []
-        assert importance_table(compare(study)) == ""
+        assert write_study_plots(study, compared_trials(study)) == []
+        assert importance_table(compared_trials(study)) == ""
     search = plan(options, 12, scheduler="median", sampler="random")
     finish(search)
     with open_study(search) as study:
-        files = {f.stem: image.imread(f) for f in write_plots(study, compare(study))}
+        files = {f.stem: image.imread(f) for f in write_study_plots(study, compared_trials(study))}
     assert set(files) == {"history", "intermediate", "slices", "parallel", "importances"}
     hollow = np.isclose(files["history"][..., :3], 128 / 255, atol=0.01).all(-1).sum()
     assert hollow > 100, "trials that were stopped are drawn in grey"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.engine import shapes
-from harness.engine.shapes import Shapes
+from harness.engine.shapes import ShapeTable
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +45,16 @@ def test_the_same_as_without_whether_looked_up_or_not(training):
     for images in pictures:
         expected = described(network(images))
         for _ in range(2):
-            with Shapes():
+            with ShapeTable():
                 assert described(network(images)) == expected
                 assert described(other(images)) == expected
-    with Shapes():
+    with ShapeTable():
         network(pictures[0])[2].sum().backward()
     assert network.stem.weight.grad.shape == network.stem.weight.shape
 
 
 def test_numbers_that_are_equal_in_python_are_told_apart():
-    with Shapes(), torch.device("meta"):
+    with ShapeTable(), torch.device("meta"):
         whole, real = torch.full((2,), 1), torch.full((2,), 1.0)
         assert (whole.dtype, real.dtype, torch.full((2,), True).dtype) == (
             torch.long,
@@ -66,7 +66,7 @@ def test_numbers_that_are_equal_in_python_are_told_apart():
 
 
 def test_errors_are_raised_each_time_and_other_devices_compute():
-    with Shapes():
+    with ShapeTable():
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 torch.ones(2, 3, device="meta") @ torch.ones(2, 3, device="meta")
@@ -78,7 +78,7 @@ def test_errors_are_raised_each_time_and_other_devices_compute():
 
 def test_no_more_is_kept_than_is_allowed(monkeypatch):
     monkeypatch.setattr(shapes, "_MOST", 5)
-    with Shapes():
+    with ShapeTable():
         for size in range(1, 20):
             torch.zeros(size, device="meta") + 1
     assert 0 < len(shapes._known) <= 5

@@ -21,9 +21,9 @@ from harness.engine.training import Trainer
 from harness.records.records import Store
 from harness.running.jobs.job import Resources
 from harness.running.smoke import recipes, trying
-from harness.running.smoke.report import Pass, Phase, Row, read, table, write
+from harness.running.smoke.report import Pass, Phase, SmokeRow, read_smoke_rows, smoke_table, write_row
 from harness.running.smoke.stand_in import bands, stand_in_labels
-from harness.running.smoke.trying import ROW, STAND_IN, STEPS, segments
+from harness.running.smoke.trying import ROW, SMOKE_STEPS, STAND_IN, segments
 from harness.running.trials.execution import plan
 from harness.running.trials.trial import Options, Trial, exported, prepare
 from methods.agmm import AGMM
@@ -77,7 +77,7 @@ def test_segments_are_within_the_run_and_never_more_than_twenty_steps(total, fra
     found = segments(total, fractions)
     assert len(found) >= 2, "one of them is resumed"
     assert all(start % ROW == 0 and steps >= 1 and start + steps <= total for start, steps in found)
-    assert sum(steps for _, steps in found) <= STEPS
+    assert sum(steps for _, steps in found) <= SMOKE_STEPS
 
 
 # --- one recipe --------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_a_recipe_is_trained_resumed_and_scored_and_only_figures_are_kept(option
     assert row.seconds() == pytest.approx(40 / row.rate + 6 * row.passes[0].seconds, rel=0.2)
     assert not options.results.exists(), "the record store is left alone"
     assert files(tmp_path) == [f"smoke/{RECIPE}/{row.values}.json", "smoke/table.md"]
-    assert read(options.results) == [row]
+    assert read_smoke_rows(options.results) == [row]
     assert RECIPE in (tmp_path / "smoke" / "table.md").read_text()
 
 
@@ -115,7 +115,7 @@ def test_recipes_are_tried_on_the_command_line(options, small, tmp_path, capsys)
     code = wsss("run", *names, *OVERRIDES, "--seeds", 2, "--smoke", *where)
     out = capsys.readouterr().out
     assert code == 0, out
-    found = read(options.results)
+    found = read_smoke_rows(options.results)
     rows = {row.name: row for row in found if row.total == 40}
     assert set(rows) == set(names)
     assert [row.name for row in found if row.total != 40] == ["cam/mini-image"], "the source of another"
@@ -134,7 +134,7 @@ def test_labels_of_an_unfinished_source_are_stood_in_for_and_the_row_says_so(opt
     assert rows["cam/mini-image"].notes == ()
     made = [p for p in rows["cam/mini-image"].passes if p.name == "labels for others: cam"]
     assert [(p.pictures, p.times) for p in made] == [(16, 1)]
-    assert STAND_IN in table(list(rows.values()))
+    assert STAND_IN in smoke_table(list(rows.values()))
 
 
 def test_stand_in_labels_show_the_tags_and_are_the_same_each_time(tmp_path, small):
@@ -167,7 +167,7 @@ def test_an_error_of_a_late_phase_is_found_and_the_others_go_on(options, small, 
     where = ["--data-root", small, "--results", options.results, "--device", "cpu", "--local"]
     assert wsss("run", RECIPE, "pce/mini-scribble", *OVERRIDES, "--smoke", *where) == 1
     out = capsys.readouterr().out
-    rows = {row.name: row for row in read(options.results)}
+    rows = {row.name: row for row in read_smoke_rows(options.results)}
     assert rows["pce/mini-scribble"].status == "passed"
     failed = rows[RECIPE]
     assert (failed.status, failed.stage) == ("failed", "steps 30 to 39")
@@ -284,17 +284,17 @@ def test_a_finished_source_is_exported_neither_by_trying_nor_by_a_dry_run(option
     assert wsss("run", *target, "--smoke") == 0
     assert wsss("run", *target, "--dry-run") == 0
     assert files(options.results) == before
-    (row,) = [row for row in read(options.results) if row.name == "agmm/mini-image"]
+    (row,) = [row for row in read_smoke_rows(options.results) if row.name == "agmm/mini-image"]
     assert row.notes == (STAND_IN,)
     exported("cam/mini-image", 0, "train", options)
     assert wsss("run", *target, "--smoke") == 0
-    (row,) = [row for row in read(options.results) if row.name == "agmm/mini-image"]
+    (row,) = [row for row in read_smoke_rows(options.results) if row.name == "agmm/mini-image"]
     assert row.notes == (), "its labels are there now"
 
 
 # --- forecasts ---------------------------------------------------------------------------------------
 
-ROW_OF_A_DAY = Row(
+ROW_OF_A_DAY = SmokeRow(
     RECIPE,
     values="other",
     total=1000,
@@ -315,7 +315,7 @@ def test_a_forecast_takes_the_slowest_phase_checkpoints_and_evaluations():
     often = replace(ROW_OF_A_DAY, checkpoint_seconds=0.0)
     assert often.seconds() == 500 + 100 * 3 + 55, "at each row of the history"
     assert replace(ROW_OF_A_DAY, status="failed").seconds() is None
-    shown = table([ROW_OF_A_DAY, replace(ROW_OF_A_DAY, device_mib=20_480.0, host_mib=900.0)])
+    shown = smoke_table([ROW_OF_A_DAY, replace(ROW_OF_A_DAY, device_mib=20_480.0, host_mib=900.0)])
     assert "4 / 2" in shown
     assert "9 min 40 s" in shown
     assert "3 x, 29 min 00 s" in shown
@@ -324,7 +324,7 @@ def test_a_forecast_takes_the_slowest_phase_checkpoints_and_evaluations():
 
 def test_a_dry_run_estimates_from_a_smoke_run_where_there_is_no_record(options, small, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    write(ROW_OF_A_DAY, options.results)
+    write_row(ROW_OF_A_DAY, options.results)
     where = ["--data-root", small, "--results", options.results, "--device", "cpu"]
     command = ["run", RECIPE, "--set", "schedule.steps=1000", "--dry-run", *where]
     assert wsss(*command, "--local") == 0
@@ -339,10 +339,10 @@ def test_a_dry_run_estimates_from_a_smoke_run_where_there_is_no_record(options, 
 
 
 def test_rows_that_cannot_be_read_are_made_again(options):
-    write(ROW_OF_A_DAY, options.results)
+    write_row(ROW_OF_A_DAY, options.results)
     (file,) = (options.results.parent / "smoke").glob("*/*/*.json")
     data = json.loads(file.read_text())
     file.write_text(json.dumps(data | {"schema": 99}))
-    assert read(options.results) == []
+    assert read_smoke_rows(options.results) == []
     file.write_text("{")
-    assert read(options.results) == []
+    assert read_smoke_rows(options.results) == []

@@ -22,7 +22,7 @@ from harness.records.history import History
 from harness.running.search.objective import END, choose_objective, measure
 from harness.running.trials.tracked import allocated_mib
 from harness.running.trials.trial import Options, Trial, prepare
-from harness.running.trials.work import run
+from harness.running.trials.work import run_trial
 from harness.running.watching import following
 from harness.running.watching.following import Following, read_history
 from harness.running.watching.trackers import TRACKERS, Subject, flat, require
@@ -344,7 +344,7 @@ def plain(tmp_path_factory, small):
     """A trial without trackers."""
     options = Options(tmp_path_factory.mktemp("plain") / "results", (str(small),), device="cpu")
     prepared = prepare(Trial("pce/mini-scribble", 0, TINY), options)
-    return prepared, list(run(prepared))
+    return prepared, list(run_trial(prepared))
 
 
 def test_trackers_change_no_number_and_no_digest(plain, tmp_path, wandb, mlflow, small):
@@ -352,11 +352,11 @@ def test_trackers_change_no_number_and_no_digest(plain, tmp_path, wandb, mlflow,
     options = replace(first.options, results=tmp_path / "results", trackers=tuple(TRACKERS))
     prepared = prepare(first.trial, options)
     assert prepared.digest == first.digest
-    for status in run(prepared):
+    for status in run_trial(prepared):
         if status.step == 20:
             break  # stopped: closing the generator is what a dead driver's worker does
     assert not prepared.done
-    states = list(run(prepare(first.trial, options)))
+    states = list(run_trial(prepare(first.trial, options)))
     assert not any(s.warnings for s in states)
     one, other = (
         torch.load(p.folder / "checkpoint" / "last.pt", weights_only=True) for p in (first, prepared)
@@ -382,7 +382,7 @@ def test_trackers_change_no_number_and_no_digest(plain, tmp_path, wandb, mlflow,
     assert sent.params["optimiser.lr"] == str(prepared.resolved.recipe.optimiser.lr)
     assert len(sent.params["provenance.weights.sha256"]) == 64
     before = (prepared.folder / "trackers.json").read_bytes()
-    assert list(run(prepare(first.trial, options))) == []
+    assert list(run_trial(prepare(first.trial, options))) == []
     assert (prepared.folder / "trackers.json").read_bytes() == before, "a finished trial is left alone"
 
 

@@ -16,11 +16,11 @@ from harness.basics.errors import UserError
 from harness.basics.files import sha256_of
 from harness.basics.registry import METHODS
 from harness.basics.schema import InferenceOnly, fields, marks
-from harness.cli.export import export
+from harness.cli.export import export_verb
 from harness.cli.main import invoke
-from harness.cli.score import evaluate, predict
+from harness.cli.score import evaluate_verb, predict_verb
 from harness.engine.networks import build_method, load_network, load_weights
-from harness.engine.trained import KEY, described
+from harness.engine.trained import NETWORK_KEY, described
 from harness.recipes import foreign
 from harness.recipes.resolving import resolve, training_overrides
 from harness.records.records import Record, Store
@@ -29,7 +29,7 @@ from harness.running.search.plan import plan_search
 from harness.running.trials.execution import execute, plan
 from harness.running.trials.trial import Options, Trial, exported, prepare
 from harness.running.trials.work import _common
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 
 CAM = "cam/mini-image"
@@ -86,7 +86,7 @@ def test_a_threshold_scores_the_trained_network_and_stands_in_a_row_of_its_own(a
     arguments = [CAM, *sets(SHORT), "--data-root", options.data_roots[0], "--results", str(options.results)]
     arguments += ["--device", "cpu", "--split", "train", "--output", "cam"]
     for extra in (["--set", "config.background_score=0.2"], ["--set", "config={background_score=0.05}"]):
-        assert invoke(evaluate, [*arguments, *extra]) == 0
+        assert invoke(evaluate_verb, [*arguments, *extra]) == 0
     found = options.store.get(record.path)
     assert found is not None
     assert found.data == record.data, "the record stays as it is"
@@ -99,7 +99,7 @@ def test_a_threshold_scores_the_trained_network_and_stands_in_a_row_of_its_own(a
     assert low["digest"] != plain["digest"]
     assert low["miou"] != plain["miou"]
     assert len(list(options.store.records())) == 1
-    rows = leaderboard(gather(options.store), resamples=20)
+    rows = leaderboard(gather_records(options.store), resamples=20)
     words = {row.evaluation: row.overrides for row in rows if row.n}
     assert "config.background_score=0.2" in words[low["name"]]
     assert "background_score" not in words["train-single-cam"]
@@ -132,11 +132,15 @@ def test_export_and_predict_find_the_network_whatever_the_threshold(run, tmp_pat
     common = [*sets(SHORT), "--set", "config.background_score=0.9", "--results", str(options.results)]
     out = tmp_path / "labels"
     assert (
-        invoke(export, [CAM, "--out", str(out), *common, "--data-root", str(small), "--device", "cpu"]) == 0
+        invoke(export_verb, [CAM, "--out", str(out), *common, "--data-root", str(small), "--device", "cpu"])
+        == 0
     )
     assert json.loads((out / "export.json").read_text())["overrides"]["config.background_score"] == 0.9
     picture = next((small / "mini" / "JPEGImages").glob("val_*.png"))
-    assert invoke(predict, [CAM, str(picture), "--out", str(tmp_path / "p"), *common, "--device", "cpu"]) == 0
+    assert (
+        invoke(predict_verb, [CAM, str(picture), "--out", str(tmp_path / "p"), *common, "--device", "cpu"])
+        == 0
+    )
 
 
 def test_a_search_around_another_threshold_is_another_search(run) -> None:
@@ -162,7 +166,7 @@ def test_names_of_evaluations_are_safe_and_distinct(run) -> None:
 def saved(file: Path, recipe: str = FULL, said: bool = True, **overrides: Any) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     method = build_method(resolve(recipe, overrides), CPU, seed=0)
-    torch.save({"method": method.state_dict(), **({KEY: described(method)} if said else {})}, file)
+    torch.save({"method": method.state_dict(), **({NETWORK_KEY: described(method)} if said else {})}, file)
     return file
 
 
@@ -183,10 +187,10 @@ def test_a_checkpoint_of_equal_shapes_and_other_dilations_is_refused_with_both_v
     file = saved(tmp_path / "a.pt", **OTHER)
     own = list(resolve(FULL).config.aspp_rates)
     for command, arguments in (
-        (evaluate, [FULL, "--checkpoint", file, "--data-root", small]),
-        (export, [FULL, "--checkpoint", file, "--out", tmp_path / "o", "--data-root", small]),
+        (evaluate_verb, [FULL, "--checkpoint", file, "--data-root", small]),
+        (export_verb, [FULL, "--checkpoint", file, "--out", tmp_path / "o", "--data-root", small]),
         (
-            predict,
+            predict_verb,
             [FULL, next((small / "mini/JPEGImages").iterdir()), "--checkpoint", file, "--out", tmp_path],
         ),
     ):
@@ -215,7 +219,7 @@ def test_a_checkpoint_of_equal_shapes_and_other_dilations_is_refused_with_both_v
 def test_whatever_else_predictions_depend_on_is_refused_too(tmp_path, key: str, value: Any) -> None:
     file = saved(tmp_path / "a.pt")
     state = torch.load(file)
-    state[KEY][key] = value
+    state[NETWORK_KEY][key] = value
     torch.save(state, file)
     with pytest.raises(UserError, match=key):
         load_network(resolve(FULL), CPU, file, None)
@@ -263,7 +267,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_has_it_assumed_aloud(tmp_path
         "--save",
         tmp_path / "s",
     ]
-    assert invoke(evaluate, [str(a) for a in arguments]) == 0
+    assert invoke(evaluate_verb, [str(a) for a in arguments]) == 0
     told = capsys.readouterr().err
     facts = json.loads((tmp_path / "s" / "evaluation.json").read_text())
     for text in (told, *facts["notes"]):
@@ -279,7 +283,7 @@ def test_a_row_says_what_was_assumed(again) -> None:
     options, record = again
     place = record.evaluations["val-single"].path / "evaluation.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"notes": ["assumed, so to say"]}))
-    rows = leaderboard(gather(options.store), resamples=20)
+    rows = leaderboard(gather_records(options.store), resamples=20)
     assert any("assumed, so to say" in row.notes for row in rows)
 
 
@@ -287,9 +291,9 @@ def test_checkpoints_of_records_say_what_they_are_and_old_ones_still_score(again
     options, record = again
     file = record.path / "checkpoint" / "last.pt"
     state = torch.load(file)
-    assert state[KEY]["config"] == record.recipe["config"]
-    assert state[KEY]["classes"][0] == "background"
-    del state[KEY]  # as before checkpoints said it
+    assert state[NETWORK_KEY]["config"] == record.recipe["config"]
+    assert state[NETWORK_KEY]["classes"][0] == "background"
+    del state[NETWORK_KEY]  # as before checkpoints said it
     torch.save(state, file)
     shutil.rmtree(record.evaluations["val-single"].path)
     recorded(record.path)

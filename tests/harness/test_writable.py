@@ -12,7 +12,7 @@ import torch
 
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable
-from harness.cli.options import Output
+from harness.cli.options import OutputPath
 from harness.engine.mini_pretraining import pretrain
 from harness.records.records import Store
 from harness.running.search import objective
@@ -82,7 +82,7 @@ WRITING = {
 
 
 def _output(command: click.Command) -> list[click.Parameter]:
-    return [p for p in command.params if isinstance(p.type, Output)]
+    return [p for p in command.params if isinstance(p.type, OutputPath)]
 
 
 def test_the_list_holds_every_verb_that_names_its_output() -> None:

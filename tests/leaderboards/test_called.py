@@ -17,7 +17,7 @@ from harness.recipes.names import configuration_name, run_command
 from harness.recipes.resolving import parse_overrides
 from leaderboards.judge.comparison import compare
 from leaderboards.plots.drawing import entries_of
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write import listings
 from leaderboards.write.columns import recipe_text
@@ -38,7 +38,7 @@ def called(factory: Factory, name: str, overrides: dict, crop: int) -> None:
 def test_a_name_stands_in_tables_and_legends_in_place_of_the_overrides(factory: Factory) -> None:
     factory.record(resolved(factory), quality=0.6)
     called(factory, "mine", SEVEN, 48)
-    rows = leaderboard(gather(factory.store), resamples=0)
+    rows = leaderboard(gather_records(factory.store), resamples=0)
     texts = {recipe_text(row) for row in rows}
     assert texts == {"agmm/mini-point", "agmm/mini-point (mine)"}
     assert any(entry.label.endswith("(mine)") for entry in entries_of(rows).values())
@@ -47,7 +47,7 @@ def test_a_name_stands_in_tables_and_legends_in_place_of_the_overrides(factory: 
 def test_one_name_for_two_configurations_is_told_apart(factory: Factory) -> None:
     called(factory, "mine", {"crop": 48}, 48)
     called(factory, "mine", {"crop": 56}, 56)
-    rows = leaderboard(gather(factory.store), resamples=0)
+    rows = leaderboard(gather_records(factory.store), resamples=0)
     assert {recipe_text(row) for row in rows if row.n} == {
         "agmm/mini-point (mine: crop=48)",
         "agmm/mini-point (mine: crop=56)",
@@ -57,7 +57,7 @@ def test_one_name_for_two_configurations_is_told_apart(factory: Factory) -> None
 def test_comparisons_take_names_and_overrides(factory: Factory) -> None:
     factory.record(resolved(factory), quality=0.6)
     called(factory, "mine", SEVEN, 48)
-    frame = gather(factory.store)
+    frame = gather_records(factory.store)
     by_name = compare(frame, {}, "agmm/mini-point", "agmm/mini-point@mine")
     assert by_name[0].b.overrides == "mine"
     assert "(mine)" in listings.comparison(by_name)

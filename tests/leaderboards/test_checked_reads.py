@@ -19,7 +19,7 @@ from harness.basics.files import sha256_of
 from harness.basics.reading import Damaged
 from harness.cli.main import cli, invoke
 from harness.engine.networks import load_weights
-from harness.evaluation.verification import verify
+from harness.evaluation.verification import verify_store
 from harness.nn.torch_files import read_torch
 from harness.records.checkpoints import check_recorded
 from harness.records.records import Store
@@ -140,7 +140,7 @@ def test_verify_store_reads_everything(
 
 def test_verify_store_compares_classes_with_the_data_set(factory: Factory) -> None:
     factory.record(images=4)  # its classes are not those of the miniature scenes
-    (error,) = verify(factory.store).breaches.values()
+    (error,) = verify_store(factory.store).breaches.values()
     assert "classes" in error.problem
 
 

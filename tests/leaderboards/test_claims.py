@@ -12,12 +12,22 @@ from synthetic import Factory
 from harness.basics.errors import UserError
 from harness.basics.schema import dump
 from harness.cli.main import invoke
-from harness.cli.report import claims as command
+from harness.cli.report import claims_verb as command
 from harness.recipes.resolving import all_recipes, recipe_names, resolve
 from harness.recipes.resolving import suites as recipe_suites
 from leaderboards.judge import claims as module
-from leaderboards.judge.claims import as_frame, claims, count, decide, judge, markdown, read, suites, validate
-from leaderboards.rows.gathering import gather
+from leaderboards.judge.claims import (
+    as_frame,
+    claim_suites,
+    claims_markdown,
+    decide,
+    judge,
+    packaged_claims,
+    read_claims,
+    validate_claims,
+    verdict_counts,
+)
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 
 GOOD = """
@@ -34,7 +44,7 @@ worse = "pce/mini-point"
 def known(tmp_path: Path, text: str = GOOD, name: str = "agmm.toml") -> dict[str, Any]:
     file = tmp_path / name
     file.write_text(text, encoding="utf-8")
-    return read([file])
+    return read_claims([file])
 
 
 def both(factory: Factory) -> dict[str, Any]:
@@ -52,24 +62,26 @@ def fill(factory: Factory, a: float, b: float, seeds: int = 3, **values: Any) ->
 
 def verdict(factory: Factory, recipes: Any, tmp_path: Path, text: str = GOOD) -> Any:
     (judged,) = judge(
-        gather(factory.store), recipes, known=known(tmp_path, text), resamples=200, permutations=199
+        gather_records(factory.store), recipes, known=known(tmp_path, text), resamples=200, permutations=199
     )
     return judged
 
 
 def test_packaged_claims_name_recipes_and_sources_that_exist() -> None:
     recipes = {name: r for name, r in all_recipes().items() if name.partition("/")[0] in module.METHODS}
-    assert validate(recipes) == []
+    assert validate_claims(recipes) == []
 
 
 def test_packaged_claims_are_documented() -> None:
-    assert {"agmm", "blpseg", "dfr", "fsr", "dskd_gc", "toco"} <= {c.method for c in claims().values()}
-    for claim in claims().values():
+    assert {"agmm", "blpseg", "dfr", "fsr", "dskd_gc", "toco"} <= {
+        c.method for c in packaged_claims().values()
+    }
+    for claim in packaged_claims().values():
         assert claim.statement.endswith(".")
         assert claim.place
         assert not claim.paper or claim.paper in published().sources
         assert all(pair.suites for pair in claim.comparisons)
-    assert {"mini", "mini-claims"} <= set(suites())
+    assert {"mini", "mini-claims"} <= set(claim_suites())
     assert "mini" in recipe_suites()
 
 
@@ -83,16 +95,16 @@ def test_packaged_claims_are_documented() -> None:
     ],
 )
 def test_the_validator_finds(factory: Factory, tmp_path: Path, change: tuple[str, str], message: str) -> None:
-    resolved = [factory.resolved(n, suites=("mini",)) for n in ("agmm/mini-point", "pce/mini-point")]
+    resolved = [factory.resolved(n, claim_suites=("mini",)) for n in ("agmm/mini-point", "pce/mini-point")]
     recipes = {r.name: r for r in resolved}
-    assert validate(recipes, known(tmp_path)) == []
-    findings = validate(recipes, known(tmp_path, GOOD.replace(*change)))
+    assert validate_claims(recipes, known(tmp_path)) == []
+    findings = validate_claims(recipes, known(tmp_path, GOOD.replace(*change)))
     assert any(message in finding for finding in findings), findings
 
 
 def test_claims_of_methods_that_are_not_installed_are_not_checked(tmp_path: Path) -> None:
-    assert validate({}, known(tmp_path, name="unwritten.toml")) == []
-    assert validate({}, known(tmp_path)) != []
+    assert validate_claims({}, known(tmp_path, name="unwritten.toml")) == []
+    assert validate_claims({}, known(tmp_path)) != []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +127,7 @@ def test_mistakes_are_refused(tmp_path: Path, old: str, new: str, message: str) 
 def test_a_claim_stands_once(tmp_path: Path) -> None:
     known(tmp_path)
     with pytest.raises(UserError, match="stands twice"):
-        read([tmp_path / "agmm.toml", tmp_path / "agmm.toml"])
+        read_claims([tmp_path / "agmm.toml", tmp_path / "agmm.toml"])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +197,7 @@ def test_what_was_not_run_is_named_with_its_command(factory: Factory, tmp_path: 
     found = verdict(factory, recipes, tmp_path)
     assert (found.verdict, found.missing) == ("not run", ("pce/mini-point",))
     assert found.command == "wsss run pce/mini-point"
-    text = markdown([found])
+    text = claims_markdown([found])
     assert "`wsss run pce/mini-point`" in text
     assert "0 hold, 0 do not hold, 0 undecided, 1 not run" in text
 
@@ -221,7 +233,7 @@ def test_other_data_are_not_compared(factory: Factory, tmp_path: Path) -> None:
 
 
 def test_suites_choose_and_unknown_ones_are_named(factory: Factory, tmp_path: Path) -> None:
-    frame = gather(factory.store)
+    frame = gather_records(factory.store)
     text = GOOD + GOOD.replace("[lead", "[voc").replace("[[lead", "[[voc").replace('mini"]', 'paper"]')
     two = known(tmp_path, text)
     assert [j.claim.id for j in judge(frame, {}, known=two)] == ["lead", "voc"]
@@ -232,13 +244,13 @@ def test_suites_choose_and_unknown_ones_are_named(factory: Factory, tmp_path: Pa
 
 def test_text_and_plain_values_agree(factory: Factory, tmp_path: Path) -> None:
     found = verdict(factory, fill(factory, 0.8, 0.5), tmp_path)
-    text, frame = markdown([found]), as_frame([found])
+    text, frame = claims_markdown([found]), as_frame([found])
     assert f"+{found.difference:.2f}" in text
     assert f"+{found.low:.2f} to +{found.high:.2f}" in text
     assert "One lies above the other." in text
     assert frame.loc[0, "verdict"] == "holds"
     assert frame.loc[0, "difference"] == found.difference
-    assert count([found]) == "1 holds, 0 do not hold, 0 undecided, 0 not run"
+    assert verdict_counts([found]) == "1 holds, 0 do not hold, 0 undecided, 0 not run"
 
 
 def test_command(factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +270,10 @@ def test_every_ablation_with_recipes_is_a_claim() -> None:
     """Full-size tables of the papers' parts and settings; what is left out is ours, or another reading."""
     ours = ("-test", "-pre_3a7cbf7", "-quiet-maps", "-aligned", "-fidelity")
     named = {
-        n for claim in claims().values() for pair in claim.comparisons for n in (pair.better, pair.worse)
+        n
+        for claim in packaged_claims().values()
+        for pair in claim.comparisons
+        for n in (pair.better, pair.worse)
     }
     for method, whole in (
         ("fsr", "fsr/voc-image-vitb"),
@@ -279,7 +294,12 @@ def test_every_ablation_with_recipes_is_a_claim() -> None:
 @pytest.mark.parametrize("name", ["rloss", "gated_crf", "tree_energy"])
 def test_every_regularised_loss_is_set_against_its_own_training_without_it(name: str) -> None:
     """At full size as on the miniature: network, data and schedule are the same, the loss is not."""
-    pairs = [p for claim in claims().values() for p in claim.comparisons if p.better.startswith(f"{name}/")]
+    pairs = [
+        p
+        for claim in packaged_claims().values()
+        for p in claim.comparisons
+        if p.better.startswith(f"{name}/")
+    ]
     assert {"/mini-" in pair.better for pair in pairs} == {True, False}
     same = ("dataset", "supervision", "backbone", "weights", "crop", "labels", "batch", "optimiser")
     for pair in pairs:

@@ -14,17 +14,17 @@ from synthetic import CLASSES, Factory
 from harness.basics.errors import UserError
 from harness.basics.files import cache_folder
 from harness.cli.main import invoke
-from harness.cli.report import compare as compare_command
-from harness.cli.report import import_ as import_command
+from harness.cli.report import compare_verb as compare_command
+from harness.cli.report import import_verb as import_command
 from harness.recipes.resolving import parse_overrides, resolve
 from harness.recipes.specs import EvaluationSpec
 from harness.records.records import PerImage, Store
-from harness.running.inference.scoring import recorded
+from harness.running.inference.scoring import finished_records
 from harness.running.trials.trial import open_dataset
-from leaderboards.judge.claims import judge, read
+from leaderboards.judge.claims import judge, read_claims
 from leaderboards.judge.comparison import compare
 from leaderboards.rows.external import import_predictions, import_records, read_metadata
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write import listings
 
@@ -48,14 +48,14 @@ def fill(factory: Factory) -> None:
 
 def test_a_comparison_equals_the_claim(factory: Factory, tmp_path: Path) -> None:
     fill(factory)
-    frame = gather(factory.store)
+    frame = gather_records(factory.store)
     (found,) = compare(frame, {}, "agmm/mini-point", "pce/mini-point", resamples=100, permutations=99)
     file = tmp_path / "agmm.toml"
     file.write_text(
         '[c]\nstatement = "x."\n[[c.comparisons]]\nbetter = "agmm/mini-point"\nworse = "pce/mini-point"\n',
         encoding="utf-8",
     )
-    (claim,) = judge(frame, {}, known=read([file]), resamples=100, permutations=99)
+    (claim,) = judge(frame, {}, known=read_claims([file]), resamples=100, permutations=99)
     for name in ("verdict", "difference", "low", "high", "p_images", "p_images_holm", "n"):
         assert getattr(found.judged, name) == getattr(claim, name)
     (turned,) = compare(frame, {}, "pce/mini-point", "agmm/mini-point", resamples=100, permutations=99)
@@ -65,7 +65,7 @@ def test_a_comparison_equals_the_claim(factory: Factory, tmp_path: Path) -> None
 
 def test_text_sorts_classes_and_names_figures(factory: Factory) -> None:
     fill(factory)
-    found = compare(gather(factory.store), {}, "agmm/mini-point", "pce/mini-point", resamples=50)
+    found = compare(gather_records(factory.store), {}, "agmm/mini-point", "pce/mini-point", resamples=50)
     text = listings.comparison(found)
     judged = found[0].judged
     assert f"+{judged.difference:.2f}" in text
@@ -84,7 +84,7 @@ def test_records_with_overrides_are_named_by_their_digest(factory: Factory, caps
         for lr, quality in ((0.5, 0.6), (0.25, 0.3)):
             other = factory.resolved("agmm/mini-point", optimiser={"lr": lr})
             factory.record(other, seed, quality=quality, overrides={"optimiser.lr": lr})
-    frame = gather(factory.store)
+    frame = gather_records(factory.store)
     digests = {
         o: d for d, o in zip(frame["digest"], frame["overrides"], strict=True) if "agmm" in frame["method"][0]
     }
@@ -112,7 +112,7 @@ def test_records_with_overrides_are_named_by_their_digest(factory: Factory, caps
 
 def test_what_cannot_be_compared_is_said(factory: Factory) -> None:
     fill(factory)
-    frame = gather(factory.store)
+    frame = gather_records(factory.store)
     with pytest.raises(UserError, match="did you mean 'agmm/mini-point'"):
         compare(frame, {}, "agmm/mini-points", "pce/mini-point")
     with pytest.raises(UserError, match="did you mean 'val-single'"):
@@ -123,7 +123,7 @@ def test_what_cannot_be_compared_is_said(factory: Factory) -> None:
     cam = factory.resolved("cam/mini", evaluation=(EvaluationSpec(split="train", output="cam"),))
     factory.record(cam)
     with pytest.raises(UserError, match="share no evaluation"):
-        compare(gather(factory.store), {}, "agmm/mini-point", "cam/mini")
+        compare(gather_records(factory.store), {}, "agmm/mini-point", "cam/mini")
 
 
 def test_compare_command(factory: Factory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +166,7 @@ def test_predictions_enter_the_table_as_external(factory: Factory, predictions: 
     for seed in (0, 1):
         known = read_metadata(metadata(tmp_path, f"{METADATA}seed = {seed}\n"))
         record = import_predictions(predictions, known, dataset, factory.store)
-    (row,) = leaderboard(gather(factory.store), {}, resamples=20)
+    (row,) = leaderboard(gather_records(factory.store), {}, resamples=20)
     assert (row.recipe, row.title, row.verdict) == ("external/theirs", "Theirs (external)", "external")
     assert (row.n, row.images, row.official_images) == (2, 100, 100)
     assert (row.supervision, row.backbone, row.weak_label) == ("scribble", "ResNet-50", "not stated")
@@ -188,7 +188,7 @@ def test_an_external_row_can_be_compared(factory: Factory, predictions: Path, tm
     resolved = factory.resolved("pce/unshipped", supervision="scribble")
     fingerprint, classes = run.data["data_fingerprint"], run.data["classes"]
     factory.record(resolved, per_image=worse, fingerprint=fingerprint, classes=classes)
-    (found,) = compare(gather(factory.store), {}, "external/theirs", "pce/unshipped", resamples=50)
+    (found,) = compare(gather_records(factory.store), {}, "external/theirs", "pce/unshipped", resamples=50)
     assert found.judged.difference == pytest.approx(found.a.mean - found.b.mean)
     assert found.judged.low > 0
 
@@ -243,8 +243,8 @@ def test_records_of_another_store_are_copied_once(factory: Factory, tmp_path: Pa
     written, present = import_records(factory.store.root, target)
     assert (len(written), len(present)) == (6, 0)
     assert import_records(factory.store.root, target)[1] == written
-    ours = leaderboard(gather(target), resamples=10)
-    theirs = leaderboard(gather(factory.store, "*/mini-point"), resamples=10)
+    ours = leaderboard(gather_records(target), resamples=10)
+    theirs = leaderboard(gather_records(factory.store, "*/mini-point"), resamples=10)
     assert [(r.recipe, r.mean, r.low) for r in ours] == [(r.recipe, r.mean, r.low) for r in theirs]
     assert not list(target.root.rglob("last.pt"))
     assert failed.name not in {r.name for r in target.records()}
@@ -259,16 +259,16 @@ def test_a_record_is_found_by_its_values_however_they_are_written(factory: Facto
         factory.record(resolve(name, overrides), seed, overrides=overrides)
     usual = resolve(name).recipe.optimiser.momentum
     for asked in (own, {"optimiser.lr": 0.50, "optimiser.momentum": usual}, {"optimiser": {"lr": 0.5}}):
-        assert [r.seed for r in recorded(name, factory.store, asked)] == [0, 1]
+        assert [r.seed for r in finished_records(name, factory.store, asked)] == [0, 1]
     with pytest.raises(UserError, match="with these values") as caught:
-        recorded(name, factory.store, {})
+        finished_records(name, factory.store, {})
     told = caught.value.remedy
     assert "with --set optimiser.lr=0.5 (seed 0, 1)" in told
     given = re.findall(r"--set ('[^']*'|[^ ;]*)", told)
     third = parse_overrides([g.strip("'") for g in given[1:]])
-    assert [r.seed for r in recorded(name, factory.store, third)] == [2]
+    assert [r.seed for r in finished_records(name, factory.store, third)] == [2]
     with pytest.raises(UserError, match="seed 5") as caught:
-        recorded(name, factory.store, own, seed=5)
+        finished_records(name, factory.store, own, seed=5)
     assert caught.value.remedy == "there are records with --set optimiser.lr=0.5 (seed 0, 1)"
     with pytest.raises(UserError, match="train it first: wsss run agmm/mini-point"):
-        recorded("agmm/mini-point", factory.store, {})
+        finished_records("agmm/mini-point", factory.store, {})

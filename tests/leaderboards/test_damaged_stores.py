@@ -18,7 +18,7 @@ from harness.basics.reading import read_bytes
 from harness.cli.main import cli, invoke
 from harness.evaluation.boundary import Boundary
 from harness.records.records import PerImage, Record, Store
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.report import provenance, write_leaderboard
 
@@ -136,7 +136,7 @@ COUNTS: dict[str, Callable[[Path], None]] = {
 def test_damaged_counts_leave_their_evaluation_out(store: Factory, name: str) -> None:
     file = place(store, "evaluations/*/per_image.npz")
     COUNTS[name](file)
-    frame = gather(store.store)
+    frame = gather_records(store.store)
     rows = leaderboard(frame, None, resamples=20)
     assert [row.recipe for row in rows if row.n] == [SOUND]
     assert str(file.parent) in provenance(frame)
@@ -192,11 +192,11 @@ def test_an_evaluation_of_another_network_is_not_counted(store: Factory, checkpo
         facts = {"checkpoint": {"sha256": sha256}, "best": {"miou": 1.0, "step": 3, "sha256": sha256}}
         facts["checkpoint" if checkpoint == "best" else "best"]["sha256"] = None
         changed(**facts)(record.path / "record.json")
-    assert not gather(store.store, SOUND).attrs["left_out"]
+    assert not gather_records(store.store, SOUND).attrs["left_out"]
     here, other = sorted((store.store.root / SOUND).glob("*/seed-*/evaluations/*"))
     shutil.rmtree(here)
     shutil.copytree(other, here)
-    frame = gather(Store(store.store.root), SOUND)
+    frame = gather_records(Store(store.store.root), SOUND)
     assert frame["miou"].notna().tolist() == [False, True]
     (line,) = frame.attrs["left_out"]
     assert f"{here}/evaluation.json: it scores another network (222222222222)" in line
@@ -206,7 +206,7 @@ def test_a_file_in_the_place_of_evaluations_is_named(store: Factory) -> None:
     folder = place(store, "evaluations")
     shutil.rmtree(folder)
     folder.write_text("")
-    (line,) = gather(store.store).attrs["left_out"]
+    (line,) = gather_records(store.store).attrs["left_out"]
     assert str(folder) in line
 
 
@@ -238,7 +238,7 @@ def test_a_store_of_damaged_records_alone_says_so(
 
 
 def _seeds(factory: Factory) -> dict[str, tuple[int, ...]]:
-    rows = leaderboard(gather(factory.store), None, resamples=0)
+    rows = leaderboard(gather_records(factory.store), None, resamples=0)
     return {row.recipe: row.seeds for row in rows if row.n}
 
 
@@ -293,7 +293,7 @@ def test_a_link_that_leads_back_is_named(store: Factory) -> None:
 
 def test_classes_are_those_of_the_data_set(store: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: (*CLASSES[:3], "star"))
-    frame = gather(store.store)
+    frame = gather_records(store.store)
     assert frame["run"].isna().all()
     assert "its classes are not those of mini (cross)" in provenance(frame)
 
@@ -347,6 +347,6 @@ def test_the_store_that_benchmarks_measure_is_sound(tmp_path: Path) -> None:
     """Otherwise the costs in the documentation would be those of leaving records out."""
     script = Path(__file__).parents[2] / "benchmarks" / "report_at_scale.py"
     runpy.run_path(str(script))["make"](tmp_path, 4)
-    frame = gather(Store(tmp_path))
+    frame = gather_records(Store(tmp_path))
     assert frame.attrs["left_out"] == []
     assert frame["miou"].notna().sum() == 4

@@ -14,7 +14,7 @@ from harness.basics.schema import load
 from harness.data.sets.mini import Mini
 from harness.records.records import Store
 from leaderboards.rows.external import External, import_predictions, import_records, saved_notes
-from leaderboards.rows.gathering import external_digest, gather
+from leaderboards.rows.gathering import external_digest, gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 
@@ -27,7 +27,7 @@ def other(tmp_path: Path) -> Factory:
 
 
 def rows(factory: Factory) -> list[Row]:
-    return leaderboard(gather(factory.store), resamples=0)
+    return leaderboard(gather_records(factory.store), resamples=0)
 
 
 def package(sha256: str) -> dict:
@@ -179,7 +179,7 @@ def test_notes_of_a_saved_evaluation_come_along_with_its_predictions(small: Path
     )
     store, dataset = Store(tmp_path / "results"), Mini(small)
     import_predictions(saved / "predictions", metadata, dataset, store)
-    (row,) = [row for row in leaderboard(gather(store), resamples=20) if row.n]
+    (row,) = [row for row in leaderboard(gather_records(store), resamples=20) if row.n]
     assert any("assumed, so to say" in note for note in row.notes)
     (saved / "evaluation.json").write_text("half")
     with pytest.raises(UserError, match=r"evaluation\.json"):

@@ -23,14 +23,14 @@ from leaderboards.plots.figures import (
     reference_of,
     seeds_figure,
 )
-from leaderboards.plots.plotting import KINDS, MOST, check_kinds, draw, write_plots
-from leaderboards.rows.gathering import gather
+from leaderboards.plots.plotting import MOST_ROWS, PLOT_KINDS, check_kinds, draw_plots, write_plots
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 
 
 def rows_of(factory: Factory) -> list[Row]:
-    return leaderboard(gather(factory.store), resamples=20)
+    return leaderboard(gather_records(factory.store), resamples=20)
 
 
 def fill(factory: Factory, seeds: int = 2) -> list[Row]:
@@ -150,11 +150,11 @@ def test_every_kind_is_written(factory: Factory, tmp_path: Path, seeds: int) -> 
 
 
 def test_a_figure_has_at_most_so_many_rows(factory: Factory) -> None:
-    for index in range(MOST + 3):
+    for index in range(MOST_ROWS + 3):
         factory.record(factory.resolved(f"agmm/mini-{index}"), quality=0.3 + 0.04 * index)
     rows = rows_of(factory)
-    ((_, figure),) = draw(rows, "seeds")
-    assert len(figure.axes[0].get_yticklabels()) == MOST
+    ((_, figure),) = draw_plots(rows, "seeds")
+    assert len(figure.axes[0].get_yticklabels()) == MOST_ROWS
     best = max(rows, key=lambda row: row.mean)
     assert best.recipe.partition("/")[2] in figure.axes[0].get_yticklabels()[0].get_text()
 
@@ -164,15 +164,15 @@ def test_pseudo_labels_stay_out_of_comparisons(factory: Factory) -> None:
     for name in ("cam/mini-a", "toco/mini-a"):
         factory.record(factory.resolved(name, evaluation=specs))
     rows = rows_of(factory)
-    assert [stem for stem, _ in draw(rows, "seeds")] == ["seeds-mini-point-val-single"]
-    assert [stem for stem, _ in draw(rows, "per-class")] == [
+    assert [stem for stem, _ in draw_plots(rows, "seeds")] == ["seeds-mini-point-val-single"]
+    assert [stem for stem, _ in draw_plots(rows, "per-class")] == [
         "per-class-mini-point-train-single-cam",
         "per-class-mini-point-val-single",
     ]
 
 
 def test_kinds() -> None:
-    assert check_kinds("all") == KINDS
+    assert check_kinds("all") == PLOT_KINDS
     assert check_kinds("cost") == ("cost",)
     with pytest.raises(UserError, match="did you mean 'cost'"):
         check_kinds("costs")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leaderboards.plots.drawing import save
+from leaderboards.plots.drawing import save_figure
 from leaderboards.write.report import write_report
 from tests.leaderboards.synthetic import Factory
 
@@ -44,5 +44,5 @@ def test_dollar_signs_of_names_are_drawn_as_such(text: str, tmp_path: Path):
     axes.plot([1, 1000], [1, 2], label=text)
     axes.set(xscale="log", title=text, ylabel=text)
     axes.legend()
-    (file,) = save(figure, tmp_path / "plot", ("svg",), text)
+    (file,) = save_figure(figure, tmp_path / "plot", ("svg",), text)
     assert file.stat().st_size > 1000

@@ -16,9 +16,9 @@ from synthetic import Factory
 
 from harness.evaluation.boundary import Boundary
 from harness.recipes.specs import EvaluationSpec
-from leaderboards.plots.drawing import save
-from leaderboards.plots.plotting import KINDS, draw
-from leaderboards.rows.gathering import gather
+from leaderboards.plots.drawing import save_figure
+from leaderboards.plots.plotting import PLOT_KINDS, draw_plots
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.inline_plots import PLOT_WORDS
@@ -79,7 +79,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
                 factory.history(record, terms)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: None)
-        found = leaderboard(gather(factory.store), resamples=20)
+        found = leaderboard(gather_records(factory.store), resamples=20)
     for row in found:
         for run in row.runs:
             own = run.counts()
@@ -89,13 +89,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLOT_KINDS)
 def test_every_mark_of_every_plot_says_its_numbers(kind: str, rows: list[Row], tmp_path: Path) -> None:
-    figures = dict(draw(rows, kind))
+    figures = dict(draw_plots(rows, kind))
     assert figures
     assert kind in PLOT_WORDS  # the page shows it
     for stem, figure in figures.items():
-        (file,) = save(figure, tmp_path / stem, ["svg"])
+        (file,) = save_figure(figure, tmp_path / stem, ["svg"])
         assert silent(file, figure) == []
         texts = ["\n".join([text, *points]) for text, points in said(file)]
         assert all(re.search(r"\d", text) for text in texts), texts
@@ -116,10 +116,10 @@ def test_what_marks_say_is_what_was_recorded(rows: list[Row], tmp_path: Path) ->
         "overview": "published 67.8",
     }
     for kind, figure_said in wanted.items():
-        figures = dict(draw([r for r in rows if r.supervision in ("point", "full")], kind))
+        figures = dict(draw_plots([r for r in rows if r.supervision in ("point", "full")], kind))
         texts = []
         for stem, figure in figures.items():
-            (file,) = save(figure, tmp_path / stem, ["svg"])
+            (file,) = save_figure(figure, tmp_path / stem, ["svg"])
             texts += ["\n".join([text, *points]) for text, points in said(file)]
         assert any(figure_said in text and "AGMM" in text for text in texts), (kind, texts)
 
@@ -141,7 +141,7 @@ def test_a_plot_of_a_stranger_says_what_its_axes_say(tmp_path: Path) -> None:
     third.set_xscale("log")
     third.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f} s"))
     third.hist([1, 1, 2], label="counts")
-    (file,) = save(figure, tmp_path / "plot", ["svg"])
+    (file,) = save_figure(figure, tmp_path / "plot", ["svg"])
     assert silent(file, figure) == []
     found = dict(said(file))
     assert found["Größe $x$ 分割"] == ["steps: 1; loss: 0.5", "steps: 2; loss: 0.25"]
@@ -159,5 +159,5 @@ def test_a_figure_that_is_written_twice_keeps_its_names(tmp_path: Path) -> None:
     figure = Figure()
     figure.subplots().plot([1, 2], [3, 4], "o")
     for place in ("a", "b"):
-        (file,) = save(figure, tmp_path / place, ["svg"])
+        (file,) = save_figure(figure, tmp_path / place, ["svg"])
     assert said(file) == [("", ["1; 3", "2; 4"])]

@@ -12,10 +12,10 @@ import pytest
 from synthetic import CLASSES, Factory
 
 from harness.cli.main import invoke
-from harness.cli.report import report
+from harness.cli.report import report_verb
 from harness.recipes.specs import EvaluationSpec
-from leaderboards.judge.claims import Judged, claims
-from leaderboards.rows.gathering import gather
+from leaderboards.judge.claims import Judged, packaged_claims
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import two_level_difference
@@ -23,7 +23,7 @@ from leaderboards.rows.tables import leaderboard
 from leaderboards.write.columns import places, sections
 from leaderboards.write.html_report import MINOR, html_report
 from leaderboards.write.inline_plots import drawn
-from leaderboards.write.latex import escape, latex
+from leaderboards.write.latex import latex, latex_escape
 from leaderboards.write.markup import breakable
 from leaderboards.write.report import write_report
 
@@ -69,7 +69,7 @@ def fill(factory: Factory) -> list[Row]:
     factory.record(factory.resolved("cam/mini-image", supervision="image", evaluation=cam))
     hole = factory.resolved("tel/mini-block", supervision="block", suites=("mini",))
     point = factory.resolved(evaluation=(cited,), suites=("mini",))
-    return leaderboard(gather(factory.store), {hole.name: hole, point.name: point}, resamples=20)
+    return leaderboard(gather_records(factory.store), {hole.name: hole, point.name: point}, resamples=20)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def rows(factory: Factory) -> list[Row]:
 
 
 def page(rows: list[Row], **values: object) -> str:
-    claim = claims()["agmm-point"]
+    claim = packaged_claims()["agmm-point"]
     judged = [Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0, n=(3, 3))]
     return html_report(rows, judged, published(), provenance="Computed from 8 records.", **values)  # type: ignore[arg-type]
 
@@ -161,7 +161,7 @@ def test_places_are_within_an_evaluation_and_skip_what_is_stale(factory: Factory
     for name, quality in (("agmm/mini-a", 0.7), ("pce/mini-a", 0.5), ("tel/mini-a", 0.3)):
         factory.record(factory.resolved(name), quality=quality)
     factory.record(factory.resolved("dfr/mini-a"), quality=0.9, protocol={"flip": True})
-    parts = {s.kind: s for s in sections(leaderboard(gather(factory.store), resamples=5))}
+    parts = {s.kind: s for s in sections(leaderboard(gather_records(factory.store), resamples=5))}
     assert places(parts["scores"]) == {0: 1, 1: 2, 2: 3}
     assert [row.recipe for row in parts["stale"].rows] == ["dfr/mini-a"]
     assert places(parts["stale"]) == {}
@@ -187,7 +187,7 @@ def test_latex_names_holes_below_and_leaves_empty_columns_out(factory: Factory) 
     )
     factory.record(factory.resolved())
     never = factory.resolved("tel/mini-point", suites=("mini",))
-    text = latex(leaderboard(gather(factory.store), {two.name: two, never.name: never}, resamples=5))
+    text = latex(leaderboard(gather_records(factory.store), {two.name: two, never.name: never}, resamples=5))
     body = text.partition("\\midrule")[2].partition("\\bottomrule")[0]
     assert "agmm/mini-point" in body
     assert "tel/mini-point" not in body
@@ -225,7 +225,7 @@ def test_a_phone_hides_the_same_columns_in_head_and_rows(rows: list[Row]) -> Non
 
 
 def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
-    claim = claims()["agmm-point"]
+    claim = packaged_claims()["agmm-point"]
     judged = [
         Judged(claim, claim.comparisons[0]),
         Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0),
@@ -235,7 +235,7 @@ def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
 
 
 def test_the_page_opens_with_what_was_run_who_leads_and_what_holds(rows: list[Row]) -> None:
-    claim = claims()["agmm-point"]
+    claim = packaged_claims()["agmm-point"]
     judged = [
         Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0),
         Judged(claim, claim.comparisons[0]),
@@ -287,7 +287,7 @@ def test_the_page_compares_any_two_rows_as_the_verb_does(rows: list[Row]) -> Non
 
 
 def test_latex_escapes_everything() -> None:
-    assert escape(r"a_b 50 % {x} \\ ~^#$& – −1 ±") == (
+    assert latex_escape(r"a_b 50 % {x} \\ ~^#$& – −1 ±") == (
         r"a\_b 50 \% \{x\} \textbackslash{}\textbackslash{} "
         r"\textasciitilde{}\textasciicircum{}\#\$\& -- $-$1 $\pm$"
     )
@@ -377,6 +377,6 @@ def test_equal_records_give_equal_pages(factory: Factory, tmp_path: Path) -> Non
 def test_command(factory: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     factory.record(factory.resolved("agmm/unshipped"))
     out = tmp_path / "out"
-    assert invoke(report, ["--results", str(factory.store.root), "--out", str(out), "--no-plots"]) == 0
+    assert invoke(report_verb, ["--results", str(factory.store.root), "--out", str(out), "--no-plots"]) == 0
     assert f"wrote {out / 'report.html'}" in capsys.readouterr().out
     assert not (out / "plots").exists()

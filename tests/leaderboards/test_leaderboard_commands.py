@@ -9,7 +9,7 @@ import pytest
 from synthetic import Factory
 
 from harness.cli.main import invoke
-from harness.cli.report import leaderboard, plot
+from harness.cli.report import leaderboard_verb, plot_verb
 
 
 def test_leaderboard_prints_and_writes(
@@ -17,7 +17,7 @@ def test_leaderboard_prints_and_writes(
 ) -> None:
     factory.record(factory.resolved("agmm/unshipped"), title="AGMM")
     out = tmp_path / "reports"
-    assert invoke(leaderboard, ["--results", str(factory.store.root), "--out", str(out)]) == 0
+    assert invoke(leaderboard_verb, ["--results", str(factory.store.root), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "AGMM    agmm/unshipped" in printed
     assert f"wrote {out / 'leaderboard.md'}" in printed
@@ -28,11 +28,11 @@ def test_plot_writes_what_was_asked_for(factory: Factory, tmp_path: Path) -> Non
     factory.record(factory.resolved("agmm/unshipped"))
     out = tmp_path / "reports"
     arguments = ["--results", str(factory.store.root), "--out", str(out), "--kind", "overview"]
-    assert invoke(plot, [*arguments, "--format", "png"]) == 0
+    assert invoke(plot_verb, [*arguments, "--format", "png"]) == 0
     assert [f.name for f in (out / "plots").iterdir()] == ["overview-mini-val-single.png"]
 
 
-@pytest.mark.parametrize("command", [leaderboard, plot])
+@pytest.mark.parametrize("command", [leaderboard_verb, plot_verb])
 def test_missing_results_end_with_2_and_a_remedy(
     command: click.Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,11 +43,11 @@ def test_missing_results_end_with_2_and_a_remedy(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", [leaderboard, plot])
+@pytest.mark.parametrize("command", [leaderboard_verb, plot_verb])
 def test_help_has_examples(command: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(command, ["--help"]) == 0
     assert "Examples:" in capsys.readouterr().out
 
 
 def test_shipped_recipes_cite_cells_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(leaderboard, ["--validate"]) == 0, capsys.readouterr().out
+    assert invoke(leaderboard_verb, ["--validate"]) == 0, capsys.readouterr().out

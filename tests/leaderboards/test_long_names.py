@@ -13,10 +13,10 @@ from matplotlib.text import Text
 from synthetic import Factory
 
 from harness.basics.listing import cells
-from leaderboards.plots.drawing import NO_FONT, installed_fonts, save
+from leaderboards.plots.drawing import NO_FONT, installed_fonts, save_figure
 from leaderboards.plots.long_names import lines, shortened
-from leaderboards.plots.plotting import KINDS, draw
-from leaderboards.rows.gathering import gather
+from leaderboards.plots.plotting import PLOT_KINDS, draw_plots
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 
@@ -47,14 +47,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
                 factory.history(record, {"a_term_with_a_long_name" * 3: np.linspace(2, 1, 5) + 0.1 * seed})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leaderboards.rows.gathering.dataset_classes", lambda name: None)
-        return leaderboard(gather(factory.store), resamples=5)
+        return leaderboard(gather_records(factory.store), resamples=5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("boundary", "published")])
+@pytest.mark.parametrize("kind", [kind for kind in PLOT_KINDS if kind not in ("boundary", "published")])
 def test_long_names_have_their_place_in_plots(kind: str, rows: list[Row], tmp_path: Path) -> None:
     said: list[str] = []
-    stem, figure = next(iter(draw(rows, kind)))
-    save(figure, tmp_path / stem, ["svg"], say=said.append)
+    stem, figure = next(iter(draw_plots(rows, kind)))
+    save_figure(figure, tmp_path / stem, ["svg"], say=said.append)
     assert said == ([] if installed_fonts() else [NO_FONT])
     check(figure)
 
@@ -102,7 +102,7 @@ def test_a_plot_of_a_stranger_has_room_too(tmp_path: Path) -> None:
     axes.tick_params(axis="x", rotation=90)
     axes.set_title(TITLES[0] * 2)
     axes.legend()
-    save(figure, tmp_path / "plot", ["svg"])
+    save_figure(figure, tmp_path / "plot", ["svg"])
     check(figure)
 
 
@@ -120,5 +120,5 @@ def test_text_without_a_font_stays_text_in_svg(tmp_path: Path) -> None:
     """A browser has fonts of its own."""
     figure = Figure()
     figure.subplots().set_title("\N{LINEAR B SYLLABLE B008 A} <&>")
-    (file,) = save(figure, tmp_path / "plot", ["svg"])
+    (file,) = save_figure(figure, tmp_path / "plot", ["svg"])
     assert "\N{LINEAR B SYLLABLE B008 A} &lt;&amp;&gt;" in file.read_text(encoding="utf-8")

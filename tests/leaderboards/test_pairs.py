@@ -15,13 +15,13 @@ from synthetic import Factory, counts
 
 from harness.basics.files import cache_folder
 from harness.cli.main import invoke
-from harness.cli.report import compare as compare_command
+from harness.cli.report import compare_verb as compare_command
 from harness.data.images import save_index
 from harness.records.records import PerImage
 from harness.running.trials.trial import open_dataset
-from leaderboards.judge.differing import differing, words_of
-from leaderboards.plots.thumbnails import MOST, SIDE, look
-from leaderboards.rows.gathering import gather
+from leaderboards.judge.differing import what_differs, words_of
+from leaderboards.plots.thumbnails import MOST_THUMBNAILS, SIDE, look_at
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.pairs import comparison_view
@@ -41,11 +41,11 @@ def rows(factory: Factory) -> list[Row]:
             found = np.full(dataset.read_mask(image_id, "val").shape, 1 + index, dtype=np.uint8)
             (scored,) = record.evaluations.values()
             save_index(scored.path / "predictions" / f"{image_id}.png", found, dataset.info.palette)
-    return leaderboard(gather(factory.store), resamples=5)
+    return leaderboard(gather_records(factory.store), resamples=5)
 
 
 def pairs_of(rows: list[Row], **options: Any) -> dict[str, Any]:
-    text = comparison_view(rows, partial(look, **options))
+    text = comparison_view(rows, partial(look_at, **options))
     (group,) = json.loads(text.partition('id="pairs">')[2].partition("</script>")[0])
     return group
 
@@ -74,7 +74,7 @@ def test_large_pictures_become_small_and_networks_predict_few(
     rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("leaderboards.plots.thumbnails.SIDE", 16)
-    found = look(rows, list(rows[0].runs[0].per_image.ids))
+    found = look_at(rows, list(rows[0].runs[0].per_image.ids))
     assert found is not None
     assert all(max(opened(a).size) <= 16 for images in found.pictures.values() for a in images if a)
     asked: list[int] = []
@@ -83,18 +83,18 @@ def test_large_pictures_become_small_and_networks_predict_few(
     monkeypatch.setattr(
         "leaderboards.plots.thumbnails.predicted", lambda row, ids, *_: asked.append(len(ids))
     )
-    found = look(rows, list(rows[0].runs[0].per_image.ids))
+    found = look_at(rows, list(rows[0].runs[0].per_image.ids))
     assert asked == [1, 1]
     assert found is not None
     assert all(images[2:] == [None, None] for images in found.pictures.values())
-    assert MOST > 1
+    assert MOST_THUMBNAILS > 1
 
 
 def test_without_the_data_the_figures_stand_and_the_reason_is_said(factory: Factory) -> None:
     for name, quality in (("agmm/voc-a", 0.7), ("pce/voc-a", 0.5)):
         factory.record(factory.resolved(name, dataset="voc2012"), quality=quality)
     said: list[str] = []
-    group = pairs_of(leaderboard(gather(factory.store), resamples=5), say=said.append)
+    group = pairs_of(leaderboard(gather_records(factory.store), resamples=5), say=said.append)
     assert group["pictures"] == {}
     assert len(said) == 1
     assert "no data root for voc2012" in said[0]
@@ -106,12 +106,12 @@ def test_the_usual_evaluation_and_a_weak_row_with_its_baseline_come_first(factor
         ("pce/mini-a", "point", 0.5),
     ):  # fmt: skip
         factory.record(factory.resolved(name, supervision=kind), quality=quality)
-    group = pairs_of(leaderboard(gather(factory.store), resamples=5))
+    group = pairs_of(leaderboard(gather_records(factory.store), resamples=5))
     assert [group["rows"][i] for i in group["start"]] == ["AGMM: agmm/mini-a", "PCE: pce/mini-a"]
 
 
 def test_what_differs_is_said_in_words(rows: list[Row], factory: Factory) -> None:
-    found = {name: (x, y) for name, x, y in differing(*rows)}
+    found = {name: (x, y) for name, x, y in what_differs(*rows)}
     assert found == {"method": ("AGMM", "PCE"), "schedule: steps": ("100", "150")}
     assert words_of("optimiser.lr") == "optimiser: learning rate"
     assert words_of("config.backbone_lr_scale") == "backbone learning rate scale"

@@ -16,7 +16,7 @@ from synthetic import CLASSES, Factory
 from harness.basics.errors import UserError
 from harness.recipes.specs import EvaluationSpec
 from leaderboards.judge.collapse import collapsed
-from leaderboards.plots.drawing import caption, installed_fonts, save
+from leaderboards.plots.drawing import caption, installed_fonts, save_figure
 from leaderboards.plots.figures import seeds_figure
 from leaderboards.plots.overview import (
     COLOURS,
@@ -27,8 +27,8 @@ from leaderboards.plots.overview import (
     per_class_figure,
     style,
 )
-from leaderboards.plots.plotting import MOST_OF_EACH, draw, write_plots
-from leaderboards.rows.gathering import gather
+from leaderboards.plots.plotting import MOST_OF_EACH, draw_plots, write_plots
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
@@ -36,7 +36,7 @@ from leaderboards.write.html_report import html_report
 
 
 def rows_of(factory: Factory) -> list[Row]:
-    return leaderboard(gather(factory.store), resamples=20)
+    return leaderboard(gather_records(factory.store), resamples=20)
 
 
 def fill(factory: Factory) -> list[Row]:
@@ -117,17 +117,17 @@ def test_an_overview_of_many_rows_shows_the_best_of_each_supervision(
             name = f"agmm/mini-{kind}-{k}"
             factory.record(factory.resolved(name, supervision=kind), quality=0.8 - 0.03 * k, title="A")
     rows = rows_of(factory)
-    ((_, figure),) = draw(rows, "overview")
+    ((_, figure),) = draw_plots(rows, "overview")
     labels = {t.get_text() for t in figure.legends[0].get_texts()}
     best = sorted((r for r in rows if r.supervision == "point"), key=lambda r: -r.mean)
     assert {f"A mini-point-{k}" for k in range(MOST_OF_EACH)} <= labels
     assert len(labels) == 2 * MOST_OF_EACH
     assert best[-1].recipe.partition("/")[2] not in str(labels)
-    save(figure, tmp_path / "overview", ["svg"])
+    save_figure(figure, tmp_path / "overview", ["svg"])
     box = figure.legends[0].get_window_extent()
     assert box.y0 >= 0
-    for _, bars in draw(rows, "per-class"):
-        (file,) = save(bars, tmp_path / "bars", ["svg"])
+    for _, bars in draw_plots(rows, "per-class"):
+        (file,) = save_figure(bars, tmp_path / "bars", ["svg"])
         assert file.stat().st_size < 400_000
 
 
@@ -170,7 +170,7 @@ def test_marks_say_their_numbers(factory: Factory, tmp_path: Path) -> None:
     factory.record(factory.resolved("agmm/mini-point"), title="Größe $x$ 分割 <&>")
     rows = rows_of(factory)
     for make in (overview_figure, seeds_figure, per_class_figure):
-        (file,) = save(make(rows), tmp_path / make.__name__, ["svg"])
+        (file,) = save_figure(make(rows), tmp_path / make.__name__, ["svg"])
         said = [
             bytes.fromhex(text).decode()
             for text in re.findall(r'id="says-([0-9a-f]+)', file.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from synthetic import Factory
 
 from harness.basics.errors import UserError
 from harness.recipes.specs import EvaluationSpec
-from leaderboards.rows.published import FOLDER, published, read, row_means, validate
+from leaderboards.rows.published import CELLS_FOLDER, published, read_cells, row_means, validate_cells
 
 GOOD = """
 [paper]
@@ -55,7 +55,7 @@ def test_the_agmm_cells_are_as_the_sources_say() -> None:
 
 
 def test_shared_values_and_overrides(tmp_path: Path) -> None:
-    known = read([write(tmp_path, GOOD)])
+    known = read_cells([write(tmp_path, GOOD)])
     assert known.cells["paper/one"].value == 50.0
     assert known.cells["paper/one"].protocol == "scales 0.5, 1.0, flip, no CRF"
     assert known.cells["paper/two"].supervision == "scribble"
@@ -78,13 +78,13 @@ def test_shared_values_and_overrides(tmp_path: Path) -> None:
 def test_mistakes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(UserError, match=message):
-        read([write(tmp_path, GOOD.replace(old, new, 1))])
+        read_cells([write(tmp_path, GOOD.replace(old, new, 1))])
 
 
 def test_a_source_stands_once(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD)
     with pytest.raises(UserError, match="stands twice"):
-        read([file, file])
+        read_cells([file, file])
 
 
 def test_unknown_cell_names_the_nearest() -> None:
@@ -93,24 +93,26 @@ def test_unknown_cell_names_the_nearest() -> None:
 
 
 def test_validator(tmp_path: Path, factory: Factory) -> None:
-    known = read([write(tmp_path, GOOD)])
+    known = read_cells([write(tmp_path, GOOD)])
     right = factory.resolved("m/a", evaluation=(EvaluationSpec(cells=("paper/one",)),))
     wrong = factory.resolved("m/b", evaluation=(EvaluationSpec(cells=("paper/two", "paper/three")),))
-    assert validate({"m/a": right, "m/b": wrong}, known) != []
-    found = [(f.kind, f.cell, f.recipe) for f in validate({"m/a": right, "m/b": wrong}, known)]
+    assert validate_cells({"m/a": right, "m/b": wrong}, known) != []
+    found = [(f.kind, f.cell, f.recipe) for f in validate_cells({"m/a": right, "m/b": wrong}, known)]
     assert ("disagreement", "paper/two", "m/b") in found
     assert ("unknown cell", "paper/three", "m/b") in found
     right = factory.resolved("m/a", evaluation=(EvaluationSpec(cells=("paper/one",), tolerance=0.5),))
-    found = [(f.kind, f.cell) for f in validate({"m/a": right}, known)]
+    found = [(f.kind, f.cell) for f in validate_cells({"m/a": right}, known)]
     assert found == [("cell without recipe", "paper/two")]
 
 
 def test_validator_works_both_ways(tmp_path: Path, factory: Factory) -> None:
-    known = read([write(tmp_path, GOOD)])
+    known = read_cells([write(tmp_path, GOOD)])
     loose = factory.resolved("m/a", evaluation=(EvaluationSpec(cells=("paper/one",)),))
     silent = factory.resolved("m/b", suites=("paper",))
     ours = factory.resolved("m/c", suites=("m",))
-    found = {(f.kind, f.cell, f.recipe) for f in validate({r.name: r for r in (loose, silent, ours)}, known)}
+    found = {
+        (f.kind, f.cell, f.recipe) for f in validate_cells({r.name: r for r in (loose, silent, ours)}, known)
+    }
     assert found == {
         ("no tolerance", "paper/one", "m/a"),
         ("recipe without cell", "", "m/b"),
@@ -120,19 +122,19 @@ def test_validator_works_both_ways(tmp_path: Path, factory: Factory) -> None:
 
 def test_context_cells_need_no_recipe(tmp_path: Path) -> None:
     text = GOOD.replace('row = "M"', 'row = "M"\ncontext = true')
-    assert validate({}, read([write(tmp_path, text)])) == []
+    assert validate_cells({}, read_cells([write(tmp_path, text)])) == []
 
 
 def test_row_means(tmp_path: Path) -> None:
     text = GOOD + "three = { value = 60.0, iou = { a = 59.0, b = 61.1 } }\n"
-    assert row_means(read([write(tmp_path, text)])) == []
+    assert row_means(read_cells([write(tmp_path, text)])) == []
     text = GOOD + "three = { value = 60.0, iou = { a = 59.0, b = 61.3 } }\n"
-    (finding,) = row_means(read([write(tmp_path, text)]))
+    (finding,) = row_means(read_cells([write(tmp_path, text)]))
     assert (finding.kind, finding.cell) == ("row mean", "paper/three")
 
 
 def test_every_file_of_the_folder_is_read() -> None:
-    sources = {key for file in FOLDER.glob("*.toml") for key in read([file]).sources}
+    sources = {key for file in CELLS_FOLDER.glob("*.toml") for key in read_cells([file]).sources}
     assert sources == set(published().sources)
 
 

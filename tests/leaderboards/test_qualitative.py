@@ -18,15 +18,15 @@ from leaderboards.plots.qualitative import (
     ERRORS,
     PAGE,
     _Grid,
-    choose,
+    choose_pictures,
     coloured,
-    draw,
+    draw_grids,
     errors,
     on_picture,
     weak_label_of,
-    write,
+    write_grids,
 )
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard
 
@@ -74,11 +74,11 @@ def test_pictures_stand_at_quantiles_of_every_method(factory: Factory) -> None:
         runs.append(PerImage(tuple(f"i{k:02d}" for k in range(11)), hit, labelled.copy(), labelled))
     for name, run in zip(("agmm/mini-a", "pce/mini-a"), runs, strict=True):
         factory.record(factory.resolved(name), per_image=run)
-    rows = leaderboard(gather(factory.store), resamples=5)
+    rows = leaderboard(gather_records(factory.store), resamples=5)
     scores = np.mean([r.intersection[:, 0] / (200 - r.intersection[:, 0]) for r in runs], axis=0)
     order = np.argsort(scores, kind="stable")
-    assert choose(rows, (0.0, 0.5, 1.0)) == [f"i{order[k]:02d}" for k in (0, 5, 10)]
-    assert choose(rows) == choose(rows[::-1])
+    assert choose_pictures(rows, (0.0, 0.5, 1.0)) == [f"i{order[k]:02d}" for k in (0, 5, 10)]
+    assert choose_pictures(rows) == choose_pictures(rows[::-1])
 
 
 @pytest.fixture
@@ -92,17 +92,17 @@ def scored(factory: Factory) -> list[Row]:
         resolved = factory.resolved(name, supervision="scribble")
         record = factory.record(resolved, per_image=run, classes=dataset.info.classes)
         (evaluation,) = record.evaluations.values()
-        for image_id in choose(
-            leaderboard(gather(factory.store), resamples=5), np.linspace(0, 1, 100).tolist()
+        for image_id in choose_pictures(
+            leaderboard(gather_records(factory.store), resamples=5), np.linspace(0, 1, 100).tolist()
         ):
             mask = dataset.read_mask(image_id, "val")
             mask = np.where(mask == 255, 0, mask).astype(np.uint8)
             save_index(evaluation.path / "predictions" / f"{image_id}.png", mask, dataset.info.palette)
-    return leaderboard(gather(factory.store), resamples=5)
+    return leaderboard(gather_records(factory.store), resamples=5)
 
 
 def test_the_grid_shows_picture_label_truth_and_methods(scored: list[Row], tmp_path: Path) -> None:
-    ((stem, figure),) = draw(scored)
+    ((stem, figure),) = draw_grids(scored)
     assert stem == "qualitative-mini-scribble-val-single"
     heads = [axes.get_title() for axes in figure.axes[:6]]
     assert heads == ["picture", "weak label", "truth", "", "prediction", "errors"]
@@ -111,7 +111,7 @@ def test_the_grid_shows_picture_label_truth_and_methods(scored: list[Row], tmp_p
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 3 * (3 + 2 * 2)
     np.testing.assert_array_equal(np.asarray(shown[3]), np.asarray(shown[5]))  # both predict the same map
-    files = write(scored, tmp_path, ["png"])
+    files = write_grids(scored, tmp_path, ["png"])
     assert [file.name for file in files] == [f"{stem}.png"]
 
 
@@ -147,6 +147,6 @@ def test_without_predictions_or_data_it_says_so(factory: Factory) -> None:
     factory.record(factory.resolved("agmm/mini-a"), per_image=run, classes=dataset.info.classes)
     factory.record(factory.resolved("agmm/voc-a", dataset="voc2012"))
     said: list[str] = []
-    assert list(draw(leaderboard(gather(factory.store), resamples=5), say=said.append)) == []
+    assert list(draw_grids(leaderboard(gather_records(factory.store), resamples=5), say=said.append)) == []
     assert "neither predictions nor checkpoints" in said[0]
     assert "no data root for voc2012" in said[1]

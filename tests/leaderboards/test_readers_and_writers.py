@@ -17,7 +17,7 @@ from harness.records.aside import set_aside
 from harness.records.locks import trial_lock
 from harness.records.records import Store
 from leaderboards.judge.comparison import compare
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 
 SECONDS = 1.5
@@ -41,12 +41,12 @@ def _write(factory: Factory, name: str, turn: int) -> None:
 
 
 def _tables(store: Store) -> None:
-    for row in leaderboard(gather(store), {}):
+    for row in leaderboard(gather_records(store), {}):
         assert not row.mean <= 0
 
 
 def _comparison(store: Store) -> None:
-    frame = gather(store)
+    frame = gather_records(store)
     names = set(frame[frame["finished"]]["name"]) if len(frame) else set()
     if names == set(NAMES):
         compare(frame, {}, *NAMES)

@@ -18,7 +18,7 @@ from harness.records.records import Store
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import mean_text, number
 from leaderboards.write.latex import latex
-from leaderboards.write.report import markdown, write_leaderboard
+from leaderboards.write.report import tables_markdown, write_leaderboard
 
 
 def fill(factory: Factory) -> dict:
@@ -101,7 +101,7 @@ def test_a_hole_of_a_table_with_records_stands_below_it() -> None:
     hole = Row(**_row(recipe="x/missing", verdict="not run"))
     failed = Row(**_row(recipe="x/failed", verdict="not run", notes=("failed seeds 0, 1: it diverged",)))
     scored = Row(**_row(n=1, mean=50.0, verdict="not comparable"))
-    text = markdown([scored, hole, failed])
+    text = tables_markdown([scored, hole, failed])
     assert "- not run: x/missing, x/failed: failed seeds 0, 1: it diverged" in text
     assert text.count("| 50.00") == text.count("one seed") == 1
 
@@ -146,7 +146,7 @@ def test_what_all_rows_share_is_said_once_and_the_best_are_marked() -> None:
             | {"notes": (f"paper-{t}/cell: no published value ({why})", "both say so", *own)})
         for t, m, own in (("a", 50.0, ()), ("b", 60.0, ("b alone",)), ("c", 40.0, ()))
     ]  # fmt: skip
-    text = markdown(rows)
+    text = tables_markdown(rows)
     assert text.count("no published value") == 1
     assert f"no published value for paper-a/cell, paper-b/cell, paper-c/cell ({why})" in text
     assert "**60.00 ± 1.00**" in text

@@ -12,10 +12,10 @@ from synthetic import CLASSES, Factory, counts
 from harness.basics.schema import dump
 from harness.recipes.specs import EvaluationSpec
 from leaderboards.rows.frames import class_frame, row_frame
-from leaderboards.rows.gathering import changed_keys, gather, weak_label
-from leaderboards.rows.published import Cell, Published, Source
+from leaderboards.rows.gathering import changed_keys, gather_records, weak_label
+from leaderboards.rows.published import Cell, CellSource, Published
 from leaderboards.rows.row import Row
-from leaderboards.rows.tables import judge, leaderboard
+from leaderboards.rows.tables import leaderboard, verdict_on
 
 
 def known(value: float | None = 60.0, **values: Any) -> Published:
@@ -23,11 +23,11 @@ def known(value: float | None = 60.0, **values: Any) -> Published:
     base = {"id": "paper/voc", "source": "paper", "row": "AGMM", "dataset": "mini", "split": "val"}
     reason = {"reason": "not readable"} if value is None else {"value": value}
     cell = Cell(**base, supervision="point", **reason, **values)
-    return Published({"paper": Source(title="A paper", kind="paper")}, {"paper/voc": cell})
+    return Published({"paper": CellSource(title="A paper", kind="paper")}, {"paper/voc": cell})
 
 
 def rows_of(factory: Factory, recipes: Any = None, cells: Published | None = None) -> list[Row]:
-    return leaderboard(gather(factory.store), recipes, cells or known(), resamples=40)
+    return leaderboard(gather_records(factory.store), recipes, cells or known(), resamples=40)
 
 
 def test_seeds_fold_into_mean_and_deviation(factory: Factory) -> None:
@@ -61,7 +61,7 @@ def test_one_seed_has_no_deviation(factory: Factory) -> None:
     ],
 )
 def test_verdict_at_the_boundaries(difference: float, tolerance: float, verdict: str) -> None:
-    assert judge(difference, tolerance) == verdict
+    assert verdict_on(difference, tolerance) == verdict
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_record_without_cost_has_none(factory: Factory) -> None:
 
 def test_without_resamples_no_counts_are_read(factory: Factory) -> None:
     record = factory.record()
-    frame = gather(factory.store)  # reads and checks them
+    frame = gather_records(factory.store)  # reads and checks them
     next(record.path.glob("evaluations/*/per_image.npz")).unlink()
     (row,) = leaderboard(frame, None, known(), resamples=0)
     assert row.mean > 0

@@ -16,9 +16,9 @@ from harness.cli.main import cli, invoke
 from harness.data.prepare.verify import preflight
 from harness.data.sets.mini import Mini
 from harness.evaluation.evaluator import gather as counted
-from harness.evaluation.verification import verify
+from harness.evaluation.verification import verify_store
 from harness.records.records import PerImage, Store
-from leaderboards.rows.gathering import gather
+from leaderboards.rows.gathering import gather_records
 
 Change = Callable[[PerImage], PerImage]
 
@@ -51,7 +51,7 @@ OTHER_TRUTHS: dict[str, Change] = {
 
 def shown(factory: Factory) -> list[int]:
     """Seeds whose figures are shown."""
-    frame = gather(Store(factory.store.root))
+    frame = gather_records(Store(factory.store.root))
     return frame.loc[frame["miou"].notna(), "seed"].tolist()
 
 
@@ -67,7 +67,7 @@ def test_counts_of_another_truth_are_named_and_left_out(factory: Factory, change
 
 
 def _left_out(factory: Factory) -> list[str]:
-    return gather(Store(factory.store.root)).attrs["left_out"]
+    return gather_records(Store(factory.store.root)).attrs["left_out"]
 
 
 def test_of_two_that_contradict_neither_is_believed(
@@ -139,13 +139,13 @@ def scored(factory: Factory, small: Path, cache: Path) -> tuple[Factory, Mini]:
 
 def test_verify_store_counts_labelled_pixels_anew(scored: tuple[Factory, Mini], cache: Path) -> None:
     factory, dataset = scored
-    done = verify(factory.store, lambda name: dataset, cache)
+    done = verify_store(factory.store, lambda name: dataset, cache)
     assert (done.evaluations, done.breaches, done.unseen) == (2, {}, {})
     for record in factory.store.records():  # all of them, so that none contradicts another
         (run,) = record.evaluations.values()
         _times(3)(run.counts()).save(run.path / "per_image.npz")
     assert shown(factory) == [0, 1]
-    done = verify(Store(factory.store.root), lambda name: dataset, cache)
+    done = verify_store(Store(factory.store.root), lambda name: dataset, cache)
     assert (done.evaluations, len(done.breaches)) == (0, 2)
     assert all("labelled pixels" in error.brief for error in done.breaches.values())
 

@@ -11,7 +11,7 @@ import torch
 from harness.engine.batch import IGNORE, UNLABELLED
 from harness.nn.resize import resize
 from methods import agmm
-from methods.agmm import AGMMConfig, agmm_loss, fit_mixture
+from methods.agmm import AGMMConfig, agmm_loss, fit_class_mixture
 
 FOLDER = Path(__file__).parents[1] / "golden" / "agmm"
 CASES = sorted(p.stem for p in [*FOLDER.glob("*_f32.npz"), *FOLDER.glob("*_f64.npz")] if "aspp" not in p.stem)
@@ -101,7 +101,7 @@ def test_gradients_agree(case: Case):
 
 def test_prototypes_and_responses_agree(case: Case):
     probabilities = case.logits.softmax(1)
-    mixture = fit_mixture(case.features, probabilities, case.labels, case.tags, case.config)
+    mixture = fit_class_mixture(case.features, probabilities, case.labels, case.tags, case.config)
     absolute = 1e-10 if case.double else 5e-6
     responses = torch.zeros_like(case.logits)
     responses[mixture.images, mixture.classes] = mixture.responses
@@ -188,7 +188,7 @@ def test_a_hundred_and_fifty_classes(options):
     labels[0] = torch.arange(64 * 64).view(64, 64) % 150
     tags[:] = 1
     terms = run(features, logits, labels, tags, **options)
-    mixture = fit_mixture(features, logits.softmax(1), labels, tags, AGMMConfig(**options))
+    mixture = fit_class_mixture(features, logits.softmax(1), labels, tags, AGMMConfig(**options))
     assert len(mixture.classes) == 150
     assert terms["cls"] == 0, "no class is absent"
 
@@ -216,10 +216,10 @@ def test_features_of_another_image_do_not_matter():
     features, logits, labels, tags = problem(batch=3)
     labels[:, 2:4, :] = 1
     labels[:, 9:12, :] = 3
-    first = fit_mixture(features, logits.softmax(1), labels, tags, AGMMConfig())
+    first = fit_class_mixture(features, logits.softmax(1), labels, tags, AGMMConfig())
     changed = features.detach().clone()
     changed[2] += 1
-    second = fit_mixture(changed, logits.softmax(1), labels, tags, AGMMConfig())
+    second = fit_class_mixture(changed, logits.softmax(1), labels, tags, AGMMConfig())
     own = first.images != 2
     torch.testing.assert_close(first.responses[own], second.responses[own])
     torch.testing.assert_close(first.prototypes[own], second.prototypes[own])
@@ -255,7 +255,7 @@ def test_online_em_of_our_own_moves_prototypes_towards_their_pixels_and_is_off_b
     probabilities = torch.full((1, 2, 28, 28), 0.5)
     errors = []
     for rounds in (0, 3):
-        mixture = fit_mixture(features, probabilities, labels, tags, AGMMConfig(oem_ours_rounds=rounds))
+        mixture = fit_class_mixture(features, probabilities, labels, tags, AGMMConfig(oem_ours_rounds=rounds))
         errors.append((mixture.prototypes - means).abs().mean().item())
         assert ((mixture.responses > 0) & (mixture.responses <= 1)).all()
     assert errors[1] < 0.2 * errors[0]

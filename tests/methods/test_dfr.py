@@ -18,10 +18,10 @@ from harness.recipes.resolving import resolve
 from methods.dfr import (
     DFR,
     DFRConfig,
-    balanced_cross_entropy,
     cell_labels,
     pair_consistency,
     principal_components,
+    summed_cross_entropy,
 )
 
 INFO = DatasetInfo(
@@ -107,8 +107,8 @@ def test_balanced_cross_entropy_weighs_both_sides_alike():
     labels[:, 0] = UNLABELLED
     cost = F.cross_entropy(logits, labels.masked_fill(labels > 2, 0), reduction="none")
     expected = cost[labels == 0].mean() + cost[(labels > 0) & (labels < 3)].mean()
-    torch.testing.assert_close(balanced_cross_entropy(logits, labels, 0), expected)
-    none = balanced_cross_entropy(logits.requires_grad_(), torch.full_like(labels, UNLABELLED), 0)
+    torch.testing.assert_close(summed_cross_entropy(logits, labels, 0), expected)
+    none = summed_cross_entropy(logits.requires_grad_(), torch.full_like(labels, UNLABELLED), 0)
     assert none.item() == 0
     assert not torch.autograd.grad(none, logits)[0].any()
 

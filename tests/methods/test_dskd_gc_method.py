@@ -16,7 +16,7 @@ from harness.nn.ema import cosine_momentum
 from harness.recipes.resolving import resolve
 from harness.recipes.specs import OptimiserSpec
 from methods.dskd_gc import DSKDGC, DSKDGCConfig, unmirrored
-from methods.dskd_gc.correction import class_maps, label_noise, make_labels
+from methods.dskd_gc.correction import class_maps, label_noise, training_labels
 
 SIDE, CLASSES = 48, 4
 WARM, AFTER = Progress(0, 100, 10), Progress(60, 100, 10)
@@ -277,7 +277,7 @@ def plain_labels(**options):
     cam = torch.rand(2, CLASSES - 1, 6, 6, generator=generator) ** 2 * tags[:, :, None, None]
     features = torch.randn(2, 8, 6, 6, generator=generator) + 2
     valid = torch.ones(2, SIDE, SIDE, dtype=torch.bool)
-    return make_labels(cam, tags, features, valid, config), cam, tags, features, valid, config
+    return training_labels(cam, tags, features, valid, config), cam, tags, features, valid, config
 
 
 def test_without_correction_labels_are_those_of_the_map():
@@ -378,7 +378,7 @@ def test_on_pixels_a_distance_of_one_patch_is_the_token_grid():
         **(SMALL | {"gc_tau": 0.6, "gc_grid": "pixel_nearest", "gc_distance": 8, "gc_bins": 0})
     )
     big = cam.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    pixels = make_labels(big, tags, features, valid, config)
+    pixels = training_labels(big, tags, features, valid, config)
     assert torch.equal(pixels.initial, tokens.initial)
     assert torch.equal(pixels.corrected, tokens.corrected)
 
@@ -386,11 +386,11 @@ def test_on_pixels_a_distance_of_one_patch_is_the_token_grid():
 def test_refined_labels_are_corrected_by_patches():
     """Labels finer than patches: the noise and the neighbours are those of the patches around."""
     plain, cam, tags, features, valid, config = plain_labels(gc_tau=0.6)
-    again = make_labels(cam, tags, features, valid, config, refined=plain.initial)
+    again = training_labels(cam, tags, features, valid, config, refined=plain.initial)
     assert torch.equal(again.corrected, plain.corrected)
     fine = plain.initial.clone()
     fine[:, ::8] = 0  # a line of pixels through every patch
-    other = make_labels(cam, tags, features, valid, config, refined=fine)
+    other = training_labels(cam, tags, features, valid, config, refined=fine)
     clean = (other.noise <= config.gc_theta_low).repeat_interleave(8, 1).repeat_interleave(8, 2)
     assert torch.equal(other.corrected[clean], fine[clean])
 
@@ -398,12 +398,12 @@ def test_refined_labels_are_corrected_by_patches():
 def test_padding_stays_out_of_the_fit_and_without_label():
     _, cam, tags, features, valid, config = plain_labels()
     valid[:, :, 36:] = False  # four and a half patches
-    here = make_labels(cam, tags, features, valid, config)
+    here = training_labels(cam, tags, features, valid, config)
     assert (here.corrected[~valid] == IGNORE).all()
     assert (here.noise[:, :, 4:] == 0).all()
     changed = cam.clone()
     changed[..., 4:] = 0.99 * tags[:, :, None, None]
-    there = make_labels(changed, tags, features, valid, config)
+    there = training_labels(changed, tags, features, valid, config)
     assert torch.equal(here.noise, there.noise)
 
 

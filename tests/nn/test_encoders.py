@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from harness.basics.errors import UserError
 from harness.nn import weights as weights_module
 from harness.nn.encoders import create_encoder, probe
-from harness.nn.vit import OWN as VITS
+from harness.nn.vit import OWN_TRANSFORMERS as VITS
 from harness.nn.vit import create_vit
 from harness.nn.weights import PRETRAINED, packaged, weights_sha256
 

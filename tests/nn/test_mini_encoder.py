@@ -159,7 +159,7 @@ def test_shipped_weights_are_the_listed_ones(name: str) -> None:
     with safetensors.safe_open(path, "pt") as stream:
         stored = json.loads(stream.metadata()["pretraining"])
     assert stored == {key: value for key, value in row.items() if key not in ("file", "sha256")}
-    assert row["generator"] == mini_scenes.VERSION
+    assert row["generator"] == mini_scenes.SCENES_VERSION
     assert row["steps"] == mini_pretraining.PLANS[name].steps, "made with the present defaults"
     assert f"| {row['seed']} | `{row['command']}` |" in (PRETRAINED / "README.md").read_text(encoding="utf-8")
     assert f"`{row['sha256']}`" in (PRETRAINED / "README.md").read_text(encoding="utf-8")
@@ -173,8 +173,8 @@ def test_shipped_weights_are_small() -> None:
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_shipped_features_tell_the_kinds_apart(name: str) -> None:
     """A nearest-centre classifier on pooled features of the shipped encoder, on new pictures."""
-    images, kinds = mini_pretraining.pictures(240, seed=1234)
-    normalised = mini_pretraining.normalised(images)
+    images, kinds = mini_pretraining.pretraining_pictures(240, seed=1234)
+    normalised = mini_pretraining.normalised_pictures(images)
     with torch.no_grad():
         if name == "mini_vit":
             maps = create_vit(name, "packaged", crop=(56, 56)).eval()(normalised).final
@@ -193,8 +193,8 @@ def test_shipped_patch_tokens_keep_evidence_where_it_is_seen() -> None:
     Of the weights before, pretrained on whole pictures, a third of the evidence lay there and half of the
     largest scores.
     """
-    images, kinds = mini_pretraining.pictures(240, seed=1234, stream="single_val", scattered=True)
-    images = mini_pretraining.normalised(images)
+    images, kinds = mini_pretraining.pretraining_pictures(240, seed=1234, stream="single_val", scattered=True)
+    images = mini_pretraining.normalised_pictures(images)
     encoder = create_vit("mini_vit", "packaged", crop=(56, 56)).eval()
     tags = F.one_hot(kinds, 7)[:, :6].float()
     torch.manual_seed(0)
@@ -226,7 +226,7 @@ def test_shipped_patch_tokens_keep_evidence_where_it_is_seen() -> None:
 def test_pretraining_is_reproducible_and_leaves_torch_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
 ) -> None:
-    monkeypatch.setattr(mini_pretraining, "HELD_OUT", 24)
+    monkeypatch.setattr(mini_pretraining, "HELD_OUT_PICTURES", 24)
     monkeypatch.setitem(
         mini_pretraining.PLANS, encoder, replace(mini_pretraining.PLANS[encoder], pictures=48)
     )
@@ -251,7 +251,7 @@ def test_pretraining_is_reproducible_and_leaves_torch_alone(
 def test_pretraining_learns(encoder: str, count: int, rate: float, steps: int) -> None:
     """A few pictures are learnt by heart."""
     plan = replace(mini_pretraining.PLANS[encoder], learning_rate=rate, batch=count)
-    images, kinds = mini_pretraining.pictures(count, seed=0, scattered=plan.scattered)
+    images, kinds = mini_pretraining.pretraining_pictures(count, seed=0, scattered=plan.scattered)
     torch.manual_seed(0)
     model = plan.model(6)
     mini_pretraining._train(model, images, kinds, plan, steps, lambda _: None)
@@ -279,7 +279,7 @@ def test_magnification_keeps_the_middle_and_reflects_what_it_uncovers() -> None:
 
 def test_augmentation_keeps_range_and_moves_pictures() -> None:
     torch.manual_seed(0)
-    images, _ = mini_pretraining.pictures(4, seed=0)
+    images, _ = mini_pretraining.pretraining_pictures(4, seed=0)
     changed = mini_pretraining.augmented(images)
     assert changed.shape == images.shape
     assert changed.min() >= 0

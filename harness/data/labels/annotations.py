@@ -29,7 +29,7 @@ from harness.data.picture_files import in_any_case
 #: Farthest coordinate of a stroke or click, in pixels: drawing what lies beyond would overflow.
 _FARTHEST = 1e6
 #: Which files can carry which weak label.
-FORMATS: Mapping[Supervision, tuple[str, ...]] = {
+LABEL_FORMATS: Mapping[Supervision, tuple[str, ...]] = {
     "scribble": ("png", "xml", "polyline", "labelme"),
     "point": ("png", "clicks", "csv", "labelme"),
     "block": ("png", "labelme", "coco", "yolo"),
@@ -122,7 +122,7 @@ def class_list(file: Path) -> Path:
 
 def check_format(supervision: Supervision, spec: LabelSpec) -> None:
     """Raises UserError unless files of the format can carry this kind of weak label."""
-    formats = FORMATS.get(supervision, ())
+    formats = LABEL_FORMATS.get(supervision, ())
     if spec.format not in formats:
         said = f"format {spec.format!r}" if spec.format else "no format"
         raise UserError(

@@ -17,7 +17,7 @@ _MARGIN, _CAPTION = 6, 14
 _VOID_COLOUR = (224, 224, 192)
 
 
-def overlay(
+def dimmed_overlay(
     picture: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], share: float
 ) -> np.ndarray:
     """``(H, W, 3)`` uint8: classes in their colours over the picture, void in cream, the rest dimmed grey.
@@ -67,7 +67,7 @@ def contact_sheet(
         cells = {image_id: picture}
         if dataset.has_mask(image_id, split):
             mask = dataset.read_mask(image_id, split)
-            cells["mask"] = overlay(picture, mask, info.palette, 0.75)
+            cells["mask"] = dimmed_overlay(picture, mask, info.palette, 0.75)
             for kind in kinds:
                 if kind != "box" or info.background is not None:
                     label = simulate(
@@ -78,11 +78,11 @@ def contact_sheet(
                         num_classes=info.num_classes,
                         background=info.background,
                     )
-                    cells[f"{kind} (simulated)"] = overlay(picture, label, info.palette, 1.0)
+                    cells[f"{kind} (simulated)"] = dimmed_overlay(picture, label, info.palette, 1.0)
         for caption, folder in (folders or {}).items():
             label = read_index(folder / f"{image_id}.png")
             label = np.where(label == IGNORE, np.uint8(UNLABELLED), label)
-            cells[caption] = overlay(picture, label, info.palette, 1.0)
+            cells[caption] = dimmed_overlay(picture, label, info.palette, 1.0)
         rows.append({name: _cell(array, width) for name, array in cells.items()})
     return _arranged(rows, width)
 
@@ -107,6 +107,6 @@ def _arranged(rows: Sequence[Mapping[str, Image.Image]], width: int) -> Image.Im
     return sheet
 
 
-def save(sheet: Image.Image, path: Path) -> None:
+def save_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a sheet as PNG, whole."""
     write_with(path, lambda stream: sheet.save(stream, format="PNG"))

@@ -91,7 +91,9 @@ class Counts:
         }
 
 
-def count(label: np.ndarray, mask: np.ndarray | None, num_classes: int, background: int | None) -> Counts:
+def count_label(
+    label: np.ndarray, mask: np.ndarray | None, num_classes: int, background: int | None
+) -> Counts:
     """Count one label.
 
     Args:
@@ -140,7 +142,7 @@ def boundary_distance(mask: np.ndarray) -> np.ndarray:
     return np.minimum(ndimage.distance_transform_edt(~edge).astype(np.int64) + 1, FARTHEST)
 
 
-def plot(counts: Counts, info: DatasetInfo, kind: str, path: Path) -> None:
+def plot_statistics(counts: Counts, info: DatasetInfo, kind: str, path: Path) -> None:
     """Draw how much of each class is labelled, and how far from boundaries labels lie.
 
     Args:

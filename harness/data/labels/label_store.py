@@ -22,7 +22,7 @@ import numpy as np
 from harness.basics.arrays import read_arrays
 from harness.basics.errors import UserError
 from harness.basics.files import expanded, write_with
-from harness.basics.reading import Damaged, damaged, set_aside
+from harness.basics.reading import Damaged, damaged, set_damaged_aside
 from harness.basics.schema import digest, essential
 from harness.data import numbering, sense
 from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervision
@@ -314,7 +314,7 @@ def _source(
         return _Source(facts, files, partial(_official, dataset, supervision, spec), tags)
     shape = {"block": "block_share", "box": "box_inside"}.get(supervision, "stroke")
     unread = {*_OFFICIAL, "stroke", "block_share", "box_inside"} - {shape}
-    facts = {"from": "simulator", "version": weak_labels.VERSION}
+    facts = {"from": "simulator", "version": weak_labels.LABEL_VERSION}
     facts |= {k: v for k, v in essential(spec).items() if k not in unread}
     label = partial(_simulated, dataset, split, supervision, spec)
     if supervision == "box":
@@ -460,7 +460,7 @@ def _read_index(folder: Path, ids: Sequence[str], *, with_files: bool) -> list[_
         for path in changed:
             if os.path.lexists(path):
                 warnings.warn(f"{path} has changed since it was prepared: it is made again", stacklevel=2)
-                set_aside(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                set_damaged_aside(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if changed:
             return None
     return rows

@@ -13,10 +13,10 @@ from scipy import ndimage
 from scipy.sparse.csgraph import dijkstra
 
 from harness.data.base import UNLABELLED
-from harness.data.labels.weak_labels import generator, grid_graph
+from harness.data.labels.weak_labels import grid_graph, label_generator
 
 #: Part of the hash of what makes labels; raised whenever equal labels may be changed otherwise.
-VERSION = 1
+TOOLS_VERSION = 1
 
 _AROUND = np.ones((3, 3), bool)
 
@@ -58,7 +58,7 @@ def shorten(label: np.ndarray, keep: float, *, image_id: str, seed: int, num_cla
     """
     if keep >= 1:
         return label.copy()
-    rng = generator(image_id, "shorten", seed)
+    rng = label_generator(image_id, "shorten", seed)
     shorter = np.full_like(label, UNLABELLED)
     for place, inside in strokes(label, num_classes):
         way = _along(inside)
@@ -90,7 +90,7 @@ def drop(label: np.ndarray, share: float, *, image_id: str, seed: int, num_class
 
     Args and encoding as :func:`shorten`.
     """
-    rng = generator(image_id, "drop", seed)
+    rng = label_generator(image_id, "drop", seed)
     fewer = np.full_like(label, UNLABELLED)
     for place, inside in strokes(label, num_classes):
         if rng.random() < share:
@@ -121,7 +121,7 @@ def n_clicks(mask: np.ndarray, clicks: int, *, image_id: str, seed: int, num_cla
     Returns:
         ``(H, W)`` uint8: ``0..K-1`` clicked class, 254 elsewhere.
     """
-    rng = generator(image_id, "clicks", seed)
+    rng = label_generator(image_id, "clicks", seed)
     flat = mask.ravel()
     counts = np.bincount(flat, minlength=256)[:num_classes]
     present = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]

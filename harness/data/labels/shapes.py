@@ -35,7 +35,7 @@ class Area:
 
 
 @dataclass
-class Shapes:
+class Drawn:
     """What is drawn on one picture.
 
     Attributes:
@@ -84,7 +84,7 @@ def checked_box(label: int, corners: Sequence[float], size: tuple[int, int], whe
 
 
 def painted(
-    shapes: Shapes,
+    shapes: Drawn,
     supervision: Supervision,
     size: tuple[int, int],
     spec: LabelSpec,

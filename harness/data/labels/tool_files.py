@@ -24,7 +24,7 @@ from harness.data import coco_masks
 from harness.data.base import Supervision
 from harness.data.labels.annotations import Stroke, class_list
 from harness.data.labels.coordinates import check_points
-from harness.data.labels.shapes import Area, Shapes, checked_box
+from harness.data.labels.shapes import Area, Drawn, checked_box
 from harness.data.labels.tags import csv_rows
 from harness.data.naming import ByPicture, bare
 
@@ -39,7 +39,7 @@ def read_shapes(
     supervision: Supervision,
     size: tuple[int, int],
     names: Mapping[str, int],
-) -> Shapes:
+) -> Drawn:
     """What a file of a tool says of a picture.
 
     Args:
@@ -96,7 +96,7 @@ def _area(label: int, points: np.ndarray, size: tuple[int, int], where: object) 
 
 def _labelme(
     path: Path, image_id: str, supervision: Supervision, size: tuple[int, int], names: Mapping[str, int]
-) -> Shapes:
+) -> Drawn:
     where = f"{path}, picture {image_id}"
     content = read_object(path, MOST_TEXT)
     _same_size((content.get("imageHeight"), content.get("imageWidth")), size, where)
@@ -106,7 +106,7 @@ def _labelme(
     drawn = [(entry, _points(entry.get("points"), where)) for entry in entries]
     if drawn:
         check_points(np.concatenate([points for _, points in drawn]), size, where)
-    shapes = Shapes()
+    shapes = Drawn()
     for entry, points in drawn:
         label = _label(entry.get("label"), names, where)
         kind = entry.get("shape_type", "polygon")
@@ -175,7 +175,7 @@ def _coco_pictures(path: Path, modified: int, size: int) -> tuple[ByPicture[Any]
 
 def _coco(
     path: Path, image_id: str, supervision: Supervision, size: tuple[int, int], names: Mapping[str, int]
-) -> Shapes:
+) -> Drawn:
     status = path.stat()
     pictures, kinds = _coco_pictures(path, status.st_mtime_ns, status.st_size)
     found = pictures.get(image_id)
@@ -185,7 +185,7 @@ def _coco(
         )
     picture, annotations = found
     _same_size((picture.get("height"), picture.get("width")), size, f"{path}, picture {image_id}")
-    shapes = Shapes()
+    shapes = Drawn()
     for annotation in annotations:
         where = f"{path}, picture {image_id}, annotation {annotation.get('id', 'without id')}"
         kind = annotation.get("category_id")
@@ -232,8 +232,8 @@ def _four(box: Any, where: object) -> tuple[float, float, float, float]:
 
 def _voc(
     path: Path, image_id: str, supervision: Supervision, size: tuple[int, int], names: Mapping[str, int]
-) -> Shapes:
-    where, shapes = f"{path}, picture {image_id}", Shapes()
+) -> Drawn:
+    where, shapes = f"{path}, picture {image_id}", Drawn()
     try:
         root = ElementTree.fromstring(read_text(path))
         stated = tuple(root.findtext(f"size/{side}") for side in ("height", "width"))
@@ -256,8 +256,8 @@ def _voc(
 
 def _yolo(
     path: Path, image_id: str, supervision: Supervision, size: tuple[int, int], names: Mapping[str, int]
-) -> Shapes:
-    kinds, shapes, (height, width) = _yolo_names(path), Shapes(), size
+) -> Drawn:
+    kinds, shapes, (height, width) = _yolo_names(path), Drawn(), size
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -376,7 +376,7 @@ def _csv_pictures(path: Path, modified: int, size: int) -> ByPicture[list[tuple[
 
 def _csv(
     path: Path, image_id: str, supervision: Supervision, size: tuple[int, int], names: Mapping[str, int]
-) -> Shapes:
+) -> Drawn:
     status = path.stat()
     rows = _csv_pictures(path, status.st_mtime_ns, status.st_size).get(image_id)
     if rows is None:
@@ -397,10 +397,10 @@ def _csv(
         strokes.append(Stroke(_label(name, names, where), point))
     if strokes:
         check_points(np.concatenate([s.points for s in strokes]), size, f"{path}, picture {image_id}")
-    return Shapes(points=strokes)
+    return Drawn(points=strokes)
 
 
-_Reader = Callable[[Path, str, Supervision, tuple[int, int], Mapping[str, int]], Shapes]
+_Reader = Callable[[Path, str, Supervision, tuple[int, int], Mapping[str, int]], Drawn]
 _READERS: Mapping[str, _Reader] = {
     "labelme": _labelme,
     "coco": _coco,

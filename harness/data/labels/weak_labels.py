@@ -27,7 +27,7 @@ from harness.data.base import IGNORE, UNLABELLED, BoxInside, DatasetInfo, LabelS
 from harness.data.labels.annotations import Stroke, draw_clicks, draw_strokes
 
 #: Part of the digest of prepared labels; raised whenever equal masks may give other labels.
-VERSION = 2
+LABEL_VERSION = 2
 
 #: Parts smaller than this share of the picture, or of the largest part of their class, get no label of
 #: their own; the largest part of each class always gets one.
@@ -83,7 +83,7 @@ class _Interior:
         return ((cells + 0.5) * self.side - 0.5)[:, ::-1]
 
 
-def generator(image_id: str, supervision: str, seed: int) -> np.random.Generator:
+def label_generator(image_id: str, supervision: str, seed: int) -> np.random.Generator:
     """The random numbers of one label, independent of process, order and hash randomisation."""
     key = hashlib.sha256(f"{seed}/{supervision}/{image_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big")))
@@ -174,7 +174,7 @@ def simulate(
     if supervision == "full":
         return mask
     label = np.full(mask.shape, UNLABELLED, np.uint8)
-    rng = generator(image_id, supervision, seed)
+    rng = label_generator(image_id, supervision, seed)
     if supervision == "box":
         if background is None:
             raise UserError(

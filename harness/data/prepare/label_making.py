@@ -28,7 +28,7 @@ from harness.data.lists import write_tags
 from harness.data.parallel import ordered_map
 from harness.data.sets.layout import mask_tags
 
-Source = Literal["simulated", "official", "voc-boxes", "coco-boxes", "onehot"]
+MadeFrom = Literal["simulated", "official", "voc-boxes", "coco-boxes", "onehot"]
 #: Value of pixels without annotation in the files written.
 FILE_UNLABELLED = 255
 
@@ -49,7 +49,7 @@ class Making:
     """
 
     kind: Supervision
-    source: Source = "simulated"
+    source: MadeFrom = "simulated"
     spec: LabelSpec = field(default_factory=LabelSpec)
     place: str = ""
     clicks: int | None = None
@@ -63,7 +63,7 @@ class Making:
         for key in ("folder", "background"):  # places; the result has its own hash
             values["spec"].pop(key)
         values.pop("place")
-        return values | {"simulator": weak_labels.VERSION, "tools": label_tools.VERSION}
+        return values | {"simulator": weak_labels.LABEL_VERSION, "tools": label_tools.TOOLS_VERSION}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def make_labels(dataset: Dataset, split: str, making: Making, folder: Path, *, w
             "statistics": counts.summary(dataset.info.classes),
         },
     )
-    label_statistics.plot(counts, dataset.info, making.kind, folder / "statistics.png")
+    label_statistics.plot_statistics(counts, dataset.info, making.kind, folder / "statistics.png")
     return made
 
 
@@ -189,7 +189,7 @@ def _one(
     content = np.array(label.shape, np.int64).tobytes() + np.ascontiguousarray(label).tobytes()
     return _Row(
         hashlib.sha256(content).digest(),
-        label_statistics.count(label, mask, info.num_classes, info.background),
+        label_statistics.count_label(label, mask, info.num_classes, info.background),
     )
 
 

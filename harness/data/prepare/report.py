@@ -11,7 +11,7 @@ from typing import Any
 from harness.basics.errors import UserError
 from harness.data.base import IGNORE, Dataset
 from harness.data.prepare.label_report import LabelReport, Wanted, check_labels
-from harness.data.prepare.verify import SplitReport, check_split, overlap
+from harness.data.prepare.verify import SplitReport, overlap, verify_split
 
 #: How many offenders of each split are printed.
 _SHOWN = 5
@@ -136,7 +136,7 @@ class DatasetReport:
         }
 
 
-def verify(
+def verify_dataset(
     dataset: Dataset,
     *,
     cache: Path,
@@ -163,7 +163,7 @@ def verify(
     for split in dataset.info.splits if splits is None else splits:
         why = None if splits is not None or split in ("train", "val") else _absent(dataset, split)
         if why is None:
-            found.append(check_split(dataset, split, cache=cache, workers=workers))
+            found.append(verify_split(dataset, split, cache=cache, workers=workers))
         else:
             absent.append((split, why))
     broken = {s.split for s in found if s.offenders}

@@ -133,7 +133,7 @@ class SplitReport:
         )
 
 
-def check_split(
+def verify_split(
     dataset: Dataset, split: str, *, cache: Path, workers: int = 0, with_masks: bool = True
 ) -> SplitReport:
     """Look at every picture and mask of a split that is new or has changed.
@@ -256,12 +256,12 @@ def _twins(pictures: Mapping[str, str]) -> Iterator[str]:
 def sound_split(
     dataset: Dataset, split: str, *, cache: Path, workers: int = 0, with_masks: bool = True
 ) -> SplitReport:
-    """As :func:`check_split`, of a split in which nothing is wrong.
+    """As :func:`verify_split`, of a split in which nothing is wrong.
 
     Raises:
         UserError: likewise; the first offender in list order, with the number of further ones.
     """
-    found = check_split(dataset, split, cache=cache, workers=workers, with_masks=with_masks)
+    found = verify_split(dataset, split, cache=cache, workers=workers, with_masks=with_masks)
     if found.fingerprint is None:
         first, others = found.offenders[0], len(found.offenders) - 1
         more = f" (and {others} more of the {found.images} images of {split})" if others else ""

@@ -144,7 +144,7 @@ def _tags(job: _Job, labels: np.ndarray, num_classes: int) -> np.ndarray:
 def _draw(maps: Path, labels: np.ndarray, palette: Sequence[Sequence[int]], job: _Job) -> None:
     try:
         if job.panoptic is None:
-            drawn = coco_masks.label_map(job.annotations, job.size, labels)
+            drawn = coco_masks.annotation_map(job.annotations, job.size, labels)
         else:
             drawn = coco_masks.panoptic_map(read_rgb(job.panoptic), job.annotations, labels)
     except UserError as error:

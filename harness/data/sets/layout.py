@@ -14,7 +14,7 @@ from harness.basics.errors import UserError
 from harness.data.base import Dataset, LabelSpec, Supervision, class_numbers
 from harness.data.images import read_index, read_rgb
 from harness.data.labels.annotations import TOOLS, check_format, label_files, read_label
-from harness.data.labels.shapes import Shapes, painted
+from harness.data.labels.shapes import Drawn, painted
 from harness.data.labels.tags import tags_by_picture
 from harness.data.labels.tool_files import read_shapes
 from harness.data.labels.weak_labels import tags_from_mask
@@ -230,7 +230,7 @@ class FileDataset(Dataset):
             numbers=self.numbers() if spec.encoding == "files" else None,
         )
 
-    def _shapes(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> Shapes:
+    def _shapes(self, image_id: str, supervision: Supervision, spec: LabelSpec) -> Drawn:
         """What an annotation tool's file says of a picture."""
         check_format(supervision, spec)
         place, size = self.label_files(image_id, spec)[0], self.picture_size(image_id)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Raised whenever a picture of some seed changes.
-VERSION = 1
+SCENES_VERSION = 1
 #: Names of the six kinds, in label order from 1 (0 is background).
-KINDS = ("mug", "table", "fish", "umbrella", "kite", "spider")
+OBJECT_KINDS = ("mug", "table", "fish", "umbrella", "kite", "spider")
 VOID = 255
 
 _STREAMS = {"train": 0, "val": 1, "single": 2, "single_val": 3}
@@ -28,7 +28,7 @@ _SIDE = (64, 96)  # pixels, both ends included
 _MIN_VISIBLE = 0.4  # share of an object that may not be covered or cut off
 
 
-def generator(seed: int, stream: str, index: int) -> np.random.Generator:
+def scene_generator(seed: int, stream: str, index: int) -> np.random.Generator:
     """The random stream of one picture."""
     sequence = np.random.SeedSequence([seed, _STREAMS[stream], index])
     return np.random.Generator(np.random.PCG64(sequence))
@@ -42,7 +42,7 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         line one pixel wide just outside every object, so that thin parts keep their labels).
         Sides are 64 to 96 pixels.
     """
-    rng = generator(seed, split, index)
+    rng = scene_generator(seed, split, index)
     height, width = (int(rng.integers(_SIDE[0], _SIDE[1] + 1)) for _ in range(2))
     grid = _grid(height, width)
     count = 1 + int(rng.random() < 0.6) + int(rng.random() < 0.3)
@@ -54,9 +54,9 @@ def single_object(seed: int, index: int, side: int = 56, stream: str = "single")
 
     Stands in for an ImageNet picture; ``stream="single_val"`` draws from pictures never trained on.
     """
-    rng = generator(seed, stream, index)
+    rng = scene_generator(seed, stream, index)
     grid = _grid(side, side)
-    kind = int(rng.integers(len(KINDS)))
+    kind = int(rng.integers(len(OBJECT_KINDS)))
     pose = _pose(rng, side, side, half=side * _between(rng, 0.26, 0.46), spread=0.16)
     image, _ = _compose(rng, grid, [_object(rng, kind, grid, pose)], clutter=int(rng.integers(0, 3)))
     return image, kind
@@ -67,11 +67,11 @@ def scattered_object(seed: int, index: int, side: int = 56, stream: str = "singl
 
     One picture in seven has none; its class is 6.
     """
-    rng = generator(seed, stream, index)
+    rng = scene_generator(seed, stream, index)
     grid = _grid(side, side)
-    kind = int(rng.integers(len(KINDS) + 1))
+    kind = int(rng.integers(len(OBJECT_KINDS) + 1))
     drawn: list[_Surface] = []
-    while kind < len(KINDS) and not drawn:
+    while kind < len(OBJECT_KINDS) and not drawn:
         half = side * _between(rng, 0.26, 0.46)
         candidate = _object(rng, kind, grid, _pose(rng, side, side, half=half, spread=0.5))
         drawn = [candidate] if _visible([candidate], half) else []
@@ -136,7 +136,7 @@ def _pose(rng: np.random.Generator, height: int, width: int, half: float, spread
 
 
 def _object(rng: np.random.Generator, kind: int, grid: Grid, pose: _Pose) -> _Surface:
-    shape, texture = _KINDS[KINDS[kind]]
+    shape, texture = _KINDS[OBJECT_KINDS[kind]]
     u, v = pose.local(grid)
     distance = shape(rng, u, v, 0.9 / pose.half) * pose.half
     return _Surface(distance, texture(rng, u, v), kind + 1)
@@ -147,7 +147,7 @@ def _place(rng: np.random.Generator, grid: Grid, count: int) -> list[_Surface]:
     height, width = grid[0].shape
     placed: list[_Surface] = []
     for _ in range(count):
-        kind = int(rng.integers(len(KINDS)))
+        kind = int(rng.integers(len(OBJECT_KINDS)))
         for _ in range(12):
             half = _between(rng, 17, 27)
             candidate = _object(rng, kind, grid, _pose(rng, height, width, half, spread=0.36))

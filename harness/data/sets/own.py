@@ -39,7 +39,7 @@ from harness.basics.schema import load, schema
 from harness.basics.text import one_line
 from harness.data.base import IGNORE, UNLABELLED, DatasetInfo, LabelSpec, Supervision
 from harness.data.images import Exif
-from harness.data.labels.annotations import FORMATS, check_size
+from harness.data.labels.annotations import LABEL_FORMATS, check_size
 from harness.data.labels.tags import tags_file
 from harness.data.lists import read_list
 from harness.data.picture_files import PictureFiles, in_any_case
@@ -138,7 +138,7 @@ class OwnDataset(FileDataset):
         Raises:
             UserError: as for every data set.
         """
-        if spec.format != "png" or not self.described or "png" not in FORMATS.get(supervision, ()):
+        if spec.format != "png" or not self.described or "png" not in LABEL_FORMATS.get(supervision, ()):
             return super().read_official_label(image_id, supervision, spec)
         path = self.label_files(image_id, spec)[0]
         if spec.encoding == "classes" or (self.root / expanded(spec.folder) / _OURS).is_file():
@@ -375,14 +375,14 @@ def _colours(table: Encoding) -> tuple[tuple[int, int, int], ...]:
 
 
 #: Folders that this process was given, by the name of their data set; under no name, parents of many.
-given: dict[str, Path] = {}
+given_roots: dict[str, Path] = {}
 
 
 def register(data_roots: Iterable[str]) -> None:
     """Make the user's own data sets among ``NAME=PATH`` known, once per process.
 
     Names of other data sets, and paths without a name, are left to them; all are remembered as
-    :data:`given`, for commands that are printed.
+    :data:`given_roots`, for commands that are printed.
 
     Raises:
         UserError: see :func:`describe`.
@@ -391,9 +391,9 @@ def register(data_roots: Iterable[str]) -> None:
         name, equals, path = text.partition("=")
         place = expanded(path)
         if not equals or Path(text).exists():
-            given[""] = expanded(text).absolute()
+            given_roots[""] = expanded(text).absolute()
             continue
-        given[name] = place.absolute()
+        given_roots[name] = place.absolute()
         if not place.exists():
             continue
         if name not in DATASETS or (

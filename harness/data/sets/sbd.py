@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.data.sets.voc2012 import VOC2012
 
 
-def prepare(voc: VOC2012, source: Path | None, workers: int, report: Callable[[str], None]) -> None:
+def prepare_masks(voc: VOC2012, source: Path | None, workers: int, report: Callable[[str], None]) -> None:
     """Write a mask for every picture of ``train_aug`` that has none.
 
     Args:

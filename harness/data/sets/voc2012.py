@@ -129,4 +129,4 @@ class VOC2012(VOCLayout):
         """Build ``SegmentationClassAug`` from VOC and SBD, see :mod:`harness.data.sets.sbd`."""
         from harness.data.sets import sbd
 
-        sbd.prepare(self, source, workers, report)
+        sbd.prepare_masks(self, source, workers, report)

@@ -60,7 +60,7 @@ class Deployed(nn.Module):
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenModel:
     """What was written.
 
     Attributes:
@@ -87,7 +87,7 @@ def export_model(
     overrides: Mapping[str, Any] | None = None,
     results: Path | str = "results",
     say: Callable[[str], None] = warnings.warn,
-) -> Written:
+) -> WrittenModel:
     """Write a trained network for deployment.
 
     Args:
@@ -105,7 +105,7 @@ def export_model(
         UserError: there is no such record, the weights do not fit, torch cannot export the network, or what
             it exports computes something else.
     """
-    came, recipe, overrides, checkpoint = origin.chosen(source, overrides, checkpoint)
+    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint)
     with origin.standing_in(came):
         resolved = resolve(recipe, overrides)
         check_scored(resolved, network=network, table=table)
@@ -153,7 +153,7 @@ def export_model(
         }
         write_json(out / "model.json", facts)
     names = [*differences, "model.json"]
-    return Written(tuple(out / name for name in names), differences, left_out, any_size)
+    return WrittenModel(tuple(out / name for name in names), differences, left_out, any_size)
 
 
 def _example(height: int, width: int) -> Tensor:

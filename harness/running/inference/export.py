@@ -37,7 +37,7 @@ from harness.recipes import protocols
 from harness.recipes.resolving import Resolved, resolve
 from harness.records import origin
 from harness.running.inference.scoring import recorded_checkpoint
-from harness.running.trials.trial import Options, choose_device, forget, open_dataset
+from harness.running.trials.trial import Options, choose_device, forget_data, open_dataset
 
 if TYPE_CHECKING:
     from harness.engine.method import Method
@@ -50,7 +50,7 @@ ARCHIVE = "comp6_test_cls.tar.gz"
 
 
 @torch.inference_mode()
-def activation_maps(
+def maps_of_split(
     method: Method, dataset: Dataset, split: str, *, device: torch.device | str = "cpu", workers: int = 0
 ) -> Iterator[tuple[str, dict[int, np.ndarray]]]:
     """Activation maps of every picture of a split, in list order.
@@ -202,9 +202,9 @@ def export(
         UserError: a name is unknown, there is no such record, the weights do not fit, or the method makes no
             such output.
     """
-    forget()
+    forget_data()
     options = options or Options()
-    _, recipe, overrides, checkpoint = origin.chosen(recipe, overrides, checkpoint)
+    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint)
     resolved = resolve(recipe, overrides)
     name = resolved.recipe.dataset
     named = None if form == "npy" else output
@@ -231,7 +231,7 @@ def export(
         "notes": notes,
     }
     if form == "npy":
-        written = write_maps(activation_maps(method, dataset, split, device=on, workers=options.workers), out)
+        written = write_maps(maps_of_split(method, dataset, split, device=on, workers=options.workers), out)
     else:
         output = output or usual_output(resolved, form)
         facts["output"] = output

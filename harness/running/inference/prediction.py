@@ -27,6 +27,7 @@ from harness.basics.reading import read_object
 from harness.basics.registry import DATASETS
 from harness.basics.schema import dump
 from harness.data.images import picture_notes, read_rgb, save_index
+from harness.data.naming import PICTURES
 from harness.data.sets.own import register
 from harness.engine.networks import load_network
 from harness.engine.outputs import check_scored
@@ -38,8 +39,6 @@ from harness.records.records import Store
 from harness.running.inference.scoring import recorded_checkpoint
 from harness.running.trials.trial import choose_device
 
-#: Endings of pictures in a folder, in any case.
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 #: What was predicted with, and what of.
 FACTS, DONE = "predict.json", "predict.jsonl"
 
@@ -112,7 +111,7 @@ def predict(
             result of another one, or a file that is none; or, at the end, pictures cannot be decoded.
     """
     register(data_roots)
-    came, recipe, overrides, checkpoint = origin.chosen(source, overrides, checkpoint)
+    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint)
     with origin.standing_in(came):
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol, network=network, table=table)
@@ -162,7 +161,7 @@ def predict(
                 labels = tiling.segment(
                     method, image, p, device=on, network=network, side=side, keep=keep, name=str(picture.file)
                 )
-            over = Image.fromarray(overlay(image, labels, info.palette, info.background))
+            over = Image.fromarray(colour_overlay(image, labels, info.palette, info.background))
             with whole_file(blended, "wb") as stream:
                 over.save(stream, format="PNG")
             save_index(label, labels, info.palette)  # last: its picture is done when it is there
@@ -377,7 +376,7 @@ def _write_scores(stream: IO[bytes], scores: _Room) -> None:
             member.write(plane)
 
 
-def overlay(
+def colour_overlay(
     image: np.ndarray,
     labels: np.ndarray,
     palette: Sequence[Sequence[int]],

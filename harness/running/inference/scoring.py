@@ -33,7 +33,7 @@ from harness.records.remote import reported
 from harness.running.jobs.calls import Call, results
 from harness.running.jobs.job import Event, Resources
 from harness.running.trials.mending import make_way
-from harness.running.trials.trial import Options, Trial, choose_device, forget, open_dataset, prepare
+from harness.running.trials.trial import Options, Trial, choose_device, forget_data, open_dataset, prepare
 from harness.running.trials.work import evaluate_into_record
 
 
@@ -126,7 +126,7 @@ def evaluate(
     Raises:
         UserError: a name is unknown, there is no such record, or the weights do not fit.
     """
-    forget()
+    forget_data()
     options = options or Options()
     register(options.data_roots)
     asked = one(recipe, overrides)
@@ -147,7 +147,7 @@ def evaluate(
         yield _checkpoint(resolved, checkpoint, table, spec, options, save, encoding, say, progress)
 
 
-def recorded(
+def finished_records(
     recipe: str, store: Store, overrides: Mapping[str, Any], seed: int | None = None
 ) -> list[Record]:
     """Finished records of a recipe that were trained with these values.
@@ -206,9 +206,9 @@ def recorded_checkpoint(recipe: str, seed: int, store: Store, overrides: Mapping
     """The checkpoint of a recipe's newest finished record of a seed.
 
     Raises:
-        UserError: as :func:`recorded`.
+        UserError: as :func:`finished_records`.
     """
-    found = recorded(recipe, store, overrides, seed)
+    found = finished_records(recipe, store, overrides, seed)
     newest = max(found, key=lambda record: record.data.get("ended") or "")
     store.pull(newest.path, lambda file: file == "checkpoint/last.pt")
     return newest.path / "checkpoint" / "last.pt"
@@ -223,7 +223,7 @@ def _records(
     overrides: dict[str, Any],
     say: Callable[[str], None],
 ) -> Iterator[Scored]:
-    records = recorded(name, store, overrides)
+    records = finished_records(name, store, overrides)
     calls = [
         Call(
             number,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.basics.errors import UserError
 from harness.engine import faults
 from harness.running.jobs.job import Event, InFolder, Job, Resources, Source
-from harness.running.jobs.run import run
+from harness.running.jobs.run import run_jobs
 from harness.running.watching.board import Board, Work
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def results(calls: Sequence[Call], resources: Resources | None, unit: str) -> li
         board.add(call.number, Work(call.label))
     try:
         source = _Calls(calls, board)
-        run(source, resources)
+        run_jobs(source, resources)
     finally:
         board.close()
     return [source.results[call.number] for call in calls]

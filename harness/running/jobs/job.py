@@ -161,7 +161,7 @@ class InFolder(Job):
     def begin(self, gpus: float | None = None) -> torch.device:
         """Find the device. Arguments as in :meth:`Job.begin`."""
         self.options = replace(self.options, device=on(self.options.device, gpus))
-        return devices.choose(self.options.device, devices.machine())
+        return devices.device_named(self.options.device, devices.machine())
 
 
 class Source(ABC):

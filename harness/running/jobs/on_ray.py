@@ -217,7 +217,7 @@ class _Listener(tune.Callback):
         job = self.supplier.open.get(trial.config["job"].number)
         if job is None:
             return
-        fault = TransientFault(tried(self.retries, trial))
+        fault = TransientFault(told_attempts(self.retries, trial))
         event = word(job, self.supplier.run) or self.supplier.source.gave_up(job, fault, all_words(trial))
         self.supplier.take(job.number, event)
 
@@ -295,7 +295,7 @@ def last_words(trial: Any) -> str:
     return " ".join([*lines[:1], *memory[:1]]) or "its worker died"
 
 
-def tried(retries: int, trial: Any) -> str:
+def told_attempts(retries: int, trial: Any) -> str:
     """How often a job was tried, and why it failed in the end."""
     times = "once" if retries == 0 else f"{retries + 1} times"
     return f"tried {times}: {last_words(trial)}"

@@ -32,7 +32,7 @@ from harness.running.jobs.job import Event, Job, write_trace
 #: Seconds that rank 0 may take to notice by itself that another rank has died, before it ends too.
 GRACE = 20.0
 #: Word, in a job's folder, that an attempt left which could not report that it has failed.
-WORD = "given-up.json"
+GAVE_UP = "given-up.json"
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -172,13 +172,13 @@ class Ranks:
             write_trace(self._job.place, error)
         else:
             event = self._job.failed(error)
-            write_json(self._job.place / WORD, {"run": self._run, "reason": event.reason})
+            write_json(self._job.place / GAVE_UP, {"run": self._run, "reason": event.reason})
         os._exit(1)
 
 
 def word(job: Job, run: str) -> Event | None:
     """What an attempt of the same run has left word of: that the job cannot succeed, and why. Heard once."""
-    file = job.place / WORD
+    file = job.place / GAVE_UP
     if file.exists():
         with suppress(OSError, UserError):
             found = read_json(file)

@@ -12,7 +12,7 @@ from harness.running.jobs.job import Event, Job, Resources, Source, attempt
 from harness.running.jobs.session import ray_session
 
 
-def run(source: Source, resources: Resources | None, retries: int = faults.RETRIES) -> None:
+def run_jobs(source: Source, resources: Resources | None, retries: int = faults.RETRIES) -> None:
     """Do all jobs of a source.
 
     Args:

@@ -95,7 +95,7 @@ def start_ray(resources: Resources, processes: int = 1) -> bool:
             )
     try:
         if resources.gpus_per_process and resources.address is None:
-            devices.choose("cuda", devices.machine())  # trials would be refused one by one
+            devices.device_named("cuda", devices.machine())  # trials would be refused one by one
     except UserError:
         if mine:
             ray.shutdown()

@@ -19,7 +19,7 @@ FEWEST = 4
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CommonPoint:
     """Trials at the point of training where they can be compared.
 
     Attributes:
@@ -61,10 +61,10 @@ class Comparison:
         return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 
-def compare(study: Study) -> Comparison:
+def compared_trials(study: Study) -> CommonPoint:
     """The trials of a study as they stand now, those that were stopped early included."""
     trials = study.trials
     counts = Counter(percent for trial in trials for percent in trial.intermediate_values)
     percent = max(counts, key=lambda percent: (counts[percent], percent), default=END)
     found = ((trial, trial.intermediate_values.get(percent)) for trial in trials)
-    return Comparison(study, percent, tuple((t, value) for t, value in found if value is not None))
+    return CommonPoint(study, percent, tuple((t, value) for t, value in found if value is not None))

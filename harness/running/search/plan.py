@@ -28,7 +28,7 @@ from harness.recipes.resolving import explain, resolve
 from harness.records.object_store import beside
 from harness.records.records import Store
 from harness.running.search.objective import HELD_OUT, Objective, choose_objective, held_out
-from harness.running.trials.trial import Options, Trial, forget, prepare
+from harness.running.trials.trial import Options, Trial, forget_data, prepare
 
 SAMPLERS = ("tpe", "cmaes", "random", "grid", "gp")
 #: Scheduler -> percent of training at which trials are compared. [our choice; weakly supervised methods
@@ -37,7 +37,7 @@ SCHEDULERS: Mapping[str, tuple[int, ...]] = {"asha": (25, 50), "median": (25, 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """A checked search.
 
     Attributes:
@@ -115,7 +115,7 @@ def plan_search(
     grid_points: int = 3,
     options: Options | None = None,
     out: Path | None = None,
-) -> Plan:
+) -> SearchPlan:
     """Check a search as far as can be done without training.
 
     Args:
@@ -136,7 +136,7 @@ def plan_search(
         UserError: an unknown name, a method without a search space, a sampler whose package is missing,
             or anything that a trial of the recipe itself would be refused for.
     """
-    forget()
+    forget_data()
     options = options or Options()
     register(options.data_roots)
     asked = one(recipe, overrides)
@@ -200,7 +200,7 @@ def plan_search(
     name = digest([*parts, prepared.resolved.inference] if prepared.resolved.inference else parts)
     store = options.store
     place = beside(options.results) if store.mirror is None else store.root
-    return Plan(
+    return SearchPlan(
         recipe=recipe,
         overrides=overrides,
         space=space,

@@ -1,7 +1,7 @@
 """Plots of a search. Drawn here, as Optuna's leave out what was stopped early: with a scheduler, most trials.
 
 Where hyper-parameters are compared, the value is that at the point of training which most trials have
-reached (:class:`harness.running.search.analysis.Comparison`).
+reached (:class:`harness.running.search.analysis.CommonPoint`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.basics.drawn_text import as_written
 from harness.basics.files import write_with
-from harness.running.search.analysis import Comparison
+from harness.running.search.analysis import CommonPoint
 from harness.running.search.study import Study, own_trial
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 #: Colours of Okabe and Ito, which people with colour-blindness can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#808080"
 #: Panels side by side.
-COLUMNS = 4
+PANEL_COLUMNS = 4
 
 
-def write_plots(study: Study, comparison: Comparison) -> list[Path]:
+def write_study_plots(study: Study, comparison: CommonPoint) -> list[Path]:
     """Every plot that the trials allow, as PNG in ``plots/``; none before two trials were measured."""
     if len(_measured(study)) < 2:
         return []
-    draw: dict[str, Callable[[Comparison], Figure | None]] = {
+    draw: dict[str, Callable[[CommonPoint], Figure | None]] = {
         "history": history,
         "intermediate": intermediate,
         "slices": slices,
@@ -92,7 +92,7 @@ def _split(
 # --- over trials -------------------------------------------------------------------------------------
 
 
-def history(comparison: Comparison) -> Figure:
+def history(comparison: CommonPoint) -> Figure:
     """The last value of every trial, and the best of those finished so far."""
     from matplotlib.ticker import MaxNLocator
 
@@ -125,7 +125,7 @@ def history(comparison: Comparison) -> Figure:
     return figure
 
 
-def intermediate(comparison: Comparison) -> Figure:
+def intermediate(comparison: CommonPoint) -> Figure:
     """Values during training, a line for each trial."""
     study = comparison.study
     trials = _measured(study)
@@ -157,11 +157,11 @@ def intermediate(comparison: Comparison) -> Figure:
 # --- over hyper-parameters ---------------------------------------------------------------------------
 
 
-def slices(comparison: Comparison) -> Figure:
+def slices(comparison: CommonPoint) -> Figure:
     """The value over each hyper-parameter."""
     study, rows = comparison.study, comparison.rows
     space = study.plan.space
-    columns = min(len(space), COLUMNS)
+    columns = min(len(space), PANEL_COLUMNS)
     lines = math.ceil(len(space) / columns)
     figure = _figure(3.1 * columns + 0.6, 2.7 * lines + 0.9)
     own = own_trial(study)
@@ -187,7 +187,7 @@ def slices(comparison: Comparison) -> Figure:
     return figure
 
 
-def parallel(comparison: Comparison) -> Figure:
+def parallel(comparison: CommonPoint) -> Figure:
     """One line for each trial over all hyper-parameters, coloured by its value."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -225,7 +225,7 @@ def parallel(comparison: Comparison) -> Figure:
     return figure
 
 
-def importance_bars(comparison: Comparison) -> Figure | None:
+def importance_bars(comparison: CommonPoint) -> Figure | None:
     """Importances, the largest on top; None where there are none."""
     found = comparison.importances
     if not found:

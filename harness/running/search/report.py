@@ -17,11 +17,11 @@ from harness.basics.files import whole_file, write_json
 from harness.basics.schema import dump
 from harness.recipes.names import data_root, run_command
 from harness.recipes.resolving import resolve
-from harness.running.search.analysis import Comparison, compare
+from harness.running.search.analysis import CommonPoint, compared_trials
 from harness.running.search.study import STATES, Study, best_trial, own_trial
 
 #: Version of ``search.json``.
-SCHEMA = 1
+REPORT_SCHEMA = 1
 
 
 def trial_state(trial: FrozenTrial) -> str:
@@ -59,11 +59,11 @@ def verdict(study: Study) -> str:
 
 def write_tables(study: Study) -> None:
     """Write ``search.json`` and, once a trial has finished, ``best.toml``."""
-    plan, best, own, comparison = study.plan, best_trial(study), own_trial(study), compare(study)
+    plan, best, own, comparison = study.plan, best_trial(study), own_trial(study), compared_trials(study)
     write_json(
         plan.folder / "search.json",
         {
-            "schema": SCHEMA,
+            "schema": REPORT_SCHEMA,
             "recipe": plan.recipe,
             "overrides": dump(dict(plan.overrides)),
             "digest": plan.digest,
@@ -121,7 +121,7 @@ def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def write_report(study: Study, comparison: Comparison) -> Path:
+def write_study_report(study: Study, comparison: CommonPoint) -> Path:
     """Write ``report.md``: the verdict, the best values beside the recipe's own, importances, all trials."""
     plan, best, own, said = study.plan, best_trial(study), own_trial(study), verdict(study)
     parts = [f"# Search of `{plan.recipe}`", f"{said[:1].upper()}{said[1:]}."]
@@ -148,7 +148,7 @@ def write_report(study: Study, comparison: Comparison) -> Path:
     return file
 
 
-def importance_table(comparison: Comparison, form: str = "simple") -> str:
+def importance_table(comparison: CommonPoint, form: str = "simple") -> str:
     """Importances as text with what they rest on; nothing where there are none."""
     found = comparison.importances
     if not found:
@@ -158,7 +158,8 @@ def importance_table(comparison: Comparison, form: str = "simple") -> str:
     rows = [(k, f"{v:.2f}") for k, v in found.items()]
     if form == "simple":
         return (
-            listing.table(rows, ("value", "importance"), right=(1,)) + f"\n\n{listing.prose(f'({remark})')}"
+            listing.fitted_table(rows, ("value", "importance"), right=(1,))
+            + f"\n\n{listing.prose(f'({remark})')}"
         )
     return _table(rows, ("", "importance"), form) + f"\n\n({remark})"
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.running.jobs.job import Event, Resources
-from harness.running.search.analysis import compare
+from harness.running.search.analysis import compared_trials
 from harness.running.search.objective import HELD_OUT, SearchJob
 from harness.running.search.plan import plan_search
-from harness.running.search.plots import write_plots
+from harness.running.search.plots import write_study_plots
 from harness.running.search.report import (
     best_overrides,
     importance_table,
     run_line,
     verdict,
-    write_report,
+    write_study_report,
     write_tables,
 )
 from harness.running.search.study import Study, best_trial, open_study, run_study
@@ -26,7 +26,7 @@ from harness.running.trials.trial import Options
 from harness.running.watching.trackers import require
 
 
-class Display(Protocol):
+class SearchDisplay(Protocol):
     """What shows a search while it runs."""
 
     def update(self, job: SearchJob, event: Event) -> None:
@@ -90,7 +90,7 @@ def search(
     resources: Resources | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = warnings.warn,
-    display: Callable[[Study], Display] = _Silent,
+    display: Callable[[Study], SearchDisplay] = _Silent,
 ) -> Searched:
     """Search hyper-parameters of a recipe until so many trials have finished; continues an earlier search.
 
@@ -131,9 +131,9 @@ def search(
         finally:
             board.close()
             write_tables(study)
-        comparison = compare(study)
-        write_report(study, comparison)
-        write_plots(study, comparison)
+        comparison = compared_trials(study)
+        write_study_report(study, comparison)
+        write_study_plots(study, comparison)
         counts, best, finished = study.counts(), best_overrides(study), best_trial(study)
         return Searched(
             folder=plan.folder,

@@ -39,9 +39,9 @@ from harness.recipes.resolving import resolve
 from harness.records.locks import locked
 from harness.records.remote import reported
 from harness.running.jobs.job import Event, Job, Resources, Source
-from harness.running.jobs.run import run as run_jobs
+from harness.running.jobs.run import run_jobs as run_jobs
 from harness.running.search.objective import END, SearchJob
-from harness.running.search.plan import SCHEDULERS, Plan, contains, grid_values
+from harness.running.search.plan import SCHEDULERS, SearchPlan, contains, grid_values
 from harness.running.trials.trial import Trial
 
 #: ASHA: about one in this many goes on at each comparison. [our choice, matches the points above]
@@ -65,12 +65,12 @@ class _Grid(optuna.samplers.GridSampler):
         """Nothing to do."""
 
 
-def create_seed(plan: Plan, number: int) -> int:
+def create_seed(plan: SearchPlan, number: int) -> int:
     """Seed of the sampler for one trial."""
     return int(digest([plan.seed, number], 8), 16)
 
 
-def create_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
+def create_sampler(plan: SearchPlan, number: int) -> optuna.samplers.BaseSampler:
     """The sampler for one trial, seeded by the plan's seed and the trial's number.
 
     A sampler that is made anew for every trial has no state in memory, so that a search resumed at
@@ -150,7 +150,7 @@ class Study:
         study: the Optuna study behind it.
     """
 
-    def __init__(self, plan: Plan, study: optuna.Study) -> None:
+    def __init__(self, plan: SearchPlan, study: optuna.Study) -> None:
         self.plan, self.study = plan, study
         #: Called whenever a trial has ended.
         self.on_end: Callable[[FrozenTrial], None] = lambda trial: None
@@ -341,7 +341,7 @@ def _storage(journal: Path) -> optuna.storages.JournalStorage:
 
 
 @contextmanager
-def open_study(plan: Plan) -> Iterator[Study]:
+def open_study(plan: SearchPlan) -> Iterator[Study]:
     """Open or begin the study of a plan; one process at a time.
 
     Raises:
@@ -394,7 +394,7 @@ def open_study(plan: Plan) -> Iterator[Study]:
         ) from None
 
 
-def _check_code(plan: Plan, study: optuna.Study) -> None:
+def _check_code(plan: SearchPlan, study: optuna.Study) -> None:
     """Trials of one study are compared, so one state of other packages' code makes all of them.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 
 from harness.records.records import Record
 from harness.running.jobs.job import Resources
-from harness.running.smoke.report import Row, read, values_digest
+from harness.running.smoke.report import SmokeRow, read_smoke_rows, values_digest
 from harness.running.trials.execution import waves
 from harness.running.trials.trial import (
     Options,
@@ -64,7 +64,7 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
         UserError: a mistake that a run would be refused for.
     """
     finished = [r for r in options.store.records() if r.finished]
-    smoked = [row for row in read(options.results) if row.seconds() is not None]
+    smoked = [row for row in read_smoke_rows(options.results) if row.seconds() is not None]
     there = _folders(options.cache)
     return [
         replace(row, makes=_made(row, prepared, options.cache, there))
@@ -121,7 +121,7 @@ def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
 
 
 def _one(
-    trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[Row]
+    trial: Trial, options: Options, finished: Sequence[Record], smoked: Sequence[SmokeRow]
 ) -> tuple[Forecast, Prepared | None]:
     """The forecast of a trial, and the prepared trial where it need not wait."""
     checked = inspect(trial, options)

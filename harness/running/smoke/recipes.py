@@ -14,9 +14,16 @@ from harness.basics.files import check_writable
 from harness.basics.schema import digest
 from harness.engine import faults
 from harness.running.jobs.job import Event, Job, Resources, Source
-from harness.running.jobs.run import run
+from harness.running.jobs.run import run_jobs
 from harness.running.smoke.forecast import labels_ready, state_of
-from harness.running.smoke.report import Row, folder, read, values_digest, write, write_table
+from harness.running.smoke.report import (
+    SmokeRow,
+    folder,
+    read_smoke_rows,
+    values_digest,
+    write_row,
+    write_table,
+)
 from harness.running.smoke.trying import SmokeJob
 from harness.running.trials.execution import waves
 from harness.running.trials.trial import (
@@ -29,7 +36,7 @@ from harness.running.trials.trial import (
 from harness.running.watching.board import Board, Work
 
 
-def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None) -> list[Row]:
+def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None) -> list[SmokeRow]:
     """Try every recipe among some trials once, and those that they take labels from.
 
     Recipes whose trials are all finished are left alone; what passed before with the same code, data,
@@ -46,10 +53,10 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
     Raises:
         UserError: no recipe can be run, for the reason of the first.
     """
-    known = {r.setting: r for r in read(options.results) if r.status == "passed" and r.setting}
+    known = {r.setting: r for r in read_smoke_rows(options.results) if r.status == "passed" and r.setting}
     work = folder(options.results) / "work"
     check_writable(work)
-    rows: list[Row] = []
+    rows: list[SmokeRow] = []
     jobs: list[SmokeJob] = []
     errors: list[UserError] = []
     groups = _by_recipe(trials)
@@ -59,7 +66,7 @@ def smoke(trials: Sequence[Trial], options: Options, resources: Resources | None
         except UserError as error:
             errors.append(error)
             reason = {"status": "failed", "stage": "checking", "reason": str(error)}
-            rows.append(Row(group[0].name, trials=len(group), **reason))  # type: ignore[arg-type]
+            rows.append(SmokeRow(group[0].name, trials=len(group), **reason))  # type: ignore[arg-type]
             continue
         rows.append(job.row)
         if job.seeds and job.row.setting in known:
@@ -119,7 +126,7 @@ def _job(
     ]
     setting += [provenance.hardware(checked.device), options.device, options.workers, options.threads]
     setting += [resources, labels_ready(group[0], options), recipe.labels_from]
-    row = Row(
+    row = SmokeRow(
         group[0].name,
         values=values,
         setting=digest(setting) if not code["dirty"] else "",  # changed code is tried again
@@ -145,7 +152,7 @@ class _Recipes(Source):
     reused = False
 
     def __init__(
-        self, jobs: Sequence[SmokeJob], board: Board, ended: Callable[[SmokeJob, Row], None]
+        self, jobs: Sequence[SmokeJob], board: Board, ended: Callable[[SmokeJob, SmokeRow], None]
     ) -> None:
         self.waiting, self.board, self.ended = list(jobs), board, ended
         self.processes = max((job.processes for job in jobs), default=1)
@@ -174,19 +181,21 @@ class _Recipes(Source):
         return Event(ended="failed", reason=why)
 
 
-def _try(jobs: Sequence[SmokeJob], rows: list[Row], options: Options, resources: Resources | None) -> None:
+def _try(
+    jobs: Sequence[SmokeJob], rows: list[SmokeRow], options: Options, resources: Resources | None
+) -> None:
     """Try recipes, with the resources of a trial and as many at a time as trials would be; rows are kept as
     they come."""
 
-    def ended(job: SmokeJob, row: Row) -> None:
+    def ended(job: SmokeJob, row: SmokeRow) -> None:
         rows[job.number] = row
-        write(row, options.results)
+        write_row(row, options.results)
 
     board = Board(len(jobs), states=("passed", "failed"), unit="recipes")
     for job in jobs:
         board.add(job.number, Work(job.label))
     try:
         once = None if resources is None else replace(resources, retries=0)
-        run(_Recipes(jobs, board, ended), once, retries=0)
+        run_jobs(_Recipes(jobs, board, ended), once, retries=0)
     finally:
         board.close()

@@ -11,8 +11,7 @@ from pydantic import TypeAdapter
 from tabulate import tabulate
 
 from harness.basics.files import whole_file, write_json
-from harness.basics.listing import Cell, prose, state
-from harness.basics.listing import table as listing_table
+from harness.basics.listing import Styled, fitted_table, prose, state
 from harness.basics.reading import remembered
 from harness.basics.schema import digest
 from harness.engine.training import LOG_EVERY
@@ -20,7 +19,7 @@ from harness.recipes.resolving import Resolved
 from harness.records.object_store import beside
 
 #: Layout of the JSON files; rows of another one are not read.
-SCHEMA = 1
+ROW_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Row:
+class SmokeRow:
     """What is known of one recipe after its smoke run.
 
     Attributes:
@@ -136,20 +135,20 @@ def values_digest(resolved: Resolved) -> str:
     return digest([resolved.essential_values(), resolved.recipe.evaluation])
 
 
-def write(row: Row, results: Path | str) -> None:
+def write_row(row: SmokeRow, results: Path | str) -> None:
     """Keep a row; an older one of the same values goes."""
     place = folder(results) / row.name / f"{row.values or 'unread'}.json"
-    write_json(place, {"schema": SCHEMA, **asdict(row)})
+    write_json(place, {"schema": ROW_SCHEMA, **asdict(row)})
 
 
-def read(results: Path | str) -> list[Row]:
+def read_smoke_rows(results: Path | str) -> list[SmokeRow]:
     """All rows of a record store, in a fixed order."""
     rows = (remembered(file, _row, None) for file in sorted(folder(results).glob("*/*/*.json")))
     return [row for row in rows if row is not None]  # the others are made again
 
 
-def _row(data: dict[str, Any]) -> Row | None:
-    if data.get("schema") != SCHEMA:
+def _row(data: dict[str, Any]) -> SmokeRow | None:
+    if data.get("schema") != ROW_SCHEMA:
         return None
     values = {
         **data,
@@ -157,11 +156,11 @@ def _row(data: dict[str, Any]) -> Row | None:
         "passes": tuple(Pass(**p) for p in data["passes"]),
         "notes": tuple(data["notes"]),
     }
-    known = {f.name for f in fields(Row)}
-    return TypeAdapter(Row).validate_python({k: v for k, v in values.items() if k in known})
+    known = {f.name for f in fields(SmokeRow)}
+    return TypeAdapter(SmokeRow).validate_python({k: v for k, v in values.items() if k in known})
 
 
-def duration(seconds: float) -> str:
+def readable_duration(seconds: float) -> str:
     """``3 h 05 min``, ``4 min 10 s`` or ``12 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -181,7 +180,7 @@ _HEADERS = (
 )  # fmt: skip
 
 
-def _lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+def _lines(rows: Iterable[SmokeRow]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for row in rows:
         one = row.seconds()
@@ -195,28 +194,30 @@ def _lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
                 _memory(row.host_mib),
                 rates or "-",
                 scored or "-",
-                "-" if one is None else duration(one),
-                f"{row.trials} x" if one is None else f"{row.trials} x, {duration(row.trials * one)}",
+                "-" if one is None else readable_duration(one),
+                f"{row.trials} x"
+                if one is None
+                else f"{row.trials} x, {readable_duration(row.trials * one)}",
                 "-" if not row.checkpoint_mib else _memory(row.checkpoint_mib),
             )
         )
     return lines
 
 
-def table(rows: Sequence[Row]) -> str:
+def smoke_table(rows: Sequence[SmokeRow]) -> str:
     """The rows as a Markdown table, with what failed, and why, below."""
     text = tabulate(_lines(rows), headers=_HEADERS, tablefmt="github", disable_numparse=True)
     return "\n\n".join([text, *_remarks(rows)])
 
 
-def listed(rows: Sequence[Row]) -> str:
+def smoke_listing(rows: Sequence[SmokeRow]) -> str:
     """The rows as a listing that fits the terminal, with what failed, and why, below."""
-    lines = [[Cell(name), state(result), *map(Cell, rest)] for name, result, *rest in _lines(rows)]
+    lines = [[Styled(name), state(result), *map(Styled, rest)] for name, result, *rest in _lines(rows)]
     remarks = ["\n".join(prose(line, indent="  ") for line in text.split("\n")) for text in _remarks(rows)]
-    return "\n\n".join([listing_table(lines, _HEADERS, right=(2, 3)), *remarks])
+    return "\n\n".join([fitted_table(lines, _HEADERS, right=(2, 3)), *remarks])
 
 
-def _remarks(rows: Iterable[Row]) -> list[str]:
+def _remarks(rows: Iterable[SmokeRow]) -> list[str]:
     failed = [
         f"failed {row.name}, {row.stage}\n"
         + "\n".join("  " + line for line in row.reason.splitlines() if line.strip())
@@ -230,9 +231,9 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
     return [*failed, *(f"note: {note}: {', '.join(names)}" for note, names in notes.items())]
 
 
-def write_table(rows: Sequence[Row], results: Path | str) -> Path:
+def write_table(rows: Sequence[SmokeRow], results: Path | str) -> Path:
     """Keep the table of the last smoke run beside its rows, as Markdown."""
     file = folder(results) / "table.md"
     with whole_file(file) as stream:
-        stream.write(table(rows) + "\n")
+        stream.write(smoke_table(rows) + "\n")
     return file

@@ -36,7 +36,7 @@ from harness.recipes.resolving import Resolved
 from harness.recipes.specs import EvaluationSpec, Recipe, SelectionSpec
 from harness.running.jobs.job import Event, InFolder, release
 from harness.running.smoke.forecast import labels_ready
-from harness.running.smoke.report import Pass, Phase, Row
+from harness.running.smoke.report import Pass, Phase, SmokeRow
 from harness.running.smoke.stand_in import stand_in_labels
 from harness.running.trials.trial import (
     Options,
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from harness.engine.method import Method
 
 #: Optimiser steps of a smoke run.
-STEPS = 20
+SMOKE_STEPS = 20
 #: Steps between two readings of the clock.
 ROW = 5
 #: Pictures of each evaluation.
-PICTURES = 4
+SMOKE_PICTURES = 4
 #: Pictures of a split whose size is looked up, to find a large one.
 LOOKED_UP = 500
 
@@ -94,7 +94,7 @@ class SmokeJob(InFolder):
     outputs: tuple[str, ...]
     options: Options
     folder: Path
-    row: Row
+    row: SmokeRow
     found: _Found = field(default_factory=_Found, init=False)
 
     @property
@@ -120,7 +120,7 @@ class SmokeJob(InFolder):
         provenance.reset_peak_memory(device)
         for stage in _stages(self, self.found):
             write_stage(self.place, stage)
-            yield Event(Status(0, STEPS, 0.0, note=stage))
+            yield Event(Status(0, SMOKE_STEPS, 0.0, note=stage))
         memory = distributed.collected(_memory(device, self.found.workers_mib))
         release()  # the next recipe may be tried in this process
         yield Event(ended="passed", result=self._row(device, _of_all(memory)))
@@ -137,11 +137,11 @@ class SmokeJob(InFolder):
         row = replace(row, status="failed", stage=read_stage(self.place), reason=reason, trace=trace)
         return Event(ended="failed", reason=reason, lost=faults.poisons(error), result=row)
 
-    def died(self, reason: str, trace: str = "") -> Row:
+    def died(self, reason: str, trace: str = "") -> SmokeRow:
         """The row where the process gives none itself."""
         return replace(self.row, status="failed", stage=read_stage(self.place), reason=reason, trace=trace)
 
-    def _row(self, device: torch.device, memory: dict[str, Any]) -> Row:
+    def _row(self, device: torch.device, memory: dict[str, Any]) -> SmokeRow:
         found = self.found
         return replace(
             self.row,
@@ -159,7 +159,7 @@ class SmokeJob(InFolder):
 
 
 def segments(total: int, fractions: Sequence[float]) -> list[tuple[int, int]]:
-    """Stretches of training, (first step, number of steps), at least two, at most :data:`STEPS` steps.
+    """Stretches of training, (first step, number of steps), at least two, at most :data:`SMOKE_STEPS` steps.
 
     One at each fraction of ``total`` and one at the start, cut to the run's length.
     """
@@ -167,10 +167,10 @@ def segments(total: int, fractions: Sequence[float]) -> list[tuple[int, int]]:
     points = fractions if min(fractions) <= early else (0.0, *fractions)
     starts = sorted({int(point * total) // ROW * ROW for point in points})
     if len(starts) == 1:
-        starts.append(starts[0] + STEPS // 2)
-    most = STEPS // ROW
+        starts.append(starts[0] + SMOKE_STEPS // 2)
+    most = SMOKE_STEPS // ROW
     starts = [*starts[: most - 1], starts[-1]] if len(starts) > most else starts
-    each = STEPS // len(starts) // ROW * ROW
+    each = SMOKE_STEPS // len(starts) // ROW * ROW
     cut = [max(min(start, (total - each) // ROW * ROW), 0) for start in starts]
     return [(start, min(each, total - start)) for start in cut]
 
@@ -181,8 +181,8 @@ def _sample(dataset: Dataset, split: str) -> list[str]:
     looked_up = ids[:: max(len(ids) // LOOKED_UP, 1)]
     pixels = [int(np.prod(dataset.picture_size(i))) for i in looked_up]
     order = [looked_up[i] for i in np.argsort(pixels, kind="stable")]
-    middle = max((len(order) - PICTURES) // 2, 0)
-    return [order[-1], *order[:-1][middle : middle + PICTURES - 1]]
+    middle = max((len(order) - SMOKE_PICTURES) // 2, 0)
+    return [order[-1], *order[:-1][middle : middle + SMOKE_PICTURES - 1]]
 
 
 # --- one recipe --------------------------------------------------------------------------------------

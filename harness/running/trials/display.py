@@ -7,7 +7,7 @@ from harness.running.trials.trial import Outcome, Prepared, Trial
 from harness.running.watching.board import Board, Work
 
 
-class Display:
+class RunDisplay:
     """The board of a run: its trials, and how they ended.
 
     Args:

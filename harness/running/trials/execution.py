@@ -32,20 +32,20 @@ from harness.records import aside
 from harness.records.locks import Elsewhere, is_free
 from harness.records.remote import reported
 from harness.running.jobs.job import Event, Job, Resources, Source, on
-from harness.running.jobs.run import run as run_jobs
-from harness.running.trials.display import Display
+from harness.running.jobs.run import run_jobs as run_jobs
+from harness.running.trials.display import RunDisplay
 from harness.running.trials.trial import (
     Options,
     Outcome,
     Prepared,
     Trial,
     check_processes,
-    forget,
+    forget_data,
     inspect,
     prepare,
     source_of,
 )
-from harness.running.trials.work import record_failure, run
+from harness.running.trials.work import record_failure, run_trial
 from harness.running.watching.trackers import require
 
 #: Seconds between two looks at trials that another driver runs.
@@ -125,7 +125,7 @@ def execute(
     Raises:
         UserError: a mistake was found before the first trial ran.
     """
-    forget()
+    forget_data()
     require(options.trackers, options.tracking)
     ordered = waves(trials)
     store = options.store
@@ -137,7 +137,7 @@ def execute(
         session.enter_context(store.only_driver())
         session.enter_context(interruption.handled())
         if again:
-            set_aside(trials, options, print)
+            set_finished_aside(trials, options, print)
         source = Trials(everything, options, resources is not None, session)
         run_jobs(source, resources)
         return list(source.ended.values())
@@ -193,7 +193,7 @@ class TrialJob(Job):
 
     def work(self, alone: Callable[[], None] = lambda: None) -> Iterator[Event]:
         """Train, evaluate, record; then write labels for those that train on them, while the GPU is here."""
-        for status in run(self.ready):
+        for status in run_trial(self.ready):
             yield Event(status)
         if not distributed.first():
             return
@@ -250,9 +250,9 @@ class Trials(Source):
         self._looked = self._said = False
 
     @cached_property
-    def display(self) -> Display:
+    def display(self) -> RunDisplay:
         """All trials on the terminal, from the first that runs to the end of the session."""
-        display = Display(len(self.open))
+        display = RunDisplay(len(self.open))
         self.session.callback(display.close)
         return display
 
@@ -352,7 +352,7 @@ class Trials(Source):
             self.display.add(one)
         for one in prepared:
             if one.done:
-                self._end(one, kept(one))
+                self._end(one, kept_outcome(one))
             else:
                 self.waiting[one.trial] = one
 
@@ -411,14 +411,14 @@ def _ended(prepared: Prepared) -> str | None:
     return None if record is None else record.data.get("ended")
 
 
-def kept(prepared: Prepared) -> Outcome:
+def kept_outcome(prepared: Prepared) -> Outcome:
     """The outcome of a trial that is done already; it says if other code than what is here has done it."""
     record = prepared.record
     other = "" if record is None else foreign.difference(record.data, prepared.resolved)
     return Outcome(prepared.trial, "kept", f"{other}\nremedy: --again trains it anew" if other else "")
 
 
-def set_aside(trials: Sequence[Trial], options: Options, say: Callable[[str], None]) -> None:
+def set_finished_aside(trials: Sequence[Trial], options: Options, say: Callable[[str], None]) -> None:
     """Move the finished records of some trials out of the way, so that they are trained anew.
 
     Nothing is deleted. Those that train on others' labels come first, while those labels are there.

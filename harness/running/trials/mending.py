@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.basics.files import sha256_of
-from harness.basics.reading import Damaged, remembered, set_aside
+from harness.basics.reading import Damaged, remembered, set_damaged_aside
 from harness.evaluation.boundary import Boundary
 from harness.records.records import read_evaluation
 
@@ -58,15 +58,15 @@ def make_way(prepared: Prepared) -> list[str]:
     except Damaged as error:
         if not error.mendable:
             raise
-        aside = set_aside(prepared.folder / "record.json")
+        aside = set_damaged_aside(prepared.folder / "record.json")
         told.append(f"{error.brief}; moved to {aside}, the trial goes on from its checkpoint")
     for spec in prepared.missing_evaluations():
         place = prepared.evaluation_folder(spec)
         if os.path.lexists(place) and not place.is_dir():
-            set_aside(place)
+            set_damaged_aside(place)
         for name in ("evaluation.json", "per_image.npz", "boundary.npz"):
             if os.path.lexists(place / name):
-                aside = set_aside(place / name)
+                aside = set_damaged_aside(place / name)
                 told.append(f"{place / name}: damaged; moved to {aside}, {spec.name} is scored again")
     return told
 

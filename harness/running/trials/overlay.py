@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def overlay(cache: Path) -> Iterator[Path]:
+def cache_overlay(cache: Path) -> Iterator[Path]:
     """A temporary folder in place of a cache, gone in the end.
 
     Its folders are its own and its files links to those of the cache. All files of a cache are replaced

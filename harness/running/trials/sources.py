@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.basics.errors import UserError
 from harness.basics.files import sha256_of, write_json
-from harness.basics.reading import set_aside
+from harness.basics.reading import set_damaged_aside
 from harness.basics.schema import digest
 from harness.data.images import save_index
 from harness.engine.networks import build_method, load_weights
@@ -59,7 +59,7 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
     if not is_whole(place, ids, code):
         with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
             if not is_whole(place, ids, code):
-                if set_aside(complete) is not None:
+                if set_damaged_aside(complete) is not None:
                     why = f"{place} is damaged, or was made by other code"
                     warnings.warn(f"{why}: its labels are made again", stacklevel=2)
                 method = build_method(source.resolved, source.device, source.trial.seed)
@@ -85,7 +85,7 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
 
 def _code_of(source: Prepared, record: Record) -> str:
     """Digest of the code of other packages that trained a network and makes labels with it; empty if none."""
-    trained, here = foreign.made_by(record.data), foreign.identity(foreign.packages_of(source.resolved))
+    trained, here = foreign.made_by(record.data), foreign.code_identity(foreign.packages_of(source.resolved))
     if other := foreign.difference(record.data, source.resolved):
         warnings.warn(f"{source.trial}, whose pseudo labels are trained on: {other}", stacklevel=3)
     return digest([trained, here]) if trained or here else ""

@@ -1,7 +1,7 @@
 """One trial: a recipe with overrides and a seed, and every check that can be made before it trains.
 
 ``prepare`` finds what can be found before training: data, labels, weights, configuration, device.
-:func:`harness.running.trials.work.run` does the work.
+:func:`harness.running.trials.work.run_trial` does the work.
 """
 
 from __future__ import annotations
@@ -217,12 +217,12 @@ class Prepared:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a name stands for, as in :func:`harness.basics.devices.choose`, on this machine.
+    """The device that a name stands for, as in :func:`harness.basics.devices.device_named`, on this machine.
 
     Raises:
         UserError: likewise.
     """
-    return devices.choose(name, devices.machine())
+    return devices.device_named(name, devices.machine())
 
 
 @cache
@@ -241,11 +241,11 @@ def _labels(
     )
 
 
-def forget() -> None:
+def forget_data() -> None:
     """Look at data and labels anew: files may have changed since this process last did."""
     for remembered in (open_dataset, look, _labels):
         remembered.cache_clear()
-    fitting.forget()
+    fitting.forget_pictures()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def run(prepared: Prepared) -> Iterator[Status]:
+def run_trial(prepared: Prepared) -> Iterator[Status]:
     """Train, evaluate, record; yields wherever progress can be shown.
 
     What is on disk already is not done again. The trial's folder is locked meanwhile.
@@ -126,7 +126,7 @@ def _common(prepared: Prepared) -> dict[str, Any]:
         **({"called": called} if (called := prepared.options.called or trial.called) else {}),
         "seed": trial.seed,
         "digest": prepared.digest,
-        "code": provenance.code() | foreign.recorded(prepared.resolved),
+        "code": provenance.code() | foreign.recorded_packages(prepared.resolved),
         "environment": provenance.environment(),
         "hardware": provenance.hardware(prepared.device) | {"processes": distributed.world_size()},
         **prepared.facts,
@@ -204,10 +204,10 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         validate=validate,
         saved=lambda: prepared.store.save(prepared.folder),
         facts={
-            origin.KEY: origin.carried(prepared.resolved, prepared.trial.overrides, prepared.dataset),
+            origin.ORIGIN_KEY: origin.carried(prepared.resolved, prepared.trial.overrides, prepared.dataset),
         },
     )
-    code = foreign.noted(prepared.folder, prepared.resolved) if distributed.first() else {}
+    code = foreign.note_start(prepared.folder, prepared.resolved) if distributed.first() else {}
     clock = time.monotonic()
     with interruption.at_boundaries():
         yield from trainer.run()
@@ -337,7 +337,7 @@ def write_evaluation(
             "checkpoint_sha256": checkpoint_sha256,
             "seconds": seconds,
             "written": _now(),
-            **foreign.recorded(prepared.resolved),
+            **foreign.recorded_packages(prepared.resolved),
             **evaluator.summarise(counts, prepared.dataset.info.classes, p),
         },
     )

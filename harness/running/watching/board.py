@@ -1,7 +1,7 @@
 """What runs, on the terminal: one table of the running trials, and a line for each one that has ended.
 
 Off a terminal (a file, a pipe, CI) there are plain lines alone: one for each trial that has ended, and
-one of progress every :data:`PLAIN_SECONDS`.
+one of progress every :data:`BOARD_PLAIN_SECONDS`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from harness.basics.text import duration
 from harness.engine.training import Status
 
 #: Seconds between two pictures of the table.
-REFRESH_SECONDS = 0.5
+BOARD_REFRESH_SECONDS = 0.5
 #: Seconds between two times that lines are put above it: many trials may end at once.
 WRITE_SECONDS = 0.1
 #: Seconds between two lines of progress off a terminal.
-PLAIN_SECONDS = 30.0
+BOARD_PLAIN_SECONDS = 30.0
 #: Seconds over which a rate is smoothed.
 SMOOTH_SECONDS = 10.0
 #: From this many columns on there is room for the loss and for notes in full.
@@ -88,7 +88,7 @@ class Board:
     """Shows works that run, counts those that ended, and estimates the time that is left.
 
     Nothing runs in the background: the picture is drawn anew when a report comes in, at most every
-    :data:`REFRESH_SECONDS`.
+    :data:`BOARD_REFRESH_SECONDS`.
 
     Args:
         total: number of works.
@@ -218,7 +218,7 @@ class Board:
             self._draw(math.inf)
             self._live.stop()
 
-    def _draw(self, now: float, *, pause: float = REFRESH_SECONDS) -> None:
+    def _draw(self, now: float, *, pause: float = BOARD_REFRESH_SECONDS) -> None:
         if self._live is not None:
             if now - self._drawn >= pause:
                 self._drawn = now
@@ -226,7 +226,7 @@ class Board:
                     self.console.print(Text("\n").join(self._lines), soft_wrap=True)
                     self._lines.clear()
                 self._live.refresh()
-        elif now - self._drawn >= PLAIN_SECONDS:
+        elif now - self._drawn >= BOARD_PLAIN_SECONDS:
             self._drawn = now
             self.write(self.plain())
 
@@ -343,7 +343,7 @@ def _table(rows: Iterable[_Row], width: int) -> Table:
         table.add_column("", no_wrap=True, overflow="ellipsis")
     for row, values in zip(rows, cells, strict=True):
         note = [Text(row.status.note, style="dim")] if wide else []
-        table.add_row(Text(shortened(row.work.label, room)), *(Text(v) for v in values), *note)
+        table.add_row(Text(shortened_line(row.work.label, room)), *(Text(v) for v in values), *note)
     return table
 
 
@@ -361,7 +361,7 @@ def _rate(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 99.95 else f"{rate:.1f}" if rate >= 9.995 else f"{rate:.2f}"
 
 
-def shortened(label: str, width: int) -> str:
+def shortened_line(label: str, width: int) -> str:
     """A label that is not wider than this; its middle is left out where it is."""
     if len(label) <= width:
         return label
