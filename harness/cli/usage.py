@@ -165,7 +165,7 @@ def _names_recipe(values: ParameterValues) -> bool:
     """Whether a network is named by its recipe, and not by a file of its own."""
     from harness.records.origin import is_network_file
 
-    return not is_network_file(values.get("source") or values["recipe"])
+    return not is_network_file(values["source"] if "source" in values else values["recipe"])
 
 
 def _segments(values: ParameterValues) -> bool:

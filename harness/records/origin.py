@@ -62,7 +62,8 @@ class Origin:
 
 def is_network_file(source: str) -> bool:
     """Whether a text names a record or a checkpoint, and no recipe."""
-    return source not in recipe_names() and not is_recipe_file(source) and Path(source).exists()
+    named = bool(source.strip()) and source not in recipe_names() and not is_recipe_file(source)
+    return named and Path(source).exists()
 
 
 def found(source: Path) -> Origin:

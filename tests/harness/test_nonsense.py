@@ -203,3 +203,12 @@ def test_nonsense_is_answered(place: Path, case: tuple[str, str | int], value: s
     else:
         arguments += [where, value]
     check([*verb.split(), *arguments])
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_name_is_answered_wherever_one_is_asked_for(place: Path, value: str):
+    for verb in RIGHT:
+        for where in places(verb):
+            arguments = list(RIGHT[verb])
+            arguments[where] = value
+            check([*verb.split(), *arguments])

@@ -126,7 +126,7 @@ def test_verify_store_reads_everything(
     (stray / "record.json").write_text("{}")
     assert invoke(cli, arguments) == 1
     said = capsys.readouterr().out.splitlines()
-    named = [line.split(": ")[0] for line in said[:-1]]
+    named = [line.removeprefix("- ").partition(":")[0] for line in said if line.startswith("- ")]
     wrong = [
         checkpoint,
         trained / "checkpoint" / "last.pt",

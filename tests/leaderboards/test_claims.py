@@ -95,7 +95,7 @@ def test_packaged_claims_are_documented() -> None:
     ],
 )
 def test_the_validator_finds(factory: Factory, tmp_path: Path, change: tuple[str, str], message: str) -> None:
-    resolved = [factory.resolved(n, claim_suites=("mini",)) for n in ("agmm/mini-point", "pce/mini-point")]
+    resolved = [factory.resolved(n, suites=("mini",)) for n in ("agmm/mini-point", "pce/mini-point")]
     recipes = {r.name: r for r in resolved}
     assert validate_claims(recipes, known(tmp_path)) == []
     findings = validate_claims(recipes, known(tmp_path, GOOD.replace(*change)))
