@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,22 @@ def leaderboard_verb(
     return ended(store)
 
 
+#: So many files of a folder are named one by one.
+_NAMED = 8
+
+
 def _wrote(files: Sequence[Path]) -> None:
-    for file in files:
-        click.echo(f"wrote {file}")
+    """What was written: each file by its name, or folders that hold many of them; the page last."""
+    pages = [file for file in files if file.suffix == ".html"]
+    others = [file for file in files if file not in pages]
+    for folder in dict.fromkeys(file.parent for file in others):
+        inside = [file for file in others if file.parent == folder]
+        kinds = " and ".join(sorted({file.suffix.removeprefix(".").upper() for file in inside}))
+        many = f"{folder}{os.sep}: {len(inside)} files ({kinds})"
+        for line in [many] if len(inside) > _NAMED else inside:
+            click.echo(f"wrote {line}")
+    for page in pages:
+        click.echo(f"wrote {page}")
 
 
 def _validate() -> int:
