@@ -274,8 +274,8 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     from harness.basics.errors import UserError
     from harness.basics.files import cache_folder
     from harness.basics.registry import COMMANDS, DATASETS, METHODS
+    from harness.data.sets.roots import open_dataset
     from harness.recipes.resolving import usable
-    from harness.running.trials.trial import open_dataset
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = provenance.hardware(device) | provenance.code()

@@ -385,7 +385,7 @@ def ended(store: Store) -> int:
 def opened_dataset(name: str, data_roots: tuple[str, ...]) -> Dataset:
     """The data set under the roots given, or the generated one in the cache."""
     from harness.basics.files import cache_folder
-    from harness.running.trials.trial import open_dataset
+    from harness.data.sets.roots import open_dataset
 
     return open_dataset(name, data_roots, cache_folder())
 

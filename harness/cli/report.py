@@ -415,9 +415,9 @@ def import_verb(
     Predictions are scored by the same evaluator as everything else and marked as external.
     """
     from harness.basics.files import cache_folder
+    from harness.data.sets.roots import open_dataset
     from harness.records.object_store import shown
     from harness.records.records import Store
-    from harness.running.trials.trial import open_dataset
     from leaderboards.rows.external import earlier, import_predictions, import_records, read_metadata
 
     store = Store(results)

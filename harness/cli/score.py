@@ -89,10 +89,11 @@ def evaluate_verb(
     address: str | None,
 ) -> int:
     """Score a folder of predictions, a checkpoint, or finished records by another protocol."""
+    from harness.data.sets.roots import open_dataset
     from harness.recipes.resolving import parse_overrides
     from harness.running.inference.scoring import evaluate as scored
     from harness.running.inference.scoring import score_predictions
-    from harness.running.trials.trial import Options, open_dataset
+    from harness.running.trials.trial import Options
 
     options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
     if predictions is not None:

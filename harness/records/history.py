@@ -39,7 +39,7 @@ def read_rows(history: Path) -> list[dict[str, str]]:
 
 
 class History:
-    """The training curve on disk, one row every :data:`LOG_EVERY` steps.
+    """The training curve on disk, one row every ``LOG_EVERY`` steps.
 
     Args:
         path: CSV file.

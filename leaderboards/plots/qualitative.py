@@ -316,7 +316,7 @@ def draw_grids(
         device: where networks run.
         say: called with a sentence for what is left out.
     """
-    from harness.running.trials.trial import open_dataset
+    from harness.data.sets.roots import open_dataset
 
     shown = [row for row in standing(rows) if row.output == "segmentation"]
 

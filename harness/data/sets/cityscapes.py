@@ -114,10 +114,6 @@ class Cityscapes(FileDataset):
         table[[c.id for c in CLASSES]] = np.arange(len(CLASSES))
         return table
 
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        return self.root / "lists" / f"{split}.txt"
-
     def ids(self, split: str) -> Sequence[str]:
         """Image ids of a split, in list order; ``train_coarse`` has those of ``train``."""
         return super().ids("train" if split == "train_coarse" else split)

@@ -91,10 +91,6 @@ class COCO2014(FileDataset):
         """Whether pictures of one of the two parts are there."""
         return any((folder / f.format(part=p)).is_dir() for f in cls.picture_folders for p in cls.parts)
 
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        return self.root / "lists" / f"{split}.txt"
-
     def ids(self, split: str) -> Sequence[str]:
         """Image ids of a split, in list order; ``val_part`` of a subset is what it has of it."""
         if split == "val_part" and self.list_path("val").exists() and not self.list_path(split).exists():

@@ -27,7 +27,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 class FileDataset(Dataset):
     """A data set whose masks are index PNGs and whose splits are lists of ids.
 
-    A subclass says where things are (:meth:`holds`, :meth:`list_path`, :meth:`image_path`,
+    A subclass says where things are (:meth:`holds`, :attr:`list_folders`, :meth:`image_path`,
     :meth:`mask_path`) and, where masks are not stored as labels, what their values mean
     (:meth:`values`). Lists and tags in the data set's own folder win over those that ship with the
     project. Nothing is written.
@@ -51,6 +51,8 @@ class FileDataset(Dataset):
     stray: ClassVar[float] = 0.5
     #: Whether ids may name folders below that of the pictures: ``a/b``.
     folders: ClassVar[bool] = False
+    #: Folders of ``<split>.txt`` in a copy; where there is none, one would stand in the last.
+    list_folders: ClassVar[tuple[str, ...]] = ("lists",)
     #: The data set whose packaged lists and tags these pictures have, where it is another one.
     lists_of: ClassVar[str] = ""
     #: Image tags are the classes that masks show, where no file of them is there: nobody else gave any.
@@ -69,9 +71,10 @@ class FileDataset(Dataset):
     def holds(cls, folder: Path) -> bool:
         """Whether ``folder`` looks like the official one."""
 
-    @abstractmethod
     def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
+        """Where a list of this copy's own stands, or would stand."""
+        *_, usual = places = [self.root / folder / f"{split}.txt" for folder in self.list_folders]
+        return next((place for place in places if place.exists()), usual)
 
     @property
     def _packaged(self) -> str:

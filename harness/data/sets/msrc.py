@@ -85,6 +85,7 @@ class MSRC(FileDataset):
     )
     other_folders = ("msrc", "MSRC")
     marker = "folder Images or images"
+    list_folders = ("", "lists")
     legal = "0 (unlabelled) and 1..23"
     canonical_masks = False
     lists_of = "msrc"
@@ -126,11 +127,6 @@ class MSRC(FileDataset):
         labels: dict[int | tuple[int, int, int], int] = {t.colour: self.label_of(t) for t in THINGS}
         where = self.root / "GroundTruth"
         return Encoding({_BLACK: IGNORE, **labels}, self.info.classes, False, where)
-
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        beside = self.root / f"{split}.txt"
-        return beside if beside.exists() else self.root / "lists" / f"{split}.txt"
 
     def _refuse_other_split(self, split: str, ids: Sequence[str], official: Sequence[str]) -> None:
         if not all(self.list_path(other).exists() for other in ("train", "val")):

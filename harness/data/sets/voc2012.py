@@ -37,15 +37,12 @@ class VOCLayout(FileDataset):
     #: Folder of dense masks by split, None where a split has no public masks.
     mask_folders: ClassVar[Mapping[str, str | None]] = {}
     marker = "folder JPEGImages"
+    list_folders = ("ImageSets/Segmentation",)
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
         """Whether there is a ``JPEGImages``."""
         return (folder / "JPEGImages").is_dir()
-
-    def list_path(self, split: str) -> Path:
-        """Where a list of this copy's own would stand."""
-        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
     def image_path(self, image_id: str) -> Path:
         """``JPEGImages/<id>.jpg``."""

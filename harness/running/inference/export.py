@@ -29,6 +29,7 @@ from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.data.numbering import Numbering, palette_of, to_files
 from harness.data.prepare.verify import preflight
+from harness.data.sets.roots import open_dataset
 from harness.engine.networks import load_noted
 from harness.engine.outputs import SEGMENTATION, check_scored, outputs
 from harness.evaluation import evaluator
@@ -37,7 +38,7 @@ from harness.recipes import protocols
 from harness.recipes.resolving import Resolved, resolve
 from harness.records import origin
 from harness.running.inference.scoring import recorded_checkpoint
-from harness.running.trials.trial import Options, choose_device, forget_data, open_dataset
+from harness.running.trials.trial import Options, choose_device, forget_data
 
 if TYPE_CHECKING:
     from harness.engine.method import Method

@@ -19,6 +19,7 @@ from harness.data.numbering import Numbering, palette_of, to_files
 from harness.data.predictions import FolderPredictions
 from harness.data.prepare.verify import preflight
 from harness.data.sets.own import register
+from harness.data.sets.roots import open_dataset
 from harness.engine.networks import build_method, load_noted
 from harness.engine.outputs import SEGMENTATION, check_scored
 from harness.evaluation import evaluator
@@ -33,7 +34,7 @@ from harness.records.remote import reported
 from harness.running.jobs.calls import Call, results
 from harness.running.jobs.job import Event, Resources
 from harness.running.trials.mending import make_way
-from harness.running.trials.trial import Options, Trial, choose_device, forget_data, open_dataset, prepare
+from harness.running.trials.trial import Options, Trial, choose_device, forget_data, prepare
 from harness.running.trials.work import evaluate_into_record
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -40,10 +40,6 @@ from harness.records.records import Record, Store
 from harness.running.trials.mending import is_scored
 from harness.running.trials.sources import labels_by
 from harness.running.trials.splits import look, scorable, separate, split_facts
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Values of an evaluation that its digest holds one by one, and those that decide nothing.
 _SPEC = ("split", "protocol", "network", "output", "checkpoint", "cells", "tolerance")

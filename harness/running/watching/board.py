@@ -1,7 +1,7 @@
 """What runs, on the terminal: one table of the running trials, and a line for each one that has ended.
 
 Off a terminal (a file, a pipe, CI) there are plain lines alone: one for each trial that has ended, and
-one of progress every :data:`BOARD_PLAIN_SECONDS`.
+one of progress every :data:`PLAIN_SECONDS`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.basics.progress import PLAIN_SECONDS
 from harness.basics.text import duration
 from harness.engine.training import Status
 
@@ -27,8 +28,6 @@ from harness.engine.training import Status
 BOARD_REFRESH_SECONDS = 0.5
 #: Seconds between two times that lines are put above it: many trials may end at once.
 WRITE_SECONDS = 0.1
-#: Seconds between two lines of progress off a terminal.
-BOARD_PLAIN_SECONDS = 30.0
 #: Seconds over which a rate is smoothed.
 SMOOTH_SECONDS = 10.0
 #: From this many columns on there is room for the loss and for notes in full.
@@ -226,7 +225,7 @@ class Board:
                     self.console.print(Text("\n").join(self._lines), soft_wrap=True)
                     self._lines.clear()
                 self._live.refresh()
-        elif now - self._drawn >= BOARD_PLAIN_SECONDS:
+        elif now - self._drawn >= PLAIN_SECONDS:
             self._drawn = now
             self.write(self.plain())
 
