@@ -10,12 +10,9 @@ import math
 import random
 from dataclasses import dataclass
 
-import harness.basics.compat  # noqa: F401  # isort: skip  (its cure must come before torchvision)
-
 import numpy as np
 import torch
-import torchvision.transforms.functional as vision
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from harness.engine.batch import IGNORE
 from harness.nn.resize import cubic_resize
@@ -155,20 +152,27 @@ def area_crop(
     return picture, mask, Image.new("L", target, 1)
 
 
+def turned_hue(image: Image.Image, turn: float) -> Image.Image:
+    """Hue turned by a share of the circle in [-0.5, 0.5], in PIL's 256 steps as torchvision's adjust_hue."""
+    hue, saturation, value = image.convert("HSV").split()
+    moved = np.array(hue) + np.int32(turn * 255).astype(np.uint8)  # the circle closes: it wraps around
+    return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
+
+
 def jitter(
     image: Image.Image, strength: tuple[float, float, float, float], rng: random.Random
 ) -> Image.Image:
     """Brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter."""
     brightness, contrast, saturation, hue = strength
     changes = [
-        (vision.adjust_brightness, rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
-        (vision.adjust_contrast, rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
-        (vision.adjust_saturation, rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
-        (vision.adjust_hue, rng.uniform(-hue, hue)),
+        (ImageEnhance.Brightness, rng.uniform(max(0.0, 1 - brightness), 1 + brightness)),
+        (ImageEnhance.Contrast, rng.uniform(max(0.0, 1 - contrast), 1 + contrast)),
+        (ImageEnhance.Color, rng.uniform(max(0.0, 1 - saturation), 1 + saturation)),
+        (None, rng.uniform(-hue, hue)),
     ]
     rng.shuffle(changes)
     for change, amount in changes:
-        image = change(image, amount)
+        image = turned_hue(image, amount) if change is None else change(image).enhance(amount)
     return image
 
 

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from harness.basics.errors import UserError, nearest
 from harness.basics.files import check_writable, sha256_of, whole_file, write_json
+from harness.basics.imagenet import MEAN, STD
 from harness.data.sets import mini_scenes
 from harness.nn.encoders import create_encoder
 from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
-from harness.nn.pixels import MEAN, STD
 
 #: Pictures the reported accuracy is measured on.
 HELD_OUT_PICTURES = 1000

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from harness.basics.arrays import read_arrays
 from harness.basics.files import write_with
@@ -95,6 +94,8 @@ def distances(mask: np.ndarray) -> np.ndarray:
         inner[tuple(after)] &= ~change
     if inner.all():
         return np.full(mask.shape, np.inf)
+    from scipy.ndimage import distance_transform_edt
+
     return distance_transform_edt(inner) + 1.0
 
 

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: ImageNet statistics of RGB in [0, 1].
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from harness.basics.imagenet import MEAN, STD
 
 
 def normalise(raw: Tensor) -> Tensor:

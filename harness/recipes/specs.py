@@ -14,9 +14,9 @@ from pydantic_core import PydanticKnownError
 
 from harness.basics.bounds import MOST, MOST_STEPS, Factor, Momentum, Ordered, Share, Side, Unfit
 from harness.basics.errors import UserError
+from harness.basics.imagenet import MEAN, STD
 from harness.basics.schema import Neutral, schema
 from harness.data.base import LabelSpec, Supervision
-from harness.nn.pixels import MEAN, STD
 
 
 @schema

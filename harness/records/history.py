@@ -6,13 +6,15 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from harness.basics.files import append, whole_file
 from harness.basics.reading import Damaged, damaged, read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Largest training curve: ten million steps, a row of 300 bytes every ten.
 _MOST_CURVE = 300 << 20
@@ -108,6 +110,8 @@ def read_curve(file: Path, upto: int | None = None) -> pd.DataFrame:
     Raises:
         Damaged: it is no table of numbers by ascending steps, or it is cut.
     """
+    import pandas as pd
+
     text = read_text(file, _MOST_CURVE)
     try:
         found = pd.read_csv(io.StringIO(text))

@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from harness.basics.files import cache_folder, write_json
 from harness.basics.reading import Damaged, Misplaced, damaged, unreadable
@@ -45,6 +44,9 @@ from harness.records.history import read_curve
 from harness.records.object_store import is_uri
 from harness.records.remote import Mirror, for_readers, mirror_of
 from harness.records.truth import Truth, truth_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Takes note of a file that is left out.
 Note = Callable[[Damaged], None]
@@ -231,6 +233,8 @@ class Record:
     def history(self) -> pd.DataFrame:
         """Training curve: ``step, lr, steps_per_second`` and one column for each loss term; empty where
         there is none, or a damaged one."""
+        import pandas as pd
+
         file, upto = self.path / "history.csv", self.data.get("steps") if self.finished else None
         for start, end in self.data.get("curve_lacks", ()):
             upto = start - 1 if end == upto else upto

@@ -18,7 +18,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from harness.basics.errors import UserError
 from harness.records.counts import PerImage
@@ -294,6 +293,8 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def _student(freedom: float, resamples: int, seed: int) -> np.ndarray:
     """``(R,)`` Student's t in random order, one value from each of R equally probable strata."""
+    from scipy.special import stdtrit
+
     places = np.random.default_rng([seed, 1]).permutation(resamples)
     return stdtrit(min(freedom, 1e9), (places + 0.5) / resamples)
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csgraph
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -149,6 +147,8 @@ def spanning_tree(edges: Tensor, shape: tuple[int, int, int]) -> Tree:
         edges: weights from :func:`grid_edges`; of equal ones the first counts as lighter (our choice).
         shape: ``(B, H, W)`` of the grids.
     """
+    from scipy.sparse import csgraph, csr_array
+
     batch, height, width = shape
     n = batch * height * width
     pixel = np.arange(n).reshape(batch, height, width)
@@ -158,7 +158,7 @@ def spanning_tree(edges: Tensor, shape: tuple[int, int, int]) -> Tree:
     # Ranks in place of weights: scipy takes a zero weight, as in a flat region, for no edge at all.
     rank = np.empty(len(weight))
     rank[np.argsort(weight, kind="stable")] = np.arange(1, len(weight) + 1)
-    forest = csgraph.minimum_spanning_tree(scipy.sparse.csr_array((rank, (start, end)), shape=(n, n)))
+    forest = csgraph.minimum_spanning_tree(csr_array((rank, (start, end)), shape=(n, n)))
 
     kept = forest.tocoo()
     roots = _centres(kept.row, kept.col, pixel[:, 0, 0], n)
@@ -189,9 +189,11 @@ def _breadth_first(
     start: np.ndarray, end: np.ndarray, roots: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order and parents ``(n,)`` of a forest, one root per tree (a root is its own parent)."""
+    from scipy.sparse import csgraph, csr_array
+
     # One more node joins the roots, so that one search covers all trees.
     a, b = np.concatenate([start, roots]), np.concatenate([end, np.full(len(roots), n)])
-    graph = scipy.sparse.csr_array((np.ones(len(a)), (a, b)), shape=(n + 1, n + 1))
+    graph = csr_array((np.ones(len(a)), (a, b)), shape=(n + 1, n + 1))
     order, parents = csgraph.breadth_first_order(graph, n, directed=False)
     parents = parents[:n].astype(np.int64)
     parents[roots] = roots

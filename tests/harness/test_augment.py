@@ -14,7 +14,16 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from harness.basics.schema import essential
-from harness.engine.augment import area_box, area_crop, augment, crop, random_long_side, resampled
+from harness.engine.augment import (
+    area_box,
+    area_crop,
+    augment,
+    crop,
+    jitter,
+    random_long_side,
+    resampled,
+    turned_hue,
+)
 from harness.engine.build import ViewSpec
 from harness.engine.loader import StepSampler, TrainingSet, training_loader, view
 from harness.nn.resize import cubic_resize, scaled_side
@@ -147,6 +156,36 @@ def test_a_picture_too_long_for_any_window_gives_its_middle():
     rng = random.Random(0)
     assert area_box((400, 20), (0.9, 1.0), (0.75, 1.25), rng) == (187, 0, 212, 20)
     assert area_box((20, 400), (0.9, 1.0), (0.8, 1.25), rng) == (0, 187, 20, 212)
+
+
+@pytest.mark.parametrize("mode", ["noise", "picture", "grey"])
+def test_colours_change_as_torchvisions(mode):
+    """To the pixel, though torchvision is not imported for it."""
+    rng = np.random.default_rng(6)
+    pixels = rng.integers(0, 256, (37, 53, 3)).astype(np.uint8)
+    if mode == "picture":
+        pixels = (np.indices((37, 53)).sum(0)[..., None] * [2, 1, 3] % 256).astype(np.uint8)
+    if mode == "grey":
+        pixels[..., 1:] = pixels[..., :1]
+    image = Image.fromarray(pixels)
+    for turn in (-0.5, -0.25, -0.1, -1e-3, 0.0, 1e-3, 0.017, 0.1, 0.25, 0.5):
+        expected = vision.adjust_hue(image, turn)
+        np.testing.assert_array_equal(np.array(turned_hue(image, turn)), np.array(expected))
+    for seed in range(8):
+        strength = (0.5, 0.4, 0.9, 0.25)
+        draw = random.Random(seed)
+        changes = [
+            (vision.adjust_brightness, draw.uniform(0.5, 1.5)),
+            (vision.adjust_contrast, draw.uniform(0.6, 1.4)),
+            (vision.adjust_saturation, draw.uniform(1 - 0.9, 1.9)),
+            (vision.adjust_hue, draw.uniform(-0.25, 0.25)),
+        ]
+        draw.shuffle(changes)
+        expected = image
+        for change, amount in changes:
+            expected = change(expected, amount)
+        found = jitter(image, strength, random.Random(seed))
+        np.testing.assert_array_equal(np.array(found), np.array(expected))
 
 
 def test_an_area_crop_is_torchvisions_resized_crop():

@@ -17,8 +17,8 @@ import numpy as np
 from harness.basics.errors import UserError, nearest
 from harness.basics.reading import read_bytes
 from harness.data.base import UNLABELLED, BoxInside
+from harness.data.labels.painting import paint_boxes
 from harness.data.labels.tag_columns import placed_tags
-from harness.data.labels.weak_labels import paint_boxes
 
 #: Class, left, top, right, bottom in pixels from the picture's corner; right and bottom exclusive.
 Box = tuple[int, float, float, float, float]

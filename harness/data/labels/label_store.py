@@ -29,6 +29,7 @@ from harness.data.base import IGNORE, UNLABELLED, Dataset, LabelSpec, Supervisio
 from harness.data.images import read_index, write_index
 from harness.data.labels import weak_labels
 from harness.data.labels.annotations import check_size, illegal_values
+from harness.data.labels.painting import tags_from_mask
 from harness.data.parallel import ordered_map
 
 #: Values of :class:`LabelSpec` that the simulator does not read.
@@ -364,7 +365,7 @@ def _pseudo(
 
 
 def _label_tags(num_classes: int, image_id: str, label: np.ndarray) -> np.ndarray:
-    return weak_labels.tags_from_mask(label, num_classes)
+    return tags_from_mask(label, num_classes)
 
 
 def _box_tags(dataset: Dataset, split: str, image_id: str, label: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ Every label follows from the mask, the image id and the seed alone, whatever pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from scipy.sparse.csgraph import dijkstra
 from harness.basics.errors import UserError
 from harness.data.base import IGNORE, UNLABELLED, BoxInside, DatasetInfo, LabelSpec, Supervision
 from harness.data.labels.annotations import Stroke, draw_clicks, draw_strokes
+from harness.data.labels.painting import paint_boxes, tags_from_mask
 
 #: Part of the digest of prepared labels; raised whenever equal masks may give other labels.
 LABEL_VERSION = 2
@@ -41,8 +42,6 @@ _BACKGROUND_CLICKS = 3
 _BLOCK_SIDE = (1 / 40, 1 / 8)
 #: Width of VOC's void borders in pixels.
 _VOID_BORDER = 5
-#: Share of a box's area that Khoreva et al. (CVPR 2017) keep as its class in Box^i, as we read them.
-_INNER_SHARE = 0.2
 
 _AROUND = np.ones((3, 3), bool)
 
@@ -87,11 +86,6 @@ def label_generator(image_id: str, supervision: str, seed: int) -> np.random.Gen
     """The random numbers of one label, independent of process, order and hash randomisation."""
     key = hashlib.sha256(f"{seed}/{supervision}/{image_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big")))
-
-
-def tags_from_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """``(K,)`` uint8 multi-hot: classes that occur in a ``(H, W)`` uint8 label or mask."""
-    return (np.bincount(mask.ravel(), minlength=256)[:num_classes] > 0).astype(np.uint8)
 
 
 def simulated_tags(
@@ -422,27 +416,6 @@ def _draw_boxes(mask: np.ndarray, num_classes: int, background: int, inside: Box
     paint_boxes(label, found, inside)
     label[mask == IGNORE] = UNLABELLED
     return label
-
-
-def paint_boxes(
-    label: np.ndarray, boxes: Sequence[tuple[int, int, int, int, int]], inside: BoxInside
-) -> None:
-    """Clear the inside of all boxes and paint it as asked, smaller boxes on top.
-
-    Args:
-        label: ``(H, W)`` uint8, changed in place.
-        boxes: class, top, bottom, left, right in pixels, ends exclusive, within the picture.
-        inside: see ``LabelSpec.box_inside``.
-    """
-    for _, top, bottom, left, right in boxes:
-        label[top:bottom, left:right] = UNLABELLED
-    if inside == "unlabelled":
-        return
-    side = 1.0 if inside == "fill" else _INNER_SHARE**0.5
-    for kind, top, bottom, left, right in sorted(boxes, key=lambda b: -(b[2] - b[1]) * (b[4] - b[3])):
-        height, width = (max(1, round(side * n)) for n in (bottom - top, right - left))
-        first, start = top + (bottom - top - height) // 2, left + (right - left - width) // 2
-        label[first : first + height, start : start + width] = kind
 
 
 def _box(part: _Part, mask: np.ndarray) -> tuple[int, int, int, int]:

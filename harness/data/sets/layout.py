@@ -14,10 +14,10 @@ from harness.basics.errors import UserError
 from harness.data.base import Dataset, LabelSpec, Supervision, class_numbers
 from harness.data.images import read_index, read_rgb
 from harness.data.labels.annotations import TOOLS, check_format, label_files, read_label
+from harness.data.labels.painting import tags_from_mask
 from harness.data.labels.shapes import Drawn, painted
 from harness.data.labels.tags import tags_by_picture
 from harness.data.labels.tool_files import read_shapes
-from harness.data.labels.weak_labels import tags_from_mask
 from harness.data.lists import PACKAGED, packaged_list, read_list
 from harness.data.naming import ByPicture
 

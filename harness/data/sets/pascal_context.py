@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import scipy.io
 
 from harness.basics.errors import UserError
 from harness.data.base import DatasetInfo
@@ -172,6 +171,8 @@ class PascalContext(VOCLayout):
 
 
 def _label_map(path: Path) -> np.ndarray:
+    import scipy.io
+
     try:
         content = scipy.io.loadmat(str(path), variable_names=["LabelMap"])
     except FileNotFoundError:

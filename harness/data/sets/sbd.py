@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.io
 
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable
@@ -115,6 +114,8 @@ def read_mask(path: Path, num_classes: int = 21) -> np.ndarray:
     Raises:
         UserError: the file is missing, or no such file.
     """
+    import scipy.io
+
     try:
         content = scipy.io.loadmat(str(path), squeeze_me=True, struct_as_record=False)
         mask = np.asarray(content["GTcls"].Segmentation)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from harness.basics import provenance
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable, sha256_of, write_json, write_with
+from harness.basics.imagenet import MEAN, STD
 from harness.engine.networks import load_noted
 from harness.engine.outputs import check_scored
-from harness.nn import pixels
 from harness.nn.resize import resize
 from harness.recipes import protocols
 from harness.recipes.resolving import resolve
@@ -141,8 +141,8 @@ def export_model(
             "background": info.background,
             "input": {
                 "layout": "(1, 3, H, W) float32, RGB: (value / 255 - mean) / deviation",
-                "mean": list(pixels.MEAN),
-                "deviation": list(pixels.STD),
+                "mean": list(MEAN),
+                "deviation": list(STD),
                 "size": "any" if any_size else [height, width],
             },
             "output": "(1, K, H, W) float32 logits: the class of a pixel is the largest",

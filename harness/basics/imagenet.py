@@ -1,0 +1,7 @@
+"""What pretrained networks expect of colours, for whoever needs it without needing torch."""
+
+from __future__ import annotations
+
+#: ImageNet statistics of RGB in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
