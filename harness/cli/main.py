@@ -35,6 +35,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
     "completion": ("harness.cli.explore", "completion_verb", "Have a shell complete verbs and recipes."),
     "data": ("harness.cli.data", "data_verb", "Prepare, check, label and show data sets."),
     "run": ("harness.cli.run", "run_verb", "Train, evaluate and record recipes or suites."),
+    "grid": ("harness.cli.grid", "grid_verb", "Run a grid of ablations, and print its tables."),
     "search": ("harness.cli.search", "search_verb", "Search hyper-parameters of a recipe."),
     "predict": ("harness.cli.score", "predict_verb", "Segment pictures with a trained network."),
     "verify-store": (

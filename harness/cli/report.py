@@ -341,6 +341,7 @@ Examples:
   wsss compare agmm/voc-point-r101 external/their-method --evaluation val-agmm-voc
   wsss compare agmm/mini-scribble agmm/mini-scribble@3f9c    against its records of this digest
   wsss compare agmm/mini-scribble agmm/mini-scribble@mine    against the configuration that was called so
+  wsss compare agmm/mini-scribble 'agmm/mini-scribble (crop=48)'    against a row as the tables print it
   wsss compare pce/mini-point agmm/mini-point --set dataset=birds --data-root birds=~/birds
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
@@ -362,7 +363,8 @@ def compare_verb(
 
     FIRST and SECOND are recipes with records, or imported predictions (external/NAME). A name stands for
     records with the overrides of --set, by default without any; NAME@DIGEST for those of a digest, whatever
-    was overridden, and NAME@CALLED for a configuration that was named (wsss run --name). The interval is
+    was overridden, NAME@CALLED for a configuration that was named (wsss run --name), and 'NAME (VALUES)' for
+    a row as tables print it. The interval is
     over images and seeds; with one seed on a side it is over images alone, and nothing is decided.
     """
     from harness.recipes.resolving import parse_overrides

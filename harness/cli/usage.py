@@ -229,6 +229,19 @@ TABLE: Mapping[str, Usage] = {
             ),
         ),
     ),
+    "grid": Usage(
+        f"recipe chosen assignments evaluation only_tables out as_json {_PLACES}",
+        (
+            _WITHOUT_RAY,
+            Only(
+                "tensorboard track",
+                lambda values: not values["only_tables"],
+                "with --only-tables, which runs nothing",
+                "without it",
+            ),
+            Only("seeds", _lacks("chosen"), "with --seed, which names the seeds", "without --seed"),
+        ),
+    ),
     "search": Usage(
         f"recipe trials sampler scheduler seed objective_split warm_start assignments out {_PLACES} "
         "tensorboard track",

@@ -19,6 +19,7 @@ from harness.basics.schema import fields
 from harness.basics.text import cleaned, one_line
 from harness.recipes import recipe_files
 from harness.recipes.resolving import expand, flattened, inherited, merged, recipe_names, resolve
+from harness.recipes.row_names import row_overrides, row_parts
 from harness.recipes.specs import Recipe
 
 _ENDING = ".toml"
@@ -47,17 +48,19 @@ def is_recipe_file(target: str | Path) -> bool:
 
 
 def given(target: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Given]:
-    """What a target names: a recipe, a pattern of recipes, a suite, or the tables of a file.
+    """What a target names: a recipe, a pattern of them, a suite, a row of a table, or the tables of a file.
 
     Args:
         target: as on the command line; ``mine.toml`` for all tables of a file, ``mine.toml:table`` for one,
-            or for those that a pattern fits.
+            or for those that a pattern fits; ``METHOD/RECIPE (crop=48, ...)`` for a row by its name.
         overrides: dotted key to value, over those of the file.
 
     Raises:
         UserError: it names nothing, or what the file says is no recipe; the file is named.
     """
     overrides = dict(overrides or {})
+    if (row := row_parts(str(target))) is not None:
+        return [_of_row(*row, overrides)]
     if not is_recipe_file(target):
         return [Given(name, overrides) for name in expand([str(target)])]
     path, chosen = _parts(str(target))
@@ -79,6 +82,8 @@ def one(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Given
     Raises:
         UserError: likewise, or a file has several recipes.
     """
+    if (row := row_parts(str(target))) is not None:
+        return _of_row(*row, overrides or {})
     if not is_recipe_file(target):
         return Given(str(target), dict(overrides or {}))
     found = given(target, overrides)
@@ -91,6 +96,18 @@ def one(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Given
             remedy=f"name it, as in {file}:{names[0]}; there are {', '.join(names[:8])}",
         )
     return found[0]
+
+
+def _of_row(name: str, inside: str, overrides: Mapping[str, Any]) -> Given:
+    """What a row of a table was trained with, by its name; values of the command line over its own."""
+    values = row_overrides(inside)
+    if values is None:
+        raise UserError(
+            f"{inside!r} is what a configuration was called, and does not say its values",
+            where=f"{name} ({inside})",
+            remedy=f"write them, as in '{name} (crop=48)', or name the folder of its record",
+        )
+    return Given(name, {**{k: v for k, v in values.items() if not _replaced(k, overrides)}, **overrides})
 
 
 def _parts(target: str) -> tuple[str, str]:

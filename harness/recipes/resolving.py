@@ -211,10 +211,12 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 def as_assignments(overrides: Mapping[str, Any]) -> str:
     """The options of a command line that :func:`parse_overrides` reads as these values."""
-    plain = {
-        k: v if isinstance(v, str) and _value(v) == v else json.dumps(dump(v)) for k, v in overrides.items()
-    }
-    return " ".join(f"--set {shlex.quote(f'{k}={v}')}" for k, v in plain.items())
+    return " ".join(f"--set {shlex.quote(f'{k}={value_text(v)}')}" for k, v in overrides.items())
+
+
+def value_text(value: Any) -> str:
+    """A value as :func:`parse_overrides` reads it back: a word as it is, anything else as JSON."""
+    return value if isinstance(value, str) and _value(value) == value else json.dumps(dump(value))
 
 
 def _refuse_contradictions(given: Mapping[str, Any]) -> None:

@@ -3,12 +3,14 @@
 ``claims/<method>.toml`` holds one table for each statement and below it the comparisons that stand for
 it: which recipe should lie above which, in which evaluation, by what margin. :func:`judge` takes them to
 the records of a store. Only records that stand in the leaderboard are read: one digest, one protocol, one
-data fingerprint, no overrides, not stale.
+data fingerprint, not stale, and no overrides but those that the claim itself names: a recipe may be the name
+of a row, ``METHOD/RECIPE (config.gamma=0, crop=48)``.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,11 @@ from harness.basics.errors import UserError, nearest
 from harness.basics.files import read_toml
 from harness.basics.registry import METHODS
 from harness.basics.schema import Aside, differing, load, marks, neutral_values, schema
+from harness.recipes.given import one
 from harness.recipes.names import data_root
+from harness.recipes.resolving import resolve
+from harness.recipes.row_names import row_parts
+from leaderboards.rows.configurations import Configurations
 from leaderboards.rows.published import Published, published
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import (
@@ -35,7 +41,7 @@ from leaderboards.rows.statistics import (
     two_level_difference,
 )
 from leaderboards.rows.tables import leaderboard
-from leaderboards.rows.text import DASH, escaped, number, pipe_table
+from leaderboards.rows.text import DASH
 
 #: Folder of the packaged claims.
 CLAIMS_FOLDER = Path(__file__).parents[1] / "claims"
@@ -49,9 +55,9 @@ class Pair:
     """Two recipes and the evaluation in which one should lie above the other."""
 
     better: str
-    """Recipe that the statement puts first."""
+    """Recipe that the statement puts first, or a row by its name: `METHOD/RECIPE (crop=48)`."""
     worse: str
-    """Recipe that it is compared with."""
+    """Recipe, or row, that it is compared with."""
     evaluation: str = "val-single"
     """Name of the evaluation: split, protocol and, where unusual, network, output and checkpoint."""
     direction: Literal["above", "not below"] = "above"
@@ -195,8 +201,14 @@ def validate_claims(
         if claim.method not in METHODS:
             continue
         for pair in claim.comparisons:
-            both = [recipes.get(name) for name in (pair.better, pair.worse)]
+            both = [recipes.get(recipe_of(name)) for name in (pair.better, pair.worse)]
             for name, resolved in zip((pair.better, pair.worse), both, strict=True):
+                if row_parts(name) is not None and resolved is not None:
+                    try:
+                        named = one(name)
+                        resolve(named.name, named.overrides)
+                    except UserError as error:
+                        findings.append(f"{claim.id}: {name}: {error.problem}")
                 if resolved is None:
                     findings.append(f"{claim.id}: unknown recipe {name!r}; {nearest(name, recipes)}")
                 elif pair.evaluation not in (names := [e.name for e in resolved.recipe.evaluation]):
@@ -255,12 +267,30 @@ def judge(
     needed = {name for _, pair in chosen for name in (pair.better, pair.worse)}
     own = frame[frame["name"].isin(needed) & (frame["overrides"] == "")] if len(frame) else frame
     rows = leaderboard(own, {n: r for n, r in recipes.items() if n in needed}, resamples=0)
+    rows += _by_row_name([name for name in sorted(needed) if row_parts(name)], frame, recipes)
     judged = [_judge(claim, pair, rows, recipes, resamples, permutations) for claim, pair in chosen]
     adjusted = zip(holm([j.p_images for j in judged]), holm([j.p_seeds for j in judged]), strict=True)
     return [
         replace(j, p_images_holm=images, p_seeds_holm=seeds)
         for j, (images, seeds) in zip(judged, adjusted, strict=True)
     ]
+
+
+def recipe_of(name: str) -> str:
+    """The recipe of a side, which may be the name of a row."""
+    return (row_parts(name) or (name,))[0]
+
+
+def _by_row_name(names: Sequence[str], frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:
+    """Rows with overrides that claims name, each under the name that the claim uses."""
+    known = Configurations(frame)
+    found: list[Row] = []
+    for name in names if len(frame) else ():
+        own = {recipe_of(name): recipes[recipe_of(name)]} if recipe_of(name) in recipes else {}
+        lines = known.named(name)
+        rows = leaderboard(lines, own, resamples=0) if len(lines) else []
+        found += [replace(row, recipe=name) for row in rows if row.n]
+    return found
 
 
 def _judge(
@@ -347,12 +377,12 @@ def _not_run(
     claim: Claim, pair: Pair, missing: tuple[str, ...], rows: Sequence[Row], recipes: Mapping[str, Any]
 ) -> Judged:
     notes = []
-    absent = [name for name in missing if name not in recipes]
+    absent = [name for name in missing if recipe_of(name) not in recipes]
     for name in missing:
         if name in absent:
             method = name.partition("/")[0]
             why = "" if method in METHODS else f", nor the method {method}"
-            notes.append(f"this installation has no recipe {name}{why}")
+            notes.append(f"this installation has no recipe {recipe_of(name)}{why}")
             continue
         mine = [r for r in rows if r.recipe == name and r.evaluation == pair.evaluation and r.notes]
         stale = next((r for r in mine if r.verdict == "stale"), None)
@@ -361,8 +391,8 @@ def _not_run(
             notes.append(f"{name}: only stale records ({stale.notes[0]})")
         elif hole is not None:
             notes.append(f"{name}: {hole.notes[0]}")
-    roots = dict.fromkeys(data_root(name, {}) for name in missing)
-    command = "" if absent else " ".join(filter(None, ["wsss run", *missing, *roots]))
+    roots = dict.fromkeys(data_root(recipe_of(name), {}) for name in missing)
+    command = "" if absent else " ".join(filter(None, ["wsss run", *map(shlex.quote, missing), *roots]))
     return Judged(claim, pair, missing=missing, command=command, notes=tuple(notes))
 
 
@@ -423,76 +453,6 @@ def as_frame(judged: Sequence[Judged]) -> pd.DataFrame:
     return pd.DataFrame(comparison_lines(judged), columns=list(COMPARISON_COLUMNS))
 
 
-_COLUMNS = (
-    ("Claim", "left"),
-    ("This recipe", "left"),
-    ("should lie above", "left"),
-    ("Evaluation", "left"),
-    ("n", "right"),
-    ("Difference", "right"),
-    ("95 % interval", "right"),
-    ("Margin", "right"),
-    ("p images (Holm)", "right"),
-    ("p seeds (Holm)", "right"),
-    ("Verdict", "left"),
-    ("Notes", "left"),
-)
-
-
-def claims_markdown(judged: Sequence[Judged]) -> str:
-    """Statements and verdicts, then what has not been run with the commands that run it."""
-    run = [j for j in judged if j.verdict != "not run"]
-    holes = [j for j in judged if j.verdict == "not run"]
-    parts = [verdict_counts(judged) + ".\n"]
-    notes: dict[str, int] = {}
-    if run:
-        statements = {j.claim.id: j.claim for j in run}
-        parts.append(
-            "\n".join(f"- **{c.id}**: {c.statement} ({_origin(c)})" for c in statements.values()) + "\n"
-        )
-        lines = [_line(j, notes) for j in run]
-        parts.append(pipe_table(lines, [c[0] for c in _COLUMNS], [c[1] for c in _COLUMNS]) + "\n")
-        parts += ["\n".join(f"{i}. {escaped(text)}" for text, i in notes.items()) + "\n"] if notes else []
-    if holes:
-        lines = [
-            [
-                j.claim.id,
-                j.pair.better,
-                j.pair.worse,
-                j.pair.evaluation,
-                f"`{j.command}`" if j.command else DASH,
-                escaped("; ".join(j.notes)),
-            ]
-            for j in holes
-        ]
-        heads = ["Claim", "This recipe", "should lie above", "Evaluation", "Run it with", "Notes"]
-        parts += ["## Not run\n", pipe_table(lines, heads, ["left"] * 6) + "\n"]
-    return "\n".join(parts)
-
-
-def _origin(claim: Claim) -> str:
-    return ", ".join(part for part in (claim.paper, claim.place) if part) or "ours"
-
-
 def p_text(value: float, adjusted: float) -> str:
     """``0.004 (0.012)``, or a dash where there is no test."""
     return DASH if math.isnan(value) else f"{value:.4f} ({adjusted:.4f})"
-
-
-def _line(j: Judged, notes: dict[str, int]) -> list[str]:
-    numbers = [notes.setdefault(note, len(notes) + 1) for note in j.notes]
-    interval = DASH if math.isnan(j.low) else f"{number(j.low, sign=True)} to {number(j.high, sign=True)}"
-    return [
-        j.claim.id,
-        j.pair.better,
-        j.pair.worse,
-        j.pair.evaluation,
-        str(j.n[0]) if j.n[0] == j.n[1] else f"{j.n[0]} and {j.n[1]}",
-        number(j.difference, sign=True),
-        interval,
-        number(j.pair.bound, 1),
-        p_text(j.p_images, j.p_images_holm),
-        p_text(j.p_seeds, j.p_seeds_holm),
-        j.verdict,
-        ", ".join(map(str, numbers)),
-    ]

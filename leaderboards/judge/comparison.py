@@ -12,10 +12,10 @@ import pandas as pd
 from harness.basics.errors import UserError, nearest
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.names import run_command
-from harness.recipes.resolving import resolve
-from harness.running.inference.scoring import trained_with
+from harness.recipes.row_names import row_parts
 from leaderboards.judge.claims import Claim, Judged, Pair, compare_rows, comparison_lines
 from leaderboards.judge.differing import what_differs
+from leaderboards.rows.configurations import Configurations
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.rows.tables import leaderboard
@@ -54,7 +54,8 @@ def compare(
         recipes: name to ``Resolved``: what counts as stale.
         first, second: recipe names, which stand for records with ``overrides``; ``<name>@<digest>`` for those
             of a training digest (or its first characters), whatever was overridden; ``<name>@<called>`` for a
-            configuration that was given a name; or recipe files.
+            configuration that was given a name; a row as tables print it, ``<name> (crop=48)``; or recipe
+            files.
         evaluation: name of the first's evaluation; by default all of its evaluations that the second
             shares. An imported prediction is met by every evaluation of its split.
         overrides: values by dotted key that recipes named without ``@`` were trained with; none by default.
@@ -86,11 +87,12 @@ def compare(
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a comparison: a recipe, or external predictions, and the digest where one is named."""
+    """One side of a comparison: a recipe, or external predictions; the digest or row where one is named."""
 
     name: str
     digest: str
     overrides: Mapping[str, Any]
+    row: str = ""
 
     @classmethod
     def named(cls, frame: pd.DataFrame, target: str, overrides: Mapping[str, Any]) -> _Side:
@@ -98,10 +100,13 @@ class _Side:
         if is_recipe_file(target):
             asked = one(target, overrides)
             target, overrides = asked.name, asked.overrides
-        name, at, digest = target.partition("@")
+        row = row_parts(target)
+        name, at, digest = (row[0], "", "") if row else target.partition("@")
         names = sorted(set(frame["name"])) if len(frame) else []
         if name not in names:
             raise UserError(f"no record of {name!r}", where="results", remedy=nearest(name, names))
+        if row:
+            return cls(name, "", {}, target)
         own = frame[frame["name"] == name]
         called = own["record"].map(lambda record: record.data.get("called", "")) == digest
         whole = sorted(set(own.loc[called, "digest"])) if digest else []
@@ -114,19 +119,20 @@ class _Side:
     def standing(self, frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:
         """Its rows that stand. Raises UserError where there is none."""
         own = frame[frame["name"] == self.name]
-        if self.digest:
+        if self.row:
+            mine = Configurations(frame).named(self.row)
+        elif self.digest:
             mine = own[own["digest"] == self.digest]
         elif self.overrides:
-            asked = resolve(self.name, self.overrides).essential_values()
-            mine = own[own["record"].map(lambda record: trained_with(record, asked, self.overrides))]
+            mine = Configurations(frame).with_values(self.name, self.overrides)
         else:
             mine = own[own["overrides"] == ""]
-        rows = leaderboard(mine, recipes, resamples=0)
+        rows = leaderboard(mine, recipes, resamples=0) if len(mine) else []
         standing = [row for row in rows if row.n and row.verdict not in ("stale", "not run")]
         if standing:
             return standing
         reasons = [row.notes[0] for row in rows if row.recipe == self.name and row.notes]
-        which = " with these values" if self.overrides else " without overrides"
+        which = " with these values" if self.overrides or self.row else " without overrides"
         why = f" ({reasons[0]})" if len(mine) and reasons else "" if self.digest else which
         raise UserError(
             f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name, self.overrides)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from harness.basics.reading import damaged
 from harness.basics.registry import DATASETS, METHODS
 from harness.basics.schema import Aside, differing, digest, dump, flatten, marks, neutral_values
 from harness.recipes import foreign
+from harness.recipes.row_names import values_text
 from harness.records.records import EvaluationRecord, Record, Store
 from harness.records.truth import contradictions
 
@@ -78,12 +78,6 @@ def without_collector() -> Iterator[None]:
 # --- one line per record and evaluation ----------------------------------------------------------------
 
 
-def _text(overrides: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(overrides.items())
-    )
-
-
 def _commit(code: Mapping[str, Any]) -> str:
     commit = code.get("commit")
     name = commit[:9] if commit else f"version {code.get('version', 'unknown')}"
@@ -133,7 +127,7 @@ def gather_records(store: Store, pattern: str = "*") -> pd.DataFrame:
             "backbone": recipe["backbone"],
             "weights": recipe["weights"],
             "weak_label": weak_label(recipe),
-            "overrides": data.get("called") or _text(data.get("overrides", {})),
+            "overrides": data.get("called") or values_text(data.get("overrides", {})),
             "digest": external_digest(data["metadata"]) if data.get("metadata") else record.digest,
             "seed": record.seed,
             "finished": record.finished,
@@ -206,8 +200,8 @@ def _set_for(record: Record, run: EvaluationRecord | None) -> dict[str, str]:
         return {}
     config, called = {f"config.{k}": v for k, v in own.items()}, record.data.get("called")
     if called:
-        return {"overrides": f"{called}, {_text(config)}"}
-    return {"overrides": _text(record.data.get("overrides", {}) | config)}
+        return {"overrides": f"{called}, {values_text(config)}"}
+    return {"overrides": values_text(record.data.get("overrides", {}) | config)}
 
 
 def _tell_apart(lines: Sequence[dict[str, Any]]) -> None:
@@ -215,12 +209,12 @@ def _tell_apart(lines: Sequence[dict[str, Any]]) -> None:
     meant: dict[tuple[str, str], set[str]] = {}
     for line in lines:
         if called := line["record"].data.get("called"):
-            meant.setdefault((line["name"], called), set()).add(_text(line["record"].data["overrides"]))
+            meant.setdefault((line["name"], called), set()).add(values_text(line["record"].data["overrides"]))
     for line in lines:
         called = line["record"].data.get("called")
         if called and len(meant[line["name"], called]) > 1:
             rest = line["overrides"].removeprefix(called)
-            line["overrides"] = f"{called}: {_text(line['record'].data['overrides'])}{rest}"
+            line["overrides"] = f"{called}: {values_text(line['record'].data['overrides'])}{rest}"
 
 
 #: Of the frame that :func:`gather_records` gives.

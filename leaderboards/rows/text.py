@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from harness.basics.text import csv_cell
 
 if TYPE_CHECKING:
     from leaderboards.rows.row import Row
@@ -68,3 +73,16 @@ def pipe_table(lines: Iterable[Sequence[str]], names: Sequence[str], align: Sequ
         rule.append("-" * (width + 1) + ":" if side == "right" else ":" + "-" * (width + 1))
     head, *body = ("| " + " | ".join(row) + " |" for row in zip(*padded, strict=True))
     return "\n".join([head, "|" + "|".join(rule) + "|", *body])
+
+
+def csv_table(lines: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A CSV table with at least two columns: six digits after the point, nothing for NaN."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    pick = itemgetter(*names)
+    writer.writerows(
+        [("" if v != v else f"{v:.6f}") if isinstance(v, float) else v for v in map(csv_cell, pick(line))]
+        for line in lines
+    )
+    return stream.getvalue()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +17,15 @@ import harness
 from harness.basics.errors import UserError, nearest
 from harness.basics.files import whole_file
 from harness.basics.provenance import code
-from harness.basics.text import csv_cell
 from harness.records.records import Store
 from leaderboards.judge import claims
-from leaderboards.judge.claims import Judged, check_suites, judge
+from leaderboards.judge.claims import Judged, check_suites, judge, recipe_of
 from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
 from leaderboards.rows.published import Cell, Published, published
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import CLASS_COLUMNS, ROW_COLUMNS, class_lines, leaderboard, row_lines
-from leaderboards.rows.text import DASH, escaped, pipe_table
+from leaderboards.rows.text import DASH, csv_table, escaped, pipe_table
+from leaderboards.write.claims_text import claims_markdown
 from leaderboards.write.columns import (
     MIOU,
     NOTES,
@@ -135,8 +132,8 @@ def _tables(
         texts["leaderboard.md"] = f"{header(frame, rows, label)}\n{tables}"
         texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
-        texts["leaderboard.csv"] = _csv(lines, ROW_COLUMNS)
-        texts["per_class.csv"] = _csv(class_lines(rows), CLASS_COLUMNS)
+        texts["leaderboard.csv"] = csv_table(lines, ROW_COLUMNS)
+        texts["per_class.csv"] = csv_table(class_lines(rows), CLASS_COLUMNS)
     if "tex" in formats:
         texts["leaderboard.tex"] = latex(rows, parts)
     if "json" in formats:
@@ -209,7 +206,7 @@ def write_report(
         judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
     if suites:
         shown = {row.recipe for row in rows}
-        judged = [j for j in judged if {j.pair.better, j.pair.worse} <= shown]
+        judged = [j for j in judged if set(map(recipe_of, (j.pair.better, j.pair.worse))) <= shown]
     tables = _tables(rows, frame, known, out, dataset, TABLE_FORMATS, label)
     files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
@@ -269,7 +266,7 @@ def _chosen(
 
 
 def _dataset_of(judged: Judged, recipes: Mapping[str, Any]) -> str:
-    found = [recipes[n] for n in (judged.pair.better, judged.pair.worse) if n in recipes]
+    found = [recipes[n] for n in map(recipe_of, (judged.pair.better, judged.pair.worse)) if n in recipes]
     return found[0].recipe.dataset if found else ""
 
 
@@ -315,28 +312,15 @@ def write_claims(
 
 
 def _claims(judged: list[Judged], out: Path, formats: Sequence[str], label: str = "") -> WrittenClaims:
-    tables = claims.claims_markdown(judged)
+    tables = claims_markdown(judged)
     files = []
     if "md" in formats:
         files.append(_write(out / "claims.md", f"{_titled('Claims', label)}{CLAIMS_HEADER}\n{tables}"))
     if "csv" in formats:
         files.append(
-            _write(out / "claims.csv", _csv(claims.comparison_lines(judged), claims.COMPARISON_COLUMNS))
+            _write(out / "claims.csv", csv_table(claims.comparison_lines(judged), claims.COMPARISON_COLUMNS))
         )
     return WrittenClaims(judged, tables, files)
-
-
-def _csv(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """A CSV table: six digits after the point, nothing for NaN."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(names)
-    pick = itemgetter(*names)
-    writer.writerows(
-        [("" if v != v else f"{v:.6f}") if isinstance(v, float) else v for v in map(csv_cell, pick(line))]
-        for line in lines
-    )
-    return stream.getvalue()
 
 
 def check_formats(wanted: Sequence[str], possible: Sequence[str]) -> None:

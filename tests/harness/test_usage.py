@@ -111,6 +111,9 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         },
     ),
     (f"search {RECIPE} --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
+    (f"grid {RECIPE} --set crop=48,64 --seed 1", {"--seeds": ["3"]}),
+    (f"grid {RECIPE} --set crop=48,64 --only-tables", {"--tensorboard": [], "--track": ["mlflow"]}),
+    (f"grid {RECIPE} --set crop=48,64 --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
     (f"run {RECIPE} --seed 1", {"--seeds": ["3"], "--json": []}),
     (f"run {RECIPE} --dry-run", {"--smoke": []}),
     (
@@ -188,7 +191,9 @@ def test_every_conditional_option_is_refused_somewhere():
     shared = {"cpus_per_trial", "gpus_per_trial", "processes_per_trial"}  # seen with run
     for verb, usage in TABLE.items():
         conditional = {name for rule in usage.only for name in rule.names}
-        assert conditional <= covered.get(verb, set()) | (shared if verb == "search" else set()), verb
+        assert conditional <= covered.get(verb, set()) | (shared if verb in ("search", "grid") else set()), (
+            verb
+        )
 
 
 def test_what_applies_is_taken(tmp_path, capsys):

@@ -19,7 +19,6 @@ from leaderboards.judge import claims as module
 from leaderboards.judge.claims import (
     as_frame,
     claim_suites,
-    claims_markdown,
     decide,
     judge,
     packaged_claims,
@@ -29,6 +28,7 @@ from leaderboards.judge.claims import (
 )
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
+from leaderboards.write.claims_text import claims_markdown
 
 GOOD = """
 [lead]
