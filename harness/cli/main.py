@@ -38,6 +38,11 @@ _OWN: dict[str, tuple[str, str, str]] = {
     "grid": ("harness.cli.grid", "grid_verb", "Run a grid of ablations, and print its tables."),
     "search": ("harness.cli.search", "search_verb", "Search hyper-parameters of a recipe."),
     "predict": ("harness.cli.score", "predict_verb", "Segment pictures with a trained network."),
+    "curve": (
+        "harness.cli.curve",
+        "curve_verb",
+        "Pseudo labels over the threshold of activation maps.",
+    ),
     "verify-store": (
         "harness.cli.verify",
         "verify_store_verb",

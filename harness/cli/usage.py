@@ -229,6 +229,10 @@ TABLE: Mapping[str, Usage] = {
             ),
         ),
     ),
+    "curve": Usage(
+        "recipe split step out assignments data_roots results device workers as_json ray max_concurrent "
+        "gpus_each address"
+    ),
     "grid": Usage(
         f"recipe chosen assignments evaluation only_tables out as_json {_PLACES}",
         (

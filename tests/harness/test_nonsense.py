@@ -24,6 +24,7 @@ RIGHT: dict[str, list[str]] = {
     "list": [],
     "show": [RECIPE],
     "run": [RECIPE, "--local", "--seed", "0", "--device", "cpu"],
+    "curve": ["cam/mini-image", "--device", "cpu"],
     "grid": [RECIPE, "--set", "crop=48,64", "--local", "--seed", "0", "--device", "cpu"],
     "search": [RECIPE, "--local", "--device", "cpu"],
     "predict": [RECIPE, "picture.png", "--device", "cpu"],
