@@ -10,12 +10,13 @@ import functools
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import wsss_bench
 from harness.basics.errors import UserError, nearest, words
@@ -55,6 +56,10 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._registered or name in self._entries
 
+    def entries(self) -> dict[str, tuple[EntryPoint, ...]]:
+        """What packages bring by name; several entry points where a name is brought twice."""
+        return dict(self._entries)
+
     def entry(self, name: str) -> EntryPoint | None:
         """The entry point that brings a name; None for one that this process has registered."""
         return None if name in self._registered else next(iter(self._entries.get(name, ())), None)
@@ -85,10 +90,10 @@ class Registry:
                 found[name] = error
         return found
 
-    def conflict(self, name: str, places: list[str]) -> UserError:
+    def conflict(self, name: str, places: list[str], noun: str = "") -> UserError:
         """The error for a name that several packages bring, all of them named."""
         return UserError(
-            f"two packages bring a {self.noun} {name!r}",
+            f"two packages bring a {noun or self.noun} {name!r}",
             where="; ".join(places),
             remedy="rename one of them, or uninstall the package that you do not need",
         )
@@ -258,6 +263,55 @@ METHODS = Registry("wsss.methods", "method", "harness.engine.method:Method")
 DATASETS = Registry("wsss.datasets", "data set", "harness.data.base:Dataset")
 RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package", "package")
 COMMANDS = Registry("wsss.commands", "command", "click:Command")
+PUBLISHED_PACKAGES = Registry("wsss.published", "package of published cells", "package")
+CLAIM_PACKAGES = Registry("wsss.claims", "package of claims", "package")
+PROTOCOL_PACKAGES = Registry("wsss.protocols", "package of protocols", "package")
+
+
+_T = TypeVar("_T")
+
+
+def toml_files(registry: Registry) -> Iterator[tuple[str, Path]]:
+    """The TOML files of a registry of packages, each with the name of its package, which can be imported."""
+    for name in registry.names():
+        try:
+            package = registry.get(name)
+        except UserError:
+            continue  # among `Registry.problems`
+        for folder in dict.fromkeys(Path(place).resolve() for place in package.__path__):
+            yield from ((name, file) for file in sorted(folder.glob("*.toml")))
+
+
+def added(
+    registry: Registry, ours: Mapping[str, _T], read: Callable[[Path], Mapping[str, _T]], noun: str
+) -> tuple[dict[str, _T], dict[str, UserError]]:
+    """What our own files hold by name, and what the files of other packages add to it.
+
+    Args:
+        registry: of the packages.
+        ours: of our own files.
+        read: the same from a file; raises UserError for one that cannot be used.
+        noun: what one entry is called in messages.
+
+    Returns:
+        Entries by name; and by package or file what is wrong with those left out: a file that cannot be read,
+        or that brings a name which is there already.
+    """
+    found = dict(ours)
+    wrong = {f"{registry.noun} {name}": error for name, error in registry.problems().items()}
+    brought: dict[str, Path] = {}
+    for _, file in toml_files(registry):
+        try:
+            more = read(file)
+            if twice := next((key for key in more if key in found), None):
+                place = brought.get(twice, "wsss itself")
+                raise registry.conflict(twice, [str(place), str(file)], noun)
+        except UserError as error:
+            wrong[f"{file.name}, {registry.noun.partition(' of ')[2]}"] = error
+            continue
+        found |= more
+        brought |= dict.fromkeys(more, file)
+    return found, wrong
 
 
 #: What must be forgotten when packages change: modules that keep what they read add to it.

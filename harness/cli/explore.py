@@ -275,7 +275,10 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     from harness.basics.files import cache_folder
     from harness.basics.registry import COMMANDS, DATASETS, METHODS
     from harness.data.sets.roots import open_dataset
+    from harness.recipes.protocols import protocol_problems
     from harness.recipes.resolving import usable
+    from leaderboards.judge.statements import claim_problems
+    from leaderboards.rows.published import published_problems
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = provenance.hardware(device) | provenance.code()
@@ -317,7 +320,8 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     rows += [(f"method {name}", "ready", "") for name in METHODS.names() if name not in broken]
     rows += [(f"method {name}", "broken", _line(error)) for name, error in broken.items()]
     rows += [(f"verb {name}", "broken", _line(error)) for name, error in COMMANDS.problems().items()]
-    rows += [(name, "broken", _line(error)) for name, error in usable()[1].items()]
+    wrong = {**usable()[1], **published_problems(), **claim_problems(), **protocol_problems()}
+    rows += [(name, "broken", _line(error)) for name, error in wrong.items()]
     broken = DATASETS.problems()
     rows += [(f"data {name}", "broken", _line(error)) for name, error in broken.items()]
     for name in DATASETS.names():

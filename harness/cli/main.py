@@ -43,6 +43,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "curve_verb",
         "Pseudo labels over the threshold of activation maps.",
     ),
+    "check": ("harness.cli.check", "check_verb", "Whether a package keeps what methods and data promise."),
     "verify-store": (
         "harness.cli.verify",
         "verify_store_verb",

@@ -60,11 +60,14 @@ def _split(text: str) -> list[str]:
 
 
 def _recipes() -> dict[str, Any]:
-    """Every recipe that can be used; what cannot is named and left out."""
+    """Every recipe that can be used; what cannot, of recipes, cells and claims, is named and left out."""
+    from harness.recipes.protocols import protocol_problems
     from harness.recipes.resolving import usable
+    from leaderboards.judge.statements import claim_problems
+    from leaderboards.rows.published import published_problems
 
     found, wrong = usable()
-    left_out(wrong)
+    left_out({**wrong, **published_problems(), **claim_problems(), **protocol_problems()})
     return found
 
 
@@ -150,12 +153,12 @@ def _wrote(files: Sequence[Path]) -> None:
 
 
 def _validate() -> int:
-    from leaderboards.judge import claims
+    from leaderboards.judge.statements import validate_claims
     from leaderboards.rows.published import row_means, validate_cells
 
     recipes = _recipes()
     findings = [*validate_cells(recipes), *row_means()]
-    wrong = [f"claim: {text}" for text in claims.validate_claims(recipes)]
+    wrong = [f"claim: {text}" for text in validate_claims(recipes)]
     for finding in (*findings, *wrong):
         click.echo(str(finding))
     click.echo(f"{len(findings) + len(wrong)} findings")

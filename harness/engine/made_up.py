@@ -1,4 +1,5 @@
-"""What a loss is tried with before there is data: a batch without values, and answers where some are due."""
+"""What a loss is tried with before there is data: batches without values or with made-up ones, and answers
+where some are due."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.engine.batch import IGNORE, UNLABELLED, Batch, View
+from harness.nn.pixels import normalise
 
 if TYPE_CHECKING:
     from harness.engine.method import Method
@@ -72,3 +74,45 @@ def made_up_batch(method: Method, recipe: Recipe, device: torch.device, most: in
     tags = torch.ones(size, classes, device=device)
     views = {name: view(spec.scale) for name, spec in method.views().items()}
     return Batch(main.images, labels, tags, ["first", "second"], main.raw, main.valid, views)
+
+
+def coloured_batch(method: Method, supervision: str, side: int, size: int = 3) -> Batch:
+    """Pictures of two coloured halves with the labels that a kind of supervision allows, always the same.
+
+    Args:
+        method: whose views it carries.
+        supervision: kind of weak label.
+        side: of the pictures, in pixels; 24 or more.
+        size: pictures.
+    """
+    generator = torch.Generator().manual_seed(7)
+    raw = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    raw[:, 0, :, side // 2 :] //= 4
+    classes = method.build.num_classes
+    truth = torch.zeros(size, side, side, dtype=torch.long)
+    for i in range(size):
+        truth[i, :, side // 2 :] = 1 + i % (classes - 1)
+    tags = torch.zeros(size, classes)
+    tags[torch.arange(size), 1 + torch.arange(size) % (classes - 1)] = 1
+    labels = truth.clone()
+    if supervision in ("scribble", "point", "block"):
+        labels[:] = UNLABELLED
+        labels[:, 10:14, 5:-5] = truth[:, 10:14, 5:-5]
+        tags[:, 0] = 1
+    elif supervision == "box":
+        labels[:, 4:-4, side // 2 :] = UNLABELLED
+        tags[:, 0] = 1
+    elif supervision == "image" and "image" not in method.needs_labels_from:
+        labels[:] = UNLABELLED
+    labels[:, -3:] = IGNORE
+    valid = labels != IGNORE
+    views = {}
+    for name, spec in method.views().items():
+        small = (round(side * spec.scale),) * 2
+        colours = torch.nn.functional.interpolate(raw.float(), small).to(torch.uint8)
+        inside = torch.nn.functional.interpolate(valid[:, None].float(), small)[:, 0] > 0
+        if spec.flip:
+            colours, inside = colours.flip(-1), inside.flip(-1)
+        views[name] = View(normalise(colours), colours, inside)
+    ids = [str(i) for i in range(size)]
+    return Batch(normalise(raw), labels, tags, ids, raw, valid, views)

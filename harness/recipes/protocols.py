@@ -10,6 +10,7 @@ from pydantic import Field
 
 from harness.basics.bounds import Factor, Side
 from harness.basics.errors import UserError, nearest
+from harness.basics.registry import FORGET, PROTOCOL_PACKAGES, added
 from harness.basics.schema import Aside, Neutral, load_tables, schema
 
 
@@ -55,12 +56,28 @@ class Protocol:
     """mIoU over classes that occur in prediction or label (the field's), or in the label only."""
 
 
-@cache
 def protocols() -> dict[str, Protocol]:
-    """All named protocols."""
+    """All named protocols, those of other packages included (entry point ``wsss.protocols``)."""
+    return _protocols()[0]
+
+
+def protocol_problems() -> dict[str, UserError]:
+    """Files of protocols of other packages that cannot be used, and why."""
+    return _protocols()[1]
+
+
+@cache
+def _protocols() -> tuple[dict[str, Protocol], dict[str, UserError]]:
+    return added(PROTOCOL_PACKAGES, _read(Path(__file__).with_name("protocols.toml")), _read, "protocol")
+
+
+FORGET.append(_protocols.cache_clear)
+
+
+def _read(file: Path) -> dict[str, Protocol]:
     from harness.nn.dense_crf import crf_parameters  # imports torch; reading one protocol does not need it
 
-    loaded = load_tables(Protocol, Path(__file__).with_name("protocols.toml"))
+    loaded = load_tables(Protocol, file)
     for p in loaded.values():
         if p.crf is not None:
             crf_parameters(p.crf)  # an unknown set is found here, not after training

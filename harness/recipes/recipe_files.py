@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.basics.errors import UserError, nearest
 from harness.basics.files import read_toml
-from harness.basics.registry import FORGET, METHODS, RECIPE_PACKAGES
+from harness.basics.registry import FORGET, METHODS, RECIPE_PACKAGES, toml_files
 
 
 @cache
@@ -23,14 +23,8 @@ def files() -> dict[str, dict[Path, str]]:
     A package that cannot be imported has none; see :func:`problems`.
     """
     found: dict[str, dict[Path, str]] = {}
-    for name in RECIPE_PACKAGES.names():
-        try:
-            package = RECIPE_PACKAGES.get(name)
-        except UserError:
-            continue
-        for folder in dict.fromkeys(Path(place).resolve() for place in package.__path__):
-            for file in sorted(folder.glob("*.toml")):
-                found.setdefault(file.stem, {}).setdefault(file, name)
+    for name, file in toml_files(RECIPE_PACKAGES):
+        found.setdefault(file.stem, {}).setdefault(file, name)
     return found
 
 

@@ -1,10 +1,9 @@
 """Claims: what a paper says, as comparisons of recipes, and whether the records bear it out.
 
-``claims/<method>.toml`` holds one table for each statement and below it the comparisons that stand for
-it: which recipe should lie above which, in which evaluation, by what margin. :func:`judge` takes them to
-the records of a store. Only records that stand in the leaderboard are read: one digest, one protocol, one
-data fingerprint, not stale, and no overrides but those that the claim itself names: a recipe may be the name
-of a row, ``METHOD/RECIPE (config.gamma=0, crop=48)``.
+:mod:`leaderboards.judge.statements` reads them; :func:`judge` takes them to the records of a store. Only
+records that stand in the leaderboard are read: one digest, one protocol, one data fingerprint, not stale,
+and no overrides but those that the claim itself names: a recipe may be the name of a row,
+``METHOD/RECIPE (config.gamma=0, crop=48)``.
 """
 
 from __future__ import annotations
@@ -12,25 +11,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
-from pydantic import Field
 
-from harness.basics.errors import UserError, nearest
-from harness.basics.files import read_toml
 from harness.basics.registry import METHODS
-from harness.basics.schema import Aside, differing, load, marks, neutral_values, schema
-from harness.recipes.given import one
+from harness.basics.schema import Aside, differing, marks, neutral_values
 from harness.recipes.names import data_root
-from harness.recipes.resolving import resolve
 from harness.recipes.row_names import row_parts
+from leaderboards.judge.statements import Claim, Pair, check_suites, known_claims, recipe_of
 from leaderboards.rows.configurations import Configurations
-from leaderboards.rows.published import Published, published
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import (
     PERMUTATIONS,
@@ -43,52 +35,8 @@ from leaderboards.rows.statistics import (
 from leaderboards.rows.tables import leaderboard
 from leaderboards.rows.text import DASH
 
-#: Folder of the packaged claims.
-CLAIMS_FOLDER = Path(__file__).parents[1] / "claims"
-
 ClaimVerdict = Literal["holds", "does not hold", "undecided", "not run"]
 VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
-
-
-@schema
-class Pair:
-    """Two recipes and the evaluation in which one should lie above the other."""
-
-    better: str
-    """Recipe that the statement puts first, or a row by its name: `METHOD/RECIPE (crop=48)`."""
-    worse: str
-    """Recipe, or row, that it is compared with."""
-    evaluation: str = "val-single"
-    """Name of the evaluation: split, protocol and, where unusual, network, output and checkpoint."""
-    direction: Literal["above", "not below"] = "above"
-    """`above`: the difference exceeds the margin; `not below`: it exceeds minus the margin."""
-    margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Points of mIoU, fixed beforehand."""
-    suites: tuple[str, ...] = ()
-    """Suites whose claims this is one of."""
-
-    @property
-    def bound(self) -> float:
-        """What the difference must exceed, in points."""
-        return self.margin if self.direction == "above" else -self.margin
-
-
-@schema
-class Claim:
-    """One statement of a paper."""
-
-    id: str
-    """Name of its table, unique over all files."""
-    method: str
-    """Name of its file: the method whose paper it is."""
-    statement: str
-    """In our words, one sentence."""
-    paper: str = ""
-    """Key of a source in `leaderboards/published`."""
-    place: str = ""
-    """Where the source says so, or what could not be read."""
-    comparisons: tuple[Pair, ...] = Field(min_length=1)
-    """What stands for it."""
 
 
 @dataclass(frozen=True)
@@ -130,98 +78,6 @@ class Judged:
     notes: tuple[str, ...] = field(default=())
 
 
-# --- reading -------------------------------------------------------------------------------------------
-
-
-def read_claims(files: Iterable[Path]) -> dict[str, Claim]:
-    """Read and validate tables of claims, by id.
-
-    Raises:
-        UserError: invalid TOML, an unknown key, a value of the wrong type, an id that stands twice.
-    """
-    found: dict[str, Claim] = {}
-    for file in files:
-        for key, table in read_toml(file).items():
-            where = f"{file.name} [{key}]"
-            if key in found:
-                raise UserError(f"the claim {key!r} stands twice", where=where, remedy="rename one")
-            if not isinstance(table, Mapping):
-                raise UserError(f"{key!r} is no table", where=file.name, remedy="write [claim] tables")
-            found[key] = load(Claim, {**table, "id": key, "method": file.stem}, where)
-    return found
-
-
-@cache
-def packaged_claims() -> dict[str, Claim]:
-    """The packaged claims."""
-    return read_claims(sorted(CLAIMS_FOLDER.glob("*.toml")))
-
-
-def check_suites(wanted: Sequence[str], known: Mapping[str, Claim] | None = None) -> None:
-    """Raises UserError for a suite that no claim belongs to."""
-    for suite in wanted:
-        if suite not in claim_suites(known):
-            raise UserError(
-                f"no claim belongs to the suite {suite!r}",
-                where="--suite",
-                remedy=nearest(suite, claim_suites(known)),
-            )
-
-
-def claim_suites(known: Mapping[str, Claim] | None = None) -> list[str]:
-    """Suites that some comparison belongs to."""
-    known = packaged_claims() if known is None else known
-    return sorted({suite for claim in known.values() for pair in claim.comparisons for suite in pair.suites})
-
-
-def validate_claims(
-    recipes: Mapping[str, Any],
-    known: Mapping[str, Claim] | None = None,
-    cells: Published | None = None,
-) -> list[str]:
-    """What is wrong with the claims of registered methods, one sentence each.
-
-    Args:
-        recipes: name to :class:`harness.recipes.resolving.Resolved`.
-        known: the packaged claims by default. A claim of a method that is not registered is not checked.
-        cells: the packaged published cells by default.
-
-    Returns:
-        Recipes and sources that do not exist, evaluations that a recipe does not have, recipes of one
-        comparison that differ in data set, suites that hold neither recipe.
-    """
-    known = packaged_claims() if known is None else known
-    cells = published() if cells is None else cells
-    findings = []
-    for claim in known.values():
-        if claim.paper and claim.paper not in cells.sources:
-            findings.append(
-                f"{claim.id}: unknown source {claim.paper!r}; {nearest(claim.paper, cells.sources)}"
-            )
-        if claim.method not in METHODS:
-            continue
-        for pair in claim.comparisons:
-            both = [recipes.get(recipe_of(name)) for name in (pair.better, pair.worse)]
-            for name, resolved in zip((pair.better, pair.worse), both, strict=True):
-                if row_parts(name) is not None and resolved is not None:
-                    try:
-                        named = one(name)
-                        resolve(named.name, named.overrides)
-                    except UserError as error:
-                        findings.append(f"{claim.id}: {name}: {error.problem}")
-                if resolved is None:
-                    findings.append(f"{claim.id}: unknown recipe {name!r}; {nearest(name, recipes)}")
-                elif pair.evaluation not in (names := [e.name for e in resolved.recipe.evaluation]):
-                    hint = nearest(pair.evaluation, names)
-                    findings.append(f"{claim.id}: {name} has no evaluation {pair.evaluation!r}; {hint}")
-            present = [r.recipe for r in both if r is not None]
-            if len({r.dataset for r in present}) > 1:
-                findings.append(f"{claim.id}: {pair.better} and {pair.worse} are of different data sets")
-            held = {suite for r in present for suite in r.suites}
-            findings += [f"{claim.id}: no recipe is in the suite {s!r}" for s in pair.suites if s not in held]
-    return findings
-
-
 # --- judging -------------------------------------------------------------------------------------------
 
 
@@ -247,7 +103,7 @@ def judge(
         frame: from :func:`leaderboards.rows.gathering.gather_records`.
         recipes: name to ``Resolved``: what can be run, and what counts as stale.
         suites_wanted: only comparisons of these suites.
-        known: the packaged claims by default.
+        known: all claims by default.
         resamples, permutations: of the bootstrap and of the permutation test.
 
     Returns:
@@ -256,7 +112,7 @@ def judge(
     Raises:
         UserError: an unknown suite.
     """
-    known = packaged_claims() if known is None else known
+    known = known_claims() if known is None else known
     check_suites(suites_wanted, known)
     chosen = [
         (claim, pair)
@@ -274,11 +130,6 @@ def judge(
         replace(j, p_images_holm=images, p_seeds_holm=seeds)
         for j, (images, seeds) in zip(judged, adjusted, strict=True)
     ]
-
-
-def recipe_of(name: str) -> str:
-    """The recipe of a side, which may be the name of a row."""
-    return (row_parts(name) or (name,))[0]
 
 
 def _by_row_name(names: Sequence[str], frame: pd.DataFrame, recipes: Mapping[str, Any]) -> list[Row]:

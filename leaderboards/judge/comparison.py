@@ -13,8 +13,9 @@ from harness.basics.errors import UserError, nearest
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.names import run_command
 from harness.recipes.row_names import row_parts
-from leaderboards.judge.claims import Claim, Judged, Pair, compare_rows, comparison_lines
+from leaderboards.judge.claims import Judged, compare_rows, comparison_lines
 from leaderboards.judge.differing import what_differs
+from leaderboards.judge.statements import Claim, Pair
 from leaderboards.rows.configurations import Configurations
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import PERMUTATIONS, RESAMPLES, holm

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from harness.basics.errors import UserError, nearest
 from harness.basics.files import read_toml
+from harness.basics.registry import FORGET, PUBLISHED_PACKAGES, added
 from harness.basics.schema import load, schema
 from harness.data.base import Supervision
 
@@ -173,19 +174,40 @@ def read_cells(files: Iterable[Path]) -> Published:
         UserError: invalid TOML, an unknown key, a value of the wrong type or range, a cell with both or
             neither of ``value`` and ``reason``, a source or cell that stands twice.
     """
-    sources: dict[str, CellSource] = {}
-    cells: dict[str, Cell] = {}
+    found: dict[str, _Read] = {}
     for file in files:
-        for key, table in read_toml(file).items():
-            where = f"{file.name} [{key}]"
-            if key in sources:
-                raise UserError(f"the source {key!r} stands twice", where=where, remedy="rename one")
-            if not isinstance(table, Mapping):
-                raise UserError(f"{key!r} is no table", where=file.name, remedy="write [source] tables")
-            sources[key] = load(CellSource, table, where)
-            for slug, own in sources[key].cells.items():
-                cells[f"{key}/{slug}"] = _cell(key, slug, {**sources[key].common, **own}, where)
-    return Published(sources, cells)
+        for key, read in _read(file).items():
+            if key in found:
+                raise UserError(
+                    f"the source {key!r} stands twice", where=f"{file.name} [{key}]", remedy="rename one"
+                )
+            found[key] = read
+    return _whole(found)
+
+
+#: A source, and its cells by id.
+_Read = tuple[CellSource, dict[str, Cell]]
+
+
+def _read(file: Path) -> dict[str, _Read]:
+    """The sources of a file by key, with their cells."""
+    found = {}
+    for key, table in read_toml(file).items():
+        where = f"{file.name} [{key}]"
+        if not isinstance(table, Mapping):
+            raise UserError(f"{key!r} is no table", where=file.name, remedy="write [source] tables")
+        source = load(CellSource, table, where)
+        cells = {
+            f"{key}/{slug}": _cell(key, slug, {**source.common, **own}, where)
+            for slug, own in source.cells.items()
+        }
+        found[key] = (source, cells)
+    return found
+
+
+def _whole(found: Mapping[str, _Read]) -> Published:
+    cells = {cell_id: cell for _, own in found.values() for cell_id, cell in own.items()}
+    return Published({key: source for key, (source, _) in found.items()}, cells)
 
 
 def _cell(source: str, slug: str, values: Mapping[str, Any], where: str) -> Cell:
@@ -199,10 +221,26 @@ def _cell(source: str, slug: str, values: Mapping[str, Any], where: str) -> Cell
     return cell
 
 
-@cache
 def published() -> Published:
-    """The packaged cells."""
-    return read_cells(sorted(CELLS_FOLDER.glob("*.toml")))
+    """All cells: the packaged ones, and those of other packages (entry point ``wsss.published``)."""
+    return _published()[0]
+
+
+def published_problems() -> dict[str, UserError]:
+    """Files of cells of other packages that cannot be used, and why."""
+    return _published()[1]
+
+
+@cache
+def _published() -> tuple[Published, dict[str, UserError]]:
+    ours: dict[str, _Read] = {}
+    for file in sorted(CELLS_FOLDER.glob("*.toml")):
+        ours |= _read(file)
+    found, wrong = added(PUBLISHED_PACKAGES, ours, _read, "source of published cells")
+    return _whole(found), wrong
+
+
+FORGET.append(_published.cache_clear)
 
 
 def validate_cells(recipes: Mapping[str, Any], known: Published | None = None) -> list[Finding]:
@@ -210,7 +248,7 @@ def validate_cells(recipes: Mapping[str, Any], known: Published | None = None) -
 
     Args:
         recipes: name to :class:`harness.recipes.resolving.Resolved`, as ``all_recipes()`` there gives.
-        known: the packaged cells by default.
+        known: all cells by default.
 
     Returns:
         Cells (context aside) that no recipe cites, recipes of the suite ``paper`` that cite none, ids that

@@ -19,7 +19,8 @@ from harness.basics.files import whole_file
 from harness.basics.provenance import code
 from harness.records.records import Store
 from leaderboards.judge import claims
-from leaderboards.judge.claims import Judged, check_suites, judge, recipe_of
+from leaderboards.judge.claims import Judged, judge
+from leaderboards.judge.statements import check_suites, recipe_of
 from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
 from leaderboards.rows.published import Cell, Published, published
 from leaderboards.rows.row import Row

@@ -44,6 +44,7 @@ RIGHT: dict[str, list[str]] = {
     "compare": [RECIPE, "pce/mini-scribble"],
     "import": ["empty"],
     "verify-store": [],
+    "check": ["nobody"],
 }
 #: `data mini` takes nothing, and `doctor` has one option that others share.
 LEFT_OUT = {"data mini", "doctor", "open"}

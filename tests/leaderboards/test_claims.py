@@ -18,14 +18,11 @@ from harness.recipes.resolving import suites as recipe_suites
 from leaderboards.judge import claims as module
 from leaderboards.judge.claims import (
     as_frame,
-    claim_suites,
     decide,
     judge,
-    packaged_claims,
-    read_claims,
-    validate_claims,
     verdict_counts,
 )
+from leaderboards.judge.statements import claim_suites, known_claims, read_claims, validate_claims
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.write.claims_text import claims_markdown
@@ -73,10 +70,8 @@ def test_packaged_claims_name_recipes_and_sources_that_exist() -> None:
 
 
 def test_packaged_claims_are_documented() -> None:
-    assert {"agmm", "blpseg", "dfr", "fsr", "dskd_gc", "toco"} <= {
-        c.method for c in packaged_claims().values()
-    }
-    for claim in packaged_claims().values():
+    assert {"agmm", "blpseg", "dfr", "fsr", "dskd_gc", "toco"} <= {c.method for c in known_claims().values()}
+    for claim in known_claims().values():
         assert claim.statement.endswith(".")
         assert claim.place
         assert not claim.paper or claim.paper in published().sources
@@ -271,7 +266,7 @@ def test_every_ablation_with_recipes_is_a_claim() -> None:
     ours = ("-test", "-pre_3a7cbf7", "-quiet-maps", "-aligned", "-fidelity")
     named = {
         n
-        for claim in packaged_claims().values()
+        for claim in known_claims().values()
         for pair in claim.comparisons
         for n in (pair.better, pair.worse)
     }
@@ -295,10 +290,7 @@ def test_every_ablation_with_recipes_is_a_claim() -> None:
 def test_every_regularised_loss_is_set_against_its_own_training_without_it(name: str) -> None:
     """At full size as on the miniature: network, data and schedule are the same, the loss is not."""
     pairs = [
-        p
-        for claim in packaged_claims().values()
-        for p in claim.comparisons
-        if p.better.startswith(f"{name}/")
+        p for claim in known_claims().values() for p in claim.comparisons if p.better.startswith(f"{name}/")
     ]
     assert {"/mini-" in pair.better for pair in pairs} == {True, False}
     same = ("dataset", "supervision", "backbone", "weights", "crop", "labels", "batch", "optimiser")

@@ -21,8 +21,9 @@ from harness.recipes.specs import EvaluationSpec
 from harness.records.records import PerImage, Store
 from harness.running.inference.scoring import finished_records
 from harness.running.trials.trial import open_dataset
-from leaderboards.judge.claims import judge, read_claims
+from leaderboards.judge.claims import judge
 from leaderboards.judge.comparison import compare
+from leaderboards.judge.statements import read_claims
 from leaderboards.rows.external import import_predictions, import_records, read_metadata
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard

@@ -14,7 +14,8 @@ from synthetic import CLASSES, Factory
 from harness.cli.main import invoke
 from harness.cli.report import report_verb
 from harness.recipes.specs import EvaluationSpec
-from leaderboards.judge.claims import Judged, packaged_claims
+from leaderboards.judge.claims import Judged
+from leaderboards.judge.statements import known_claims
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.rows.row import Row
@@ -78,7 +79,7 @@ def rows(factory: Factory) -> list[Row]:
 
 
 def page(rows: list[Row], **values: object) -> str:
-    claim = packaged_claims()["agmm-point"]
+    claim = known_claims()["agmm-point"]
     judged = [Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0, n=(3, 3))]
     return html_report(rows, judged, published(), provenance="Computed from 8 records.", **values)  # type: ignore[arg-type]
 
@@ -225,7 +226,7 @@ def test_a_phone_hides_the_same_columns_in_head_and_rows(rows: list[Row]) -> Non
 
 
 def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
-    claim = packaged_claims()["agmm-point"]
+    claim = known_claims()["agmm-point"]
     judged = [
         Judged(claim, claim.comparisons[0]),
         Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0),
@@ -235,7 +236,7 @@ def test_claims_that_were_run_come_first(rows: list[Row]) -> None:
 
 
 def test_the_page_opens_with_what_was_run_who_leads_and_what_holds(rows: list[Row]) -> None:
-    claim = packaged_claims()["agmm-point"]
+    claim = known_claims()["agmm-point"]
     judged = [
         Judged(claim, claim.comparisons[0], "holds", 2.0, 1.0, 3.0),
         Judged(claim, claim.comparisons[0]),
