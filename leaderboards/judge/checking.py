@@ -70,7 +70,7 @@ class Breach:
 
 
 @dataclass(frozen=True)
-class Checked:
+class PackageReport:
     """What a check found.
 
     Attributes:
@@ -118,7 +118,7 @@ def _brought(registry: Registry, package: str) -> list[str]:
 
 def check_package(
     package: str, data_roots: Sequence[str] = (), say: Callable[[str], None] = lambda text: None
-) -> Checked:
+) -> PackageReport:
     """Ask everything that a package brings for what it promises.
 
     Args:
@@ -168,7 +168,7 @@ def check_package(
     counts |= {"published cells": cells, "claims": claims}
     breaches += _of_verbs(own["verbs"])
     once = tuple(dict.fromkeys(breaches))
-    return Checked(package, {k: v for k, v in counts.items() if v}, once, tuple(dict.fromkeys(remarks)))
+    return PackageReport(package, {k: v for k, v in counts.items() if v}, once, tuple(dict.fromkeys(remarks)))
 
 
 def own_names(registry: Registry, own: dict[str, list[str]]) -> list[str]:
