@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from leaderboards.judge.claims import Claim, Judged, p_text, verdict_counts
+from leaderboards.judge.claims import Judged, p_text, verdict_counts
+from leaderboards.judge.statements import Claim
 from leaderboards.rows.text import DASH, escaped, number, pipe_table
 
 _COLUMNS = (

@@ -18,8 +18,9 @@ from harness.recipes.grids import parse_grid
 from harness.recipes.resolving import parse_overrides, resolve
 from harness.recipes.row_names import comma_parts, row_name, row_overrides, row_parts, values_text
 from harness.records.records import Store
-from leaderboards.judge.claims import judge, read_claims, validate_claims
+from leaderboards.judge.claims import judge
 from leaderboards.judge.comparison import compare
+from leaderboards.judge.statements import read_claims, validate_claims
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.pivot import cells_of, pivots
 from leaderboards.rows.tables import leaderboard
