@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from harness.engine.build import Build as Build
     from harness.engine.build import ViewSpec as ViewSpec
     from harness.engine.method import Method as Method
-    from harness.engine.method import NoConfig as NoConfig
-    from harness.engine.method import Paper as Paper
     from harness.engine.networks import load_network as load_network
     from harness.evaluation.evaluator import gather as gather
     from harness.evaluation.evaluator import label_map as label_map
@@ -45,6 +43,9 @@ if TYPE_CHECKING:
     from harness.nn.precision import outside_autocast as outside_autocast
     from harness.nn.resize import resize as resize
     from harness.nn.vit import create_vit as create_vit
+    from harness.recipes.declared import Declaration as Declaration
+    from harness.recipes.declared import NoConfig as NoConfig
+    from harness.recipes.declared import Paper as Paper
     from harness.recipes.protocols import protocol as protocol
     from harness.recipes.resolving import Resolved as Resolved
     from harness.recipes.resolving import all_recipes as all_recipes
@@ -74,10 +75,10 @@ if TYPE_CHECKING:
     from leaderboards.write.report import write_report as write_report
     from methods.parts.cam import cam_to_label as cam_to_label
     from methods.parts.cam import multi_scale_cam as multi_scale_cam
+    from methods.parts.configs import DeepLabConfig as DeepLabConfig
+    from methods.parts.configs import ViTConfig as ViTConfig
     from methods.parts.cross_entropy import partial_cross_entropy as partial_cross_entropy
-    from methods.parts.deeplab import DeepLabConfig as DeepLabConfig
     from methods.parts.deeplab import DeepLabMethod as DeepLabMethod
-    from methods.parts.transformer import ViTConfig as ViTConfig
     from methods.parts.transformer import ViTSegmenter as ViTSegmenter
 
 #: Where each name comes from: the module, and its name there if it is another.
@@ -114,10 +115,12 @@ _PLACES = {
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.rows.frames": ("class_table", "table"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
-    "harness.engine.method": ("Method", "NoConfig", "Paper"),
+    "harness.engine.method": ("Method",),
+    "harness.recipes.declared": ("Declaration", "NoConfig", "Paper"),
+    "methods.parts.configs": ("DeepLabConfig", "ViTConfig"),
     "methods.parts.cross_entropy": ("partial_cross_entropy",),
-    "methods.parts.deeplab": ("DeepLabConfig", "DeepLabMethod"),
-    "methods.parts.transformer": ("ViTConfig", "ViTSegmenter"),
+    "methods.parts.deeplab": ("DeepLabMethod",),
+    "methods.parts.transformer": ("ViTSegmenter",),
 }
 _MODULES = {
     own: (module, theirs or own)

@@ -18,56 +18,26 @@ and a class that is annotated in its crop. All other pairs are zero by definitio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from harness.basics.schema import schema
-from harness.data.base import Supervision
 from harness.engine.batch import IGNORE, Batch, Progress
-from harness.engine.method import Paper
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize, transposed_resize
+from methods.agmm_config import AGMM_DECLARED, AGMMConfig, Spread
 from methods.parts.cross_entropy import partial_cross_entropy
-from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
+from methods.parts.deeplab import DeepLabMethod
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _EPS = 1e-6  # AGMM-SASS tools.py, everywhere
 
-Spread = Literal["unit", "pred", "plain"]
 
-
-@schema
-class AGMMConfig(DeepLabConfig):
-    """Hyper-parameters of AGMM; the code adds its terms with weight 1 and has no others."""
-
-    spread: Spread = "unit"
-    """Width of the Gaussians. `unit`: exp(-D^2), as released; `pred`: a variance weighted by the
-    prediction, exp(-D^2 / 2 sigma^2), most likely what equation 7 prints; `plain`: over all pixels.
-    [AGMM-SASS tools.py; the others are its disabled lines]"""
-    prototype_pool: Literal["sum", "mean"] = "sum"
-    """How L_contrast pools a class's prototypes over the images of a group; the code's count cancels, so
-    that it sums. [AGMM-SASS tools.py]"""
-    self_weight: float = Field(default=1.0, ge=0)
-    """Weight of L_self, equation 8. [AGMM-SASS train_voc.py]"""
-    label_weight: float = Field(default=1.0, ge=0)
-    """Weight of L_label, equation 9. [AGMM-SASS train_voc.py]"""
-    contrast_weight: float = Field(default=1.0, ge=0)
-    """Weight of L_contrast. [AGMM-SASS train_voc.py]"""
-    cls_weight: float = Field(default=1.0, ge=0)
-    """Weight of L_cls, which lowers classes that the whole weak label lacks; 0 switches it off.
-    [AGMM-SASS train_voc.py]"""
-    oem_ours_rounds: int = Field(default=0, ge=0, le=10)
-    """Rounds of online EM on prototypes and spread per step. Our own design after one sentence of the
-    TPAMI 2025 abstract, not that paper's method, whose formulas are not public. [our choice]"""
-
-
-class AGMM(DeepLabMethod):
+class AGMM(DeepLabMethod, declared=AGMM_DECLARED):
     """AGMM on DeepLabV3+.
 
     Points, scribbles and blocks as in the CVPR paper and its code. Image tags and boxes are named in
@@ -75,21 +45,6 @@ class AGMM(DeepLabMethod):
     pseudo labels, uncertain pixels unannotated) and the tags themselves feed L_cls; of boxes,
     everything outside all of them is background and ``labels.box_inside`` says what is inside.
     """
-
-    name = "agmm"
-    title = "AGMM"
-    paper = Paper(
-        title="Sparsely Annotated Semantic Segmentation with Adaptive Gaussian Mixtures",
-        authors="Wu et al.",
-        year=2023,
-        venue="CVPR",
-        doi="10.1109/CVPR52729.2023.01483",
-        code="https://github.com/Luffy03/AGMM-SASS at 6a60ea0",
-    )
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"point", "scribble", "block", "box", "image"})
-    needs_labels_from: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    Config = AGMMConfig
-    reference_recipe = "agmm/voc-point-r101"
 
     def loss(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """``seg``, ``self``, ``label``, ``contrast`` and ``cls``, weighted."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from harness.basics.bounds import MOST, Stride
 from harness.basics.finite import require_finite
-from harness.basics.schema import InferenceOnly, Neutral, Shapes, schema
-from harness.data.base import Supervision
 from harness.engine.batch import Batch, Progress
 from harness.engine.method import Build, Method
 from harness.nn.choice import best_class
@@ -20,34 +16,17 @@ from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import by_rate
+from methods.baselines_config import CAM_DECLARED, FULL_DECLARED, PCE_DECLARED, CAMConfig
 from methods.parts.cam import _EPS, log_sum_exp_pool
 from methods.parts.cross_entropy import partial_cross_entropy
-from methods.parts.deeplab import DeepLabConfig, DeepLabMethod
+from methods.parts.deeplab import DeepLabMethod
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-@schema
-class BaselineConfig(DeepLabConfig):
-    """AGMM's network, or for a plain vision transformer that of the image-tag methods on one."""
-
-    decoder: Annotated[Literal["deeplab", "large_fov"], Neutral("deeplab"), Shapes()] = "deeplab"
-    """DeepLabV3+, or the LargeFOV head on the last stage, of width `head_width`; of the other keys it
-    reads `decoder_dilation` alone. [AGMM-SASS deeplabv3plus.py; large_fov: ToCo
-    model/decoder/conv_head.py]"""
-    decoder_dilation: Annotated[int, Neutral(5), Shapes()] = Field(default=5, ge=1, le=MOST)
-    """`large_fov` only: dilation of its 3x3 convolutions. [ToCo model/decoder/conv_head.py]"""
-
-
-class FullSupervision(DeepLabMethod):
+class FullSupervision(DeepLabMethod, declared=FULL_DECLARED):
     """Cross-entropy on dense masks, void pixels (255) left out: the upper bound of a recipe."""
-
-    name = "full"
-    title = "Full supervision"
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"full"})
-    Config = BaselineConfig
-    reference_recipe = "full/voc-full-r101"
 
     def make_network(self) -> Any:
         """DeepLabV3+ or, with ``decoder = "large_fov"``, :class:`LargeFOVNetwork`."""
@@ -78,7 +57,7 @@ class FullSupervision(DeepLabMethod):
         }
 
 
-class PartialCrossEntropy(FullSupervision):
+class PartialCrossEntropy(FullSupervision, declared=PCE_DECLARED):
     """Cross-entropy on the annotated pixels alone, the field's baseline (pCE) for sparse labels.
 
     Points, scribbles and blocks directly. Boxes: everything outside all boxes is
@@ -86,55 +65,14 @@ class PartialCrossEntropy(FullSupervision):
     ``labels_from``, dense pseudo labels, which makes it the usual second stage of image-level methods.
     """
 
-    name = "pce"
-    title = "Partial cross-entropy"
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"point", "scribble", "block", "box", "image"})
-    needs_labels_from: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    reference_recipe = "pce/voc-point-r101"
 
-
-@schema
-class CAMConfig:
-    """Classification with class activation maps; where nothing is cited the value is our choice."""
-
-    output_stride: Annotated[Stride, Shapes()] = 16
-    """Stride of the encoder's last stage. [IRN net/resnet50_cam.py]"""
-    pooling: Annotated[Literal["average", "max", "token_max", "lse"], Shapes()] = "average"
-    """How a class score comes about: mean, maximum or log-sum-exp of its map, or from the maximum of every
-    feature channel (`token_max`, as the image-tag methods on transformers do). [average: IRN
-    net/resnet50_cam.py; token_max: ToCo model/model_seg_neg.py]"""
-    lse_sharpness: Annotated[float, Shapes()] = Field(default=5.0, gt=0)
-    """r of log-sum-exp pooling, (1/r) log mean exp(r x): 0 is the mean, infinity the maximum. [our choice]"""
-    less_minimum: Annotated[bool, Neutral(False), InferenceOnly()] = False
-    """Take each map's minimum off before its maximum is brought to 1. Channels that are positive everywhere,
-    which `token_max` allows, otherwise lift the background over any threshold. [false: IRN
-    step/make_cam.py; true: ToCo utils/camutils.py]"""
-    mirror: Annotated[bool, Neutral(False), InferenceOnly()] = False
-    """Make maps of the picture and of its mirror image, and take the larger value of either.
-    [false: our choice; true: IRN step/make_cam.py adds them up, ToCo utils/camutils.py takes the larger]"""
-    background_score: Annotated[float, InferenceOnly()] = Field(default=0.15, ge=0, le=1)
-    """A pixel is background where no class's normalised CAM exceeds this. [IRN run_sample.py
-    cam_eval_thres]"""
-    presence: Annotated[float, InferenceOnly()] = Field(default=0.5, ge=0, le=1)
-    """In `predict`, which has no image tags, a class is suppressed when its probability is below this.
-    [our choice]"""
-    backbone_lr_scale: float = Field(default=0.1, ge=0)
-    """Learning rate of the encoder relative to the classifier. [IRN step/train_cam.py]"""
-
-
-class ClassActivationMap(Method):
+class ClassActivationMap(Method, declared=CAM_DECLARED):
     """Multi-label classification; the class activation maps segment (Zhou et al., CVPR 2016).
 
     A 1x1 convolution without bias on the encoder's last stage gives one signed map per foreground
     class, pooled to a class score. Settings follow IRN's first step (Ahn et al., CVPR 2019) where
     cited; unlike there, the whole encoder is trained, batch normalisation included (our choice).
     """
-
-    name = "cam"
-    title = "CAM"
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    Config = CAMConfig
-    reference_recipe = "cam/voc-image-r50"
 
     def __init__(self, config: CAMConfig, build: Build) -> None:
         super().__init__(config, build)

@@ -16,25 +16,22 @@ released code (YudeWang/BLPSeg at 61866a1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from harness.basics.bounds import MOST, MOST_STEPS
 from harness.basics.errors import UserError
-from harness.basics.schema import Shapes, TrainingOnly, schema
-from harness.data.base import Supervision
 from harness.engine.batch import IGNORE, Batch, Progress
-from harness.engine.method import Build, Method, Paper
+from harness.engine.method import Build, Method
 from harness.nn.checkpoints import KeyTable
 from harness.nn.encoders import Encoder
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
-from methods.parts.local_aggregation import Epsilon, local_aggregation
+from methods.blpseg_config import BLPSEG_DECLARED, BLPSegConfig
+from methods.parts.local_aggregation import local_aggregation
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,55 +40,9 @@ _EPS = 1e-7  # BLPSeg loss.py
 EMBEDDING_STRIDE = 4  # of the finest features, and the side of a patch of the embedding
 
 
-@schema
-class BLPSegConfig:
-    """Hyper-parameters of BLPSeg on VOC."""
-
-    width: Annotated[int, Shapes()] = Field(default=256, ge=1, le=MOST)
-    """Channels of pyramid pooling, decoder, heads and embedding. [BLPSeg experiment/blpseg-voc/config.py]"""
-    dropout: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0, lt=1)
-    """Channel dropout after pyramid pooling. [BLPSeg PPM.py]"""
-    norm_momentum: Annotated[float, TrainingOnly()] = Field(default=0.001, gt=0, le=1)
-    """Momentum of the running statistics outside the backbone. [BLPSeg sync_batchnorm/batchnorm.py]"""
-    gamma: float = Field(default=2.0, ge=0)
-    """Exponent of the BLP weight; 0 leaves a plain cross-entropy with a mean per picture.
-    [BLPSeg experiment/blpseg-voc/config.py]"""
-    unlabelled_weight: float = Field(default=0.02, gt=0)
-    """Weight of the class "not drawn" in the annotation head's cross-entropy.
-    [BLPSeg experiment/blpseg-voc/config.py]"""
-    annotation_weight: float = Field(default=1.0, gt=0)
-    """Weight of the annotation head's loss. [BLPSeg blpseg.py]"""
-    aggregate: Annotated[bool, Shapes()] = True
-    """Local aggregation of the logits, in training and at test time. [BLPSeg blpseg.py]"""
-    sigma: Annotated[float, Shapes()] = Field(default=6.0, gt=0)
-    """Standard deviation of its distance term, in cells of 4 pixels. [BLPSeg blpseg.py]"""
-    lam_epsilon: Annotated[Epsilon, Shapes()] = "none"
-    """`reference` keeps the 1e-7 of local aggregation's normaliser, `none` drops it: at the authors'
-    initialisation on photographs it moves fewer than one position in 9216 by a percent. [our choice;
-    reference: BLPSeg blpseg.py]"""
-    self_training_step: Annotated[int, Field(ge=0, le=MOST_STEPS)] | Literal["off"] = 10000
-    """First step that trains on confident predictions too; `off` for no self-training.
-    [BLPSeg experiment/blpseg-voc/config.py]"""
-    confidence: float = Field(default=0.9, ge=0, le=1)
-    """Least probability of a pixel's own prediction to become its target. [BLPSeg blpseg.py]"""
-
-
-class BLPSeg(Method):
+class BLPSeg(Method, declared=BLPSEG_DECLARED):
     """BLPSeg on pyramid pooling and a top-down decoder."""
 
-    name = "blpseg"
-    title = "BLPSeg"
-    paper = Paper(
-        title="BLPSeg: Balance the Label Preference in Scribble-Supervised Semantic Segmentation",
-        authors="Wang et al.",
-        year=2023,
-        venue="IEEE TIP",
-        doi="10.1109/TIP.2023.3301342",
-        code="https://github.com/YudeWang/BLPSeg at 61866a1",
-    )
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"scribble"})
-    Config = BLPSegConfig
-    reference_recipe = "blpseg/voc-scribble-r101"
     probe_steps = (0.0, 0.9)
 
     def __init__(self, config: BLPSegConfig, build: Build) -> None:

@@ -16,18 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from harness.basics.bounds import MOST, MOST_STEPS
-from harness.basics.schema import TrainingOnly, schema
-from harness.data.base import Supervision
 from harness.engine.batch import Batch, Progress
 from harness.engine.build import ViewSpec
-from harness.engine.method import Build, Paper
+from harness.engine.method import Build
 from harness.nn.checkpoints import KeyTable
 from harness.nn.ema import ema_copy, ema_update
 from harness.nn.resize import resize
@@ -37,7 +33,6 @@ from methods.parts.projector import Projector
 from methods.parts.token_contrast import class_token_contrast, patch_token_contrast
 from methods.parts.transformer import (
     Terms,
-    ViTConfig,
     ViTNetwork,
     ViTOutput,
     ViTSegmenter,
@@ -47,6 +42,7 @@ from methods.parts.transformer import (
     from_step,
     weighted,
 )
+from methods.toco_config import TOCO_DECLARED, ToCoConfig
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -55,72 +51,9 @@ if TYPE_CHECKING:
 _COLOURS = AugmentSpec(jitter=0.8, jitter_strength=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur_sigma=(0.1, 2.0))
 
 
-@schema
-class ToCoConfig(ViTConfig):
-    """Hyper-parameters of ToCo on VOC; steps count from 0."""
-
-    ptc_weight: float = Field(default=0.2, ge=0)
-    """Weight of the patch token contrast. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    ctc_weight: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0)
-    """Weight of the class token contrast. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    seg_weight: float = Field(default=0.1, ge=0)
-    """Weight of the segmentation loss. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    reg_weight: float = Field(default=0.05, ge=0)
-    """Weight of the dense energy. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    contrast_start: int = Field(default=0, ge=0, le=MOST_STEPS)
-    """First step with both contrasts; 12001 in the COCO script.
-    [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
-    seg_start: int = Field(default=2001, ge=0, le=MOST_STEPS)
-    """First step with segmentation loss and dense energy; 8001 in the COCO script.
-    [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
-    final_cam_start: int = Field(default=0, ge=0, le=MOST_STEPS)
-    """First step whose pseudo labels come from the final layer's maps, from the auxiliary ones before;
-    12001 in the COCO script. [ToCo scripts/dist_train_voc_seg_neg.py, dist_train_coco_seg_neg.py]"""
-    temperature: float = Field(default=0.5, gt=0)
-    """Of the class token contrast. The COCO script takes 0.5 as its option and uses 1.
-    [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    projection_momentum: float = Field(default=0.9, ge=0, le=1)
-    """Momentum of the averaged projection head; encoder and classifiers have no average.
-    [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    projection_width: Annotated[int, TrainingOnly()] = Field(default=1024, ge=1, le=MOST)
-    """Outputs of the projection head. [ToCo model/model_seg_neg.py]"""
-    projection_hidden: Annotated[int, TrainingOnly()] = Field(default=2048, ge=1, le=MOST)
-    """Width of its hidden layers. [ToCo model/model_seg_neg.py]"""
-    projection_bottleneck: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
-    """Width before its last layer. [ToCo model/model_seg_neg.py]"""
-    local_crops: int = Field(default=8, ge=1, le=MOST)
-    """Crops of each picture beside its two global views. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    local_size: int = Field(default=96, ge=1, le=MOST)
-    """Side of these crops in pixels. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    local_negative_share: float = Field(default=0.2, ge=0)
-    """A crop is negative when its code (0 background, 1 uncertain, 2 foreground) is at most this in the
-    mean. [ToCo utils/camutils.py]"""
-    token_region: Literal["released", "scaled"] = "released"
-    """Which tokens padding takes out of the patch contrast: `released` reads the unpadded box, which is in
-    pixels, in tokens: a picture padded at its top or left by more pixels than there are tokens has none
-    left, any other all; `scaled` shrinks it to the token grid. [ToCo scripts/dist_train_voc_seg_neg.py]"""
-    second_flip: Literal["released", "none"] = "released"
-    """`released`: after the crop, picture and source of the local crops are mirrored once more, each by
-    its own coin; the box follows neither, and the local crops' regions follow the picture.
-    [ToCo datasets/voc.py]"""
-
-
-class ToCo(ViTSegmenter):
+class ToCo(ViTSegmenter, declared=TOCO_DECLARED):
     """ToCo; the head of the class token contrast has a slow average, everything else is one network."""
 
-    name = "toco"
-    title = "ToCo"
-    paper = Paper(
-        title="Token Contrast for Weakly-Supervised Semantic Segmentation",
-        authors="Ru, Zheng, Zhan, Du",
-        year=2023,
-        venue="CVPR",
-        arxiv="2303.01267",
-        code="https://github.com/rulixiang/ToCo at e13514d",
-    )
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    Config = ToCoConfig
-    reference_recipe = "toco/voc-image-vitb"
     probe_steps = (0.0, 0.9)
 
     def __init__(self, config: ToCoConfig, build: Build) -> None:

@@ -9,11 +9,12 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import harness
+
+if TYPE_CHECKING:
+    import torch
 
 #: Packages whose version can change a number.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "ray", "optuna", "safetensors")
@@ -56,6 +57,8 @@ def environment() -> dict[str, Any]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine and the device that a trial ran on."""
+    import torch
+
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -87,6 +90,8 @@ def reset_peak_memory(device: torch.device) -> None:
     On the CPU this needs Linux; elsewhere the peak is that of the process.
     """
     if device.type == "cuda":
+        import torch
+
         torch.cuda.init()  # a device with a number does not start CUDA by itself
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -100,6 +105,8 @@ def peak_memory_mib(device: torch.device) -> float | None:
     None where the system does not tell.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():

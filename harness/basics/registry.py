@@ -64,6 +64,11 @@ class Registry:
         """The entry point that brings a name; None for one that this process has registered."""
         return None if name in self._registered else next(iter(self._entries.get(name, ())), None)
 
+    def sole(self, name: str) -> EntryPoint | None:
+        """The only entry point that brings a name; None where several do, or this process registered it."""
+        entries = self._entries.get(name, ())
+        return entries[0] if len(entries) == 1 and name not in self._registered else None
+
     def get(self, name: str) -> Any:
         """The class behind a name.
 
@@ -260,6 +265,9 @@ def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
 
 
 METHODS = Registry("wsss.methods", "method", "harness.engine.method:Method")
+DECLARATIONS = Registry(
+    "wsss.declarations", "declaration of the method", "harness.recipes.declared:Declaration"
+)
 DATASETS = Registry("wsss.datasets", "data set", "harness.data.base:Dataset")
 RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package", "package")
 COMMANDS = Registry("wsss.commands", "command", "click:Command")

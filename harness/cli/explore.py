@@ -17,7 +17,7 @@ from harness.cli.options import DATA_ROOT, JSON, left_out
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from harness.basics.errors import UserError
     from harness.basics.registry import Registry
@@ -64,18 +64,26 @@ def list_verb(kind: str | None, pattern: str, as_json: bool) -> None:
         click.echo("see `wsss list suites` for their members\n" if name == "suites" and kind is None else "")
 
 
-def _each(registry: Registry) -> Iterator[tuple[str, Any]]:
-    """Name and class of every entry that can be used; the others are named on stderr."""
-    wrong = registry.problems()
-    left_out({f"{registry.noun} {name}": error for name, error in wrong.items()})
-    yield from ((name, registry.get(name)) for name in registry.names() if name not in wrong)
+def _each(registry: Registry, get: Callable[[str], Any]) -> dict[str, Any]:
+    """By name what ``get`` gives for every entry that can be used; the others are named on stderr."""
+    from harness.basics.errors import UserError
+
+    found, wrong = {}, {}
+    for name in registry.names():
+        try:
+            found[name] = get(name)
+        except UserError as error:
+            wrong[f"{registry.noun} {name}"] = error
+    left_out(wrong)
+    return found
 
 
 def _methods() -> list[dict[str, str]]:
     from harness.basics.registry import METHODS
+    from harness.recipes.declared import declared
 
     rows = []
-    for name, cls in _each(METHODS):
+    for name, cls in _each(METHODS, declared).items():
         paper = "baseline"
         if cls.paper is not None:
             first = cls.paper.authors.split(",")[0].removesuffix(" et al.")
@@ -95,7 +103,7 @@ def _datasets() -> list[dict[str, str]]:
     from harness.basics.registry import DATASETS
 
     rows = []
-    for name, cls in _each(DATASETS):
+    for name, cls in _each(DATASETS, DATASETS.get).items():
         info = cls.info
         splits = ", ".join(f"{k} {v:,}" for k, v in info.splits.items())
         rows.append(

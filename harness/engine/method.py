@@ -5,39 +5,20 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from harness.basics.schema import schema
 from harness.data.base import SUPERVISIONS, Supervision
 from harness.engine.batch import Batch, Progress
 from harness.engine.build import Build, ViewSpec
+from harness.recipes.declared import Declaration, NoConfig, Paper
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 __all__ = ["Build", "Method", "NoConfig", "Paper", "ViewSpec"]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method comes from. ``arxiv`` and ``doi`` as printed, ``code`` a repository and commit."""
-
-    title: str
-    authors: str
-    year: int
-    venue: str
-    doi: str = ""
-    arxiv: str = ""
-    code: str = ""
-
-
-@schema
-class NoConfig:
-    """A method without hyper-parameters of its own."""
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -93,6 +74,13 @@ class Method(nn.Module, ABC):
     #: Fractions of training at which the contract tests probe the loss (one for each phase).
     probe_steps: ClassVar[tuple[float, ...]] = (0.0,)
 
+    def __init_subclass__(cls, declared: Declaration | None = None, **kwargs: Any) -> None:
+        """Take over what a module without torch declares of the method."""
+        super().__init_subclass__(**kwargs)
+        if declared is not None:
+            for field in dataclasses.fields(declared):
+                setattr(cls, field.name, getattr(declared, field.name))
+
     @classmethod
     def misdeclared(cls) -> str:
         """What is wrong with the values of the class, in words that follow "is"; empty if nothing."""
@@ -110,7 +98,7 @@ class Method(nn.Module, ABC):
         if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in probes):
             return f"declared with probe_steps {cls.probe_steps!r}, not fractions of training"
         if cls.paper is not None and not isinstance(cls.paper, Paper):
-            return f"declared with a paper that is no harness.engine.method.Paper: {cls.paper!r}"
+            return f"declared with a paper that is no wsss.Paper: {cls.paper!r}"
         if not dataclasses.is_dataclass(cls.Config):
             return "declared with a Config that is no class under harness.basics.schema.schema"
         return ""

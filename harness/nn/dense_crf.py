@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harness.basics.errors import UserError, nearest
+from harness.basics.errors import UserError
 from harness.basics.finite import scores_error
-from harness.basics.schema import load_tables, schema
+from harness.nn.crf_parameters import CRFParameters, crf_parameters
 from harness.nn.lattice import bilateral_features, build_lattice, gaussian_filter
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
@@ -141,40 +138,6 @@ class _DenseEnergy(torch.autograd.Function):
 
 
 # --- mean field --------------------------------------------------------------------------------------
-
-
-@schema
-class CRFParameters:
-    """Mean-field inference with two Potts terms: one of position, one of position and colour."""
-
-    about: str
-    """Where the values stand."""
-    gaussian_sigma_xy: float = Field(gt=0)
-    """Position term: standard deviation in pixels."""
-    gaussian_compat: float = Field(ge=0)
-    """Position term: weight."""
-    bilateral_sigma_xy: float = Field(gt=0)
-    """Colour term: standard deviation of positions in pixels."""
-    bilateral_sigma_rgb: float = Field(gt=0)
-    """Colour term: standard deviation of colours of 0..255."""
-    bilateral_compat: float = Field(ge=0)
-    """Colour term: weight."""
-    iterations: int = Field(ge=0, le=1000)
-    """Mean-field updates."""
-
-
-@cache
-def crf_parameter_sets() -> dict[str, CRFParameters]:
-    """The published parameter sets by name (``crf_parameters.toml``)."""
-    return load_tables(CRFParameters, Path(__file__).with_name("crf_parameters.toml"))
-
-
-def crf_parameters(name: str) -> CRFParameters:
-    """A published parameter set. Raises UserError for an unknown name."""
-    sets = crf_parameter_sets()
-    if name not in sets:
-        raise UserError(f"unknown CRF parameter set {name!r}", remedy=nearest(name, sets))
-    return sets[name]
 
 
 def label_probabilities(labels: Tensor, num_classes: int, *, confidence: float = 0.7) -> Tensor:

@@ -15,6 +15,7 @@ from harness.basics.text import one_line
 
 if TYPE_CHECKING:
     from harness.engine.method import Method
+    from harness.recipes.declared import Declaration
     from harness.recipes.protocols import Protocol
     from harness.recipes.resolving import Resolved
 
@@ -77,7 +78,7 @@ def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
     return f"--data-root {shlex.quote(str(given_roots['']))}" if "" in given_roots else ""
 
 
-def check_network(method: type[Method], name: str, where: str = "--network") -> None:
+def check_network(method: Declaration | type[Method], name: str, where: str = "--network") -> None:
     """Raises UserError where the method has no such network."""
     check_known(name, method.networks, f"{method.name} has no network", where)
 

@@ -12,6 +12,7 @@ from harness.basics.bounds import Factor, Side
 from harness.basics.errors import UserError, nearest
 from harness.basics.registry import FORGET, PROTOCOL_PACKAGES, added
 from harness.basics.schema import Aside, Neutral, load_tables, schema
+from harness.nn.crf_parameters import crf_parameters
 
 
 @schema
@@ -75,8 +76,6 @@ FORGET.append(_protocols.cache_clear)
 
 
 def _read(file: Path) -> dict[str, Protocol]:
-    from harness.nn.dense_crf import crf_parameters  # imports torch; reading one protocol does not need it
-
     loaded = load_tables(Protocol, file)
     for p in loaded.values():
         if p.crf is not None:

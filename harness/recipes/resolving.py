@@ -35,6 +35,7 @@ from harness.basics.schema import (
 )
 from harness.basics.text import cleaned
 from harness.recipes import recipe_files
+from harness.recipes.declared import declared
 from harness.recipes.fitting import OWN, fitted
 from harness.recipes.names import check_network, check_protocol
 from harness.recipes.specs import EvaluationSpec, Recipe, SelectionSpec
@@ -287,7 +288,7 @@ def training_overrides(name: str, overrides: Mapping[str, Any]) -> dict[str, Any
         name: ``<method>/<table>``.
         overrides: dotted key to value.
     """
-    only = marks(METHODS.get(name.partition("/")[0]).Config, InferenceOnly)
+    only = marks(declared(name.partition("/")[0]).Config, InferenceOnly)
     kept: dict[str, Any] = {}
     for key, value in overrides.items():
         if key == "config" and isinstance(value, Mapping) and only.keys() & value.keys():
@@ -314,7 +315,7 @@ def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Re
         )
     values, chosen = fitted(values)
     recipe = load(Recipe, values, where)
-    method = METHODS.get(recipe.method)
+    method = declared(recipe.method)
     if recipe.dataset == OWN and OWN not in DATASETS:
         raise UserError(
             "this recipe trains on pictures of your own",

@@ -15,7 +15,6 @@ from harness.basics.reading import damaged
 from harness.basics.registry import DATASETS
 from harness.basics.schema import dump
 from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
-from harness.nn.torch_files import read_torch
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.resolving import Resolved, recipe_names
 from harness.records.checkpoints import record_beside
@@ -94,6 +93,8 @@ def found(source: Path) -> Origin:
         checkpoint = folder / "checkpoint" / "last.pt"
     else:
         checkpoint, record = source, record_beside(source)
+    from harness.nn.torch_files import read_torch
+
     state = read_torch(checkpoint)
     said = state.get(ORIGIN_KEY) if isinstance(state, dict) else None
     if said is not None:

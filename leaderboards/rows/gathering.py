@@ -13,9 +13,10 @@ import pandas as pd
 
 from harness.basics.errors import UserError
 from harness.basics.reading import damaged
-from harness.basics.registry import DATASETS, METHODS
+from harness.basics.registry import DATASETS
 from harness.basics.schema import Aside, differing, digest, dump, flatten, marks, neutral_values
 from harness.recipes import foreign
+from harness.recipes.declared import declared
 from harness.recipes.row_names import values_text
 from harness.records.records import EvaluationRecord, Record, Store
 from harness.records.truth import contradictions
@@ -34,7 +35,7 @@ def method_title(name: str, titles: Mapping[str, str]) -> str:
     if name in titles:
         return titles[name]
     try:
-        return METHODS.get(name).title
+        return declared(name).title
     except UserError:
         return name
 

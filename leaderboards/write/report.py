@@ -37,7 +37,6 @@ from leaderboards.write.columns import (
     sections,
     unasked_text,
 )
-from leaderboards.write.html_report import html_report
 from leaderboards.write.latex import latex
 
 if TYPE_CHECKING:
@@ -228,6 +227,8 @@ def write_report(
             drawn[stem] = written[0].read_bytes()
             files += written
         look = partial(thumbnails.look_at, data_roots=data_roots, device=device, say=say)
+    from leaderboards.write.html_report import html_report  # draws with matplotlib
+
     page = html_report(
         rows, judged, known, provenance=provenance(frame, rows), label=label, plots=drawn, parts=tables.parts,
         look=look,

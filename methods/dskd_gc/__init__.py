@@ -20,24 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from harness.basics.bounds import MOST, MOST_STEPS, in_order
 from harness.basics.finite import require_finite
-from harness.basics.schema import Shapes, TrainingOnly, schema
-from harness.data.base import Supervision
 from harness.engine.batch import IGNORE, Batch, Progress
-from harness.engine.method import Build, Lazy, Paper
+from harness.engine.method import Build, Lazy
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens, ViTEncoder
 from methods.dskd_gc.correction import (
-    CorrectionConfig,
     Labels,
     class_maps,
     nearest_cells,
@@ -45,14 +40,12 @@ from methods.dskd_gc.correction import (
     whole_patches,
 )
 from methods.dskd_gc.losses import (
-    Reduce,
-    SegmentationForm,
-    SimilarityMode,
     mirror_consistency,
     region_of_interest,
     segmentation_loss,
     uncertain_patch_loss,
 )
+from methods.dskd_gc_config import DSKD_GC_DECLARED, DSKDGCConfig
 from methods.parts.cam import cam_to_label, present_cam
 from methods.parts.distillation import Centre, teacher_temperature
 from methods.parts.projector import Projector
@@ -68,83 +61,6 @@ from methods.parts.transformer import (
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-
-_Temperature = Annotated[float, Field(gt=0)]
-
-
-@schema
-class DSKDGCConfig(CorrectionConfig):
-    """Hyper-parameters of DSKD+GC on VOC 2012."""
-
-    warmup_steps: Annotated[int, TrainingOnly()] = Field(default=2000, ge=0, le=MOST_STEPS)
-    """Steps of the first stage; 5000 on COCO. [paper]"""
-    ptc_weight: float = Field(default=0.2, ge=0)
-    """Lambda 1, weight of L_PTC in both stages. [paper, Table 3]"""
-    sim_weight: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0)
-    """Lambda 2, weight of L_sim. [paper, Table 3]"""
-    punc_weight: Annotated[float, TrainingOnly()] = Field(default=0.1, ge=0)
-    """Lambda 3, weight of L_PUNC after warm-up. [paper, Table 3]"""
-    seg_weight: float = Field(default=0.1, ge=0)
-    """Lambda 4, weight of L_seg after warm-up. [paper]"""
-    student_cls_in_warmup: Annotated[bool, TrainingOnly()] = True
-    """The EMA network learns classification too while it is trained. [our choice]"""
-    student_lr_scale: float = Field(default=0.1, ge=0)
-    """Its learning rates in warm-up, relative to those of online: 6e-6 to 6e-5. [paper]"""
-    cls_input: Annotated[Literal["gmp", "class_token"], TrainingOnly()] = "gmp"
-    """What the classifier reads: pooled patch tokens, whose weights make activation maps (E1), or the class
-    token, as the text says of L_cls. [ToCo model/model_seg_neg.py]"""
-    cam_form: Annotated[Literal["paper", "toco"], Shapes()] = "paper"
-    """Activation maps of one pass, divided by their maximum (E1), or those of ToCo: several scales
-    (`cam_scales`), mirrored, less their minimum. [paper]"""
-    cam_network: Annotated[Literal["teacher", "student"], Shapes()] = "teacher"
-    """Whose activation maps become labels and regions of interest; teacher is online, student is ema.
-    [our choice]"""
-    ptc_form: Literal["paper", "toco"] = "paper"
-    """Means of 1 - cosine and cosine, or ToCo's absolute cosines. [paper, E4; toco: ToCo model/losses.py]"""
-    ptc_labels: Literal["binary", "class"] = "binary"
-    """Tokens are alike if both are foreground or both background, or if of one class.
-    [paper, E3 and its sentence; class: ToCo utils/camutils.py]"""
-    sim_mode: SimilarityMode = "channel"
-    """Vectors that L_sim compares: each channel's map, each token's features, or the whole map.
-    [paper, E7: channel]"""
-    sim_layer: Literal["m", "final"] = "m"
-    """Tokens that L_sim compares: those of the intermediate layer, or the last. [paper: intermediate]"""
-    sim_after_warmup: bool = False
-    """Keep L_sim after warm-up, when ema gives no gradient. [our choice]"""
-    roi_cam: Literal["aux", "final"] = "aux"
-    """Map that says where patches are uncertain. [FSR utils/masking.py]"""
-    roi_low: float = Field(default=0.2, ge=0, le=1)
-    """Lower threshold of the region of interest. [paper]"""
-    roi_high: float = Field(default=0.7, ge=0, le=1)
-    """Upper threshold of the region of interest. [paper]"""
-    _region = in_order("roi_low", "roi_high")
-    punc_temperature: Annotated[Literal["none", "dino"], TrainingOnly()] = "none"
-    """`none` is E10 as printed: with outputs in [-1, 1] the softmax is almost flat and the loss stays near
-    the logarithm of `projector_out`. `dino` has temperatures and a centre. [paper: none]"""
-    punc_reduce: Reduce = "pooled"
-    """Mean over the uncertain patches of a batch, or of each picture first. [paper, E10: pooled]"""
-    dino_temperature: float = Field(default=0.1, gt=0)
-    """`dino` only: temperature of online. [FSR losses.py]"""
-    dino_target_temperatures: tuple[_Temperature, _Temperature] = (0.04, 0.07)
-    """`dino` only: temperature of ema at the first step, and after an eighth of training.
-    [FSR losses.py]"""
-    dino_centre_momentum: Annotated[float, TrainingOnly()] = Field(default=0.9, ge=0, le=1)
-    """`dino` only: momentum of the centre. [FSR losses.py]"""
-    projector_hidden: Annotated[int, TrainingOnly()] = Field(default=2048, ge=1, le=MOST)
-    """Hidden width of the projector. [ToCo model/model_seg_neg.py]"""
-    projector_bottleneck: Annotated[int, TrainingOnly()] = Field(default=256, ge=1, le=MOST)
-    """Width before its last layer. [ToCo model/model_seg_neg.py]"""
-    projector_out: Annotated[int, TrainingOnly()] = Field(default=4096, ge=2, le=MOST)
-    """Its outputs. [FSR train_voc.py]"""
-    seg_form: SegmentationForm = "mean"
-    """Normalisation of L_seg, whose N the paper does not explain: labelled pixels; half background and half
-    foreground (ToCo); or pictures. [our choice]"""
-    ema_momentum: float = Field(default=0.996, ge=0, le=1)
-    """Momentum after warm-up; it rises to 1 along half a cosine. [paper; cosine: FSR utils/pyutils.py]"""
-    ema_convention: Literal["standard", "literal"] = "standard"
-    """What the momentum multiplies: the old ema, or, as E6 reads, online, so that ema is practically online.
-    [our choice]"""
 
 
 class DistilledNetwork(ViTNetwork):
@@ -188,22 +104,9 @@ class Maps(NamedTuple):
     aux: Tensor
 
 
-class DSKDGC(ViTSegmenter):
+class DSKDGC(ViTSegmenter, declared=DSKD_GC_DECLARED):
     """DSKD+GC on ToCo's network. ``predict`` scores online (``default``) or ema (``student``)."""
 
-    name = "dskd_gc"
-    title = "DSKD+GC"
-    paper = Paper(
-        title="Dual-stage guided weakly supervised semantic segmentation with Gaussian correction",
-        authors="Xuefei Bai, Yuanhui Wang, Wenjie Xu, Gaoxia Jiang, Wenjian Wang",
-        year=2025,
-        venue="Journal of Image and Graphics 30(12)",
-        doi="10.11834/jig.250040",
-    )
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    Config = DSKDGCConfig
-    reference_recipe = "dskd_gc/voc-image-vitb"
-    networks = ("default", "student")
     probe_steps = (0.0, 0.9)
 
     config: DSKDGCConfig

@@ -9,84 +9,21 @@ coverage beside every mIoU of such labels.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from harness.basics.bounds import MOST, in_order
-from harness.basics.schema import Shapes, schema
 from harness.engine.batch import IGNORE
 from harness.nn.resize import resize
 from methods.dskd_gc.gaussian_mixture import fit_mixture, noise_probability
 from methods.dskd_gc.label_correction import (
-    Border,
-    CorrectionSource,
-    Rewrite,
     correct_labels,
     neighbour_similarity,
 )
+from methods.dskd_gc_config import CorrectionConfig
 from methods.parts.cam import activation_maps, cam_to_label, present_cam
-from methods.parts.transformer import ViTConfig
-
-
-@schema
-class CorrectionConfig(ViTConfig):
-    """From activation maps to corrected labels; the thresholds of the initial ones are ToCo's."""
-
-    label_par: Annotated[Literal["none", "before_gc"], Shapes()] = "none"
-    """`before_gc` refines the activations by PAR before they become labels (ToCo); the paper does not
-    mention it. [our choice]"""
-    gc: Annotated[bool, Shapes()] = True
-    """Gaussian correction of the labels that segmentation trains on. [paper]"""
-    gc_theta_high: Annotated[float, Shapes()] = Field(default=0.85, ge=0, le=1)
-    """Noise probability above which a label is noise (R_h). [paper, Table 2]"""
-    gc_theta_low: Annotated[float, Shapes()] = Field(default=0.25, ge=0, le=1)
-    """Noise probability from which on a label is uncertain (R_u). [paper, Table 2]"""
-    _thetas = in_order("gc_theta_low", "gc_theta_high")
-    gc_tau: Annotated[float, Shapes()] = Field(default=0.5, ge=-1, le=1)
-    """Cosine below which two neighbours differ. The paper gives no value; search it over 0.2 to 0.95.
-    [our choice]"""
-    gc_fit_pixels: Annotated[Literal["all", "nonbg"], Shapes()] = "all"
-    """Pixels that are fitted and corrected: all of the map, or those not labelled background. [paper: all]"""
-    gc_rewrite: Annotated[Rewrite, Shapes()] = "all"
-    """`keep_bg`: R_h leaves background labels alone. [paper: all]"""
-    gc_confidence: Annotated[Literal["cam_max", "label_conf", "per_class"], Shapes()] = "cam_max"
-    """What the mixture is fitted to: the largest activation of the present classes; the confidence of the
-    label, 1 - activation for background; or every present class's map by itself, a pixel belonging to
-    its strongest. The text says label confidence, the formula activations. [our choice]"""
-    gc_fit_scope: Annotated[Literal["image", "batch"], Shapes()] = "image"
-    """One mixture for each picture, or one for all of a batch; the paper's N is not explained.
-    [our choice, as DuPL train_final_voc.py]"""
-    gc_init: Annotated[Literal["midpoint", "fixed"], Shapes()] = "midpoint"
-    """EM starts from the halves of the range, or from means 0 and 1, variances 0.05 and equal weights.
-    [our choice]"""
-    gc_reg: Annotated[float, Shapes()] = Field(default=5e-4, ge=0)
-    """Added to the variances in every step of EM. [DuPL train_final_voc.py]"""
-    gc_tol: Annotated[float, Shapes()] = Field(default=1e-6, ge=0)
-    """EM stops when the mean log likelihood changes by less. [our choice]"""
-    gc_max_iter: Annotated[int, Shapes()] = Field(default=100, ge=1, le=MOST)
-    """Most steps of EM. [our choice]"""
-    gc_bins: Annotated[int, Shapes()] = Field(default=1024, ge=0, le=MOST)
-    """On pixel grids EM runs on a histogram of so many bins; 0: on the pixels. [our choice]"""
-    gc_monotone: Annotated[bool, Shapes()] = False
-    """Noise probability never rises with confidence: values beyond a component's mean count as the mean.
-    [our choice]"""
-    gc_feature: Annotated[Literal["final", "layer_m", "projected"], Shapes()] = "final"
-    """Features that neighbours are compared by: last layer, layer m, or the projector's outputs; the
-    paper does not say. [our choice]"""
-    gc_grid: Annotated[Literal["token", "pixel_nearest", "pixel_bilinear"], Shapes()] = "token"
-    """Labels are corrected on the grid of patches and then enlarged, or on pixels with features enlarged;
-    the paper does not say. [our choice]"""
-    gc_distance: Annotated[int, Shapes()] = Field(default=1, ge=1, le=MOST)
-    """Cells of that grid between a position and its neighbours. [our choice]"""
-    gc_border: Annotated[Border, Shapes()] = "valid"
-    """Neighbours outside do not exist, have features 0, or are the position itself. [our choice]"""
-    gc_source: Annotated[CorrectionSource, Shapes()] = "initial"
-    """R_u copies initial labels, or those after R_h was rewritten. Of equally similar neighbours the
-    first of up, down, left, right counts. [our choice]"""
 
 
 class Labels(NamedTuple):

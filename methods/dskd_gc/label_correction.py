@@ -17,10 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.engine.batch import IGNORE
-
-Border = Literal["valid", "zero", "replicate"]
-CorrectionSource = Literal["initial", "after_rh"]
-Rewrite = Literal["all", "keep_bg"]
+from methods.dskd_gc_config import Border, CorrectionSource, Rewrite
 
 #: Steps (rows, columns) to up, down, left, right: of equally similar neighbours the first counts.
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))

@@ -6,17 +6,12 @@ of uncertain patches, E22 segmentation. Every function takes float32 or float64 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.engine.batch import IGNORE
-
-SimilarityMode = Literal["channel", "token", "flat"]
-Reduce = Literal["pooled", "per_image"]
-SegmentationForm = Literal["mean", "balanced", "per_image_sum"]
+from methods.dskd_gc_config import Reduce, SegmentationForm, SimilarityMode
 
 
 def mirror_consistency(mirrored: Tensor, plain: Tensor, mode: SimilarityMode = "channel") -> Tensor:

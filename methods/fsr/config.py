@@ -1,4 +1,5 @@
-"""Hyper-parameters of FSR on VOC, as in the released code at its head."""
+"""Hyper-parameters of FSR on VOC, as in the released code at its head, and what is known of FSR without its
+code, which needs torch."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from pydantic import Field
 
 from harness.basics.bounds import MOST, MOST_STEPS, in_order
 from harness.basics.schema import TrainingOnly, schema
-from methods.fsr.masking import Sampling
-from methods.parts.transformer import ViTConfig
+from harness.recipes.declared import Declaration, Paper
+from methods.parts.configs import ViTConfig
+
+Sampling = Literal["nearest", "bilinear"]
 
 
 @schema
@@ -98,3 +101,21 @@ class FSRConfig(ViTConfig):
     """Weight of the dense energy (itself times 1e-7). [FSR train_voc.py]"""
     seg_start: int = Field(default=2000, ge=0, le=MOST_STEPS)
     """First step with both. [FSR train_voc.py]"""
+
+
+FSR_DECLARED = Declaration(
+    name="fsr",
+    title="FSR",
+    paper=Paper(
+        title="Progressive Feature Self-Reinforcement for Weakly Supervised Semantic Segmentation",
+        authors="He et al.",
+        year=2024,
+        venue="AAAI",
+        arxiv="2312.08916",
+        code="https://github.com/Jessie459/feature-self-reinforcement at 7f75f1c",
+    ),
+    supervision=frozenset({"image"}),
+    Config=FSRConfig,
+    reference_recipe="fsr/voc-image-vitb",
+    networks=("default", "teacher"),
+)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Sampling = Literal["nearest", "bilinear"]
+from methods.fsr.config import Sampling
 
 
 @torch.no_grad()

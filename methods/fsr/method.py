@@ -21,21 +21,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.basics.errors import UserError
-from harness.data.base import Supervision
 from harness.engine.batch import Batch, Progress
-from harness.engine.method import Build, Paper, ViewSpec
+from harness.engine.method import Build, ViewSpec
 from harness.nn.ema import cosine_momentum, ema_copy, ema_update
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.vit import Tokens
 from harness.recipes.specs import AugmentSpec
-from methods.fsr.config import FSRConfig
+from methods.fsr.config import FSR_DECLARED, FSRConfig
 from methods.fsr.masking import block_mask, token_mask, uncertain_blocks
 from methods.fsr.network import FSRNetwork, part, released_checkpoint
 from methods.parts.distillation import (
@@ -64,23 +63,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-class FSR(ViTSegmenter):
+class FSR(ViTSegmenter, declared=FSR_DECLARED):
     """FSR with its student (``default``) and its teacher, both of which segment."""
 
-    name = "fsr"
-    title = "FSR"
-    paper = Paper(
-        title="Progressive Feature Self-Reinforcement for Weakly Supervised Semantic Segmentation",
-        authors="He et al.",
-        year=2024,
-        venue="AAAI",
-        arxiv="2312.08916",
-        code="https://github.com/Jessie459/feature-self-reinforcement at 7f75f1c",
-    )
-    supervision: ClassVar[frozenset[Supervision]] = frozenset({"image"})
-    Config = FSRConfig
-    reference_recipe = "fsr/voc-image-vitb"
-    networks = ("default", "teacher")
     probe_steps = (0.0, 0.9)
 
     def __init__(self, config: FSRConfig, build: Build) -> None:

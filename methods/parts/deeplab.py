@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 
-from harness.basics.bounds import MOST, Stride
-from harness.basics.schema import Shapes, TrainingOnly, schema
 from harness.engine.method import Build, Method
 from harness.nn.checkpoints import KeyTable
 from harness.nn.decoders import DeepLabV3Plus
 from harness.nn.vit import by_rate
-
-
-@schema
-class DeepLabConfig:
-    """The network of AGMM on VOC; a miniature is the same network with smaller numbers."""
-
-    output_stride: Annotated[Stride, Shapes()] = 8
-    """Stride of the encoder's last stage. [AGMM-SASS configs/pascal.yaml]"""
-    multi_grid: Annotated[tuple[Stride, ...], Shapes()] = ()
-    """Factors of the dilations in the last stage; (2, 2, 4) on Cityscapes. [AGMM-SASS configs]"""
-    aspp_rates: Annotated[tuple[Stride, Stride, Stride], Shapes()] = (6, 12, 18)
-    """Dilations of ASPP; (12, 24, 36) on Cityscapes. [AGMM-SASS configs/pascal.yaml]"""
-    head_width: Annotated[int, Shapes()] = Field(default=256, ge=1, le=MOST)
-    """Channels of ASPP and of the features that are classified. [AGMM-SASS deeplabv3plus.py]"""
-    low_width: Annotated[int, Shapes()] = Field(default=48, ge=1, le=MOST)
-    """Channels to which the features of stride 4 are reduced. [AGMM-SASS deeplabv3plus.py]"""
-    dropout: Annotated[float, TrainingOnly()] = Field(default=0.5, ge=0, lt=1)
-    """Channel dropout after ASPP. [AGMM-SASS deeplabv3plus.py]"""
-    backbone_lr_scale: float = Field(default=0.1, ge=0)
-    """Learning rate of the encoder relative to the rest: 0.001 to 0.01 on VOC, 1.0 on Cityscapes.
-    [AGMM-SASS configs/pascal.yaml]"""
 
 
 class DeepLabMethod(Method):

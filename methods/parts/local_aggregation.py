@@ -22,18 +22,18 @@ The distance term is separable: two small tables, one by rows and one by columns
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harness.nn.precision import outside_autocast
+from methods.parts.configs import Epsilon
 
 #: What the released code adds to the normaliser (BLPSeg blpseg.py).
 EPSILON = 1e-7
 
-Epsilon = Literal["none", "reference"]
 
 # Bytes of one block of scores per image; a pass holds three or four blocks. Small enough for the cache of
 # a CPU, large enough to keep a GPU busy. Our choice.

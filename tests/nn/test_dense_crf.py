@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.basics.errors import UserError
+from harness.nn.crf_parameters import crf_parameter_sets, crf_parameters
 from harness.nn.dense_crf import (
     CRFParameters,
-    crf_parameter_sets,
-    crf_parameters,
     dense_crf_loss,
     label_probabilities,
     mean_field,

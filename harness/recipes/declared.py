@@ -1,0 +1,72 @@
+"""What is known of a method without its code, so that listing and showing recipes need no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
+
+from harness.basics.registry import DECLARATIONS, METHODS
+from harness.basics.schema import schema
+from harness.data.base import Supervision
+
+if TYPE_CHECKING:
+    from harness.engine.method import Method
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from. ``arxiv`` and ``doi`` as printed, ``code`` a repository and commit."""
+
+    title: str
+    authors: str
+    year: int
+    venue: str
+    doi: str = ""
+    arxiv: str = ""
+    code: str = ""
+
+
+@schema
+class NoConfig:
+    """A method without hyper-parameters of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """The class attributes of a method that recipes and tables read; a module that imports no torch has it.
+
+    The class takes them over: ``class Mine(Method, declared=MINE)``. An entry point of the group
+    ``wsss.declarations`` under the method's name, of the same package, lets the command line find it.
+
+    Attributes:
+        name, title, paper, supervision, needs_labels_from, Config, reference_recipe, networks: see
+            :class:`harness.engine.method.Method`.
+    """
+
+    name: str
+    title: str
+    paper: Paper | None = None
+    supervision: frozenset[Supervision]
+    needs_labels_from: frozenset[Supervision] = frozenset()
+    Config: type = NoConfig
+    reference_recipe: str = ""
+    networks: tuple[str, ...] = ("default",)
+
+
+def declared(name: str) -> Declaration | type[Method]:
+    """What is known of a method: its declaration where its package gives one, else its class.
+
+    Raises:
+        UserError: as :meth:`harness.basics.registry.Registry.get`.
+    """
+    method, told = METHODS.sole(name), DECLARATIONS.sole(name)
+    known = method is not None and told is not None and _of_one_package(method, told)
+    return DECLARATIONS.get(name) if known else METHODS.get(name)
+
+
+@cache
+def _of_one_package(*entries: EntryPoint) -> bool:
+    """Whether one package brings all of them; the name of a package is read from its metadata."""
+    return len({entry.dist and entry.dist.name for entry in entries} | {None}) == 2
