@@ -37,6 +37,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
     "run": ("harness.cli.run", "run_verb", "Train, evaluate and record recipes or suites."),
     "grid": ("harness.cli.grid", "grid_verb", "Run a grid of ablations, and print its tables."),
     "search": ("harness.cli.search", "search_verb", "Search hyper-parameters of a recipe."),
+    "tune": ("harness.cli.tune", "tune_verb", "Give every recipe the same search, and compare them again."),
     "predict": ("harness.cli.score", "predict_verb", "Segment pictures with a trained network."),
     "curve": (
         "harness.cli.curve",

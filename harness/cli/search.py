@@ -113,7 +113,7 @@ def search_verb(
         resources=resources,
         out=out,
         say=aside,
-        display=_Display,
+        display=StudyDisplay,
     )
     if done.importances:
         click.echo(f"\n{done.importances}\n")
@@ -128,7 +128,7 @@ def search_verb(
     return 1 if done.failed else 0
 
 
-class _Display:
+class StudyDisplay:
     """The board of a search: its trials, and how they ended; keeps the tables up to date."""
 
     def __init__(self, study: Study) -> None:

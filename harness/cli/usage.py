@@ -261,6 +261,19 @@ TABLE: Mapping[str, Usage] = {
             ),
         ),
     ),
+    "tune": Usage(
+        f"targets trials seeds sampler scheduler seed objective_split assignments out as_json {_PLACES} "
+        "tensorboard track",
+        (
+            _WITHOUT_RAY,
+            Only(
+                "share",
+                _is("objective_split", "held-out"),
+                "with this --objective-split, of which nothing is held out",
+                "with --objective-split held-out",
+            ),
+        ),
+    ),
     "predict": Usage(
         "source pictures out scores tile protocol_name network assignments data_roots device",
         (

@@ -27,6 +27,7 @@ RIGHT: dict[str, list[str]] = {
     "curve": ["cam/mini-image", "--device", "cpu"],
     "grid": [RECIPE, "--set", "crop=48,64", "--local", "--seed", "0", "--device", "cpu"],
     "search": [RECIPE, "--local", "--device", "cpu"],
+    "tune": [RECIPE, "--local", "--device", "cpu"],
     "predict": [RECIPE, "picture.png", "--device", "cpu"],
     "export": [RECIPE, "--out", "out", "--device", "cpu"],
     "evaluate": [RECIPE, "--device", "cpu"],
@@ -129,6 +130,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("harness.engine.mini_pretraining.pretrain", lambda *_, **__: None)
         patch.setattr("harness.data.prepare.miniatures.write_miniature", lambda *_, **__: None)
         patch.setattr("harness.running.search.searching.plan_search", _planned)
+        patch.setattr("harness.running.search.tuning.plan_search", _planned)
         made = SimpleNamespace(maker="", result="", counts=SimpleNamespace(summary=lambda _: SUMMARY))
         patch.setattr("harness.data.prepare.label_making.make_labels", lambda *_, **__: made)
         patch.setattr("harness.data.sets.mini.Mini.locate", classmethod(_located))

@@ -122,6 +122,8 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     ),
     (f"search {RECIPE}", {"--grid-points": ["3"]}),
     (f"search {RECIPE} --objective-split val", {"--held-out": ["0.2"]}),
+    (f"tune {RECIPE} --objective-split test", {"--held-out": ["0.2"]}),
+    (f"tune {RECIPE} --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
     (f"show {RECIPE} --json", {"--docs": []}),
     ("data prepare mini", {"--from": ["."], "--workers": ["1"]}),
     (
@@ -191,9 +193,8 @@ def test_every_conditional_option_is_refused_somewhere():
     shared = {"cpus_per_trial", "gpus_per_trial", "processes_per_trial"}  # seen with run
     for verb, usage in TABLE.items():
         conditional = {name for rule in usage.only for name in rule.names}
-        assert conditional <= covered.get(verb, set()) | (shared if verb in ("search", "grid") else set()), (
-            verb
-        )
+        seen = covered.get(verb, set()) | (shared if verb in ("search", "grid", "tune") else set())
+        assert conditional <= seen, verb
 
 
 def test_what_applies_is_taken(tmp_path, capsys):

@@ -83,7 +83,7 @@ def write_tables(study: Study) -> None:
             "verdict": verdict(study),
             "importances": comparison.importances,
             "importances_at": comparison.percent,
-            "trials": [_row(study, t) for t in study.trials],
+            "trials": trial_rows(study),
             "code": provenance.code(),
             "environment": provenance.environment(),
         },
@@ -102,6 +102,11 @@ def write_tables(study: Study) -> None:
             command = " ".join(filter(None, ["wsss run ./best.toml", data_root(plan.recipe, plan.overrides)]))
             stream.write(f"# {verdict(study)}\n# {command}\n")
             stream.write(tomli_w.dumps(values))
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """Every trial as plain values: its state, what was measured of it, its values and seconds."""
+    return [_row(study, trial) for trial in study.trials]
 
 
 def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:

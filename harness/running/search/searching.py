@@ -17,6 +17,7 @@ from harness.running.search.report import (
     best_overrides,
     importance_table,
     run_line,
+    trial_rows,
     verdict,
     write_study_report,
     write_tables,
@@ -47,6 +48,11 @@ class _Silent:
         """Nothing is left."""
 
 
+def silent(study: Study) -> SearchDisplay:
+    """A display that shows nothing."""
+    return _Silent(study)
+
+
 @dataclass(frozen=True)
 class Searched:
     """What a search has found.
@@ -61,6 +67,9 @@ class Searched:
         command: what trains the best configuration; empty where none has finished.
         counts: trials by state, over all runs of this search.
         failed: trials that failed in this run.
+        trials: every trial in its order, as :func:`harness.running.search.report.trial_rows` gives it.
+        stamp: what the best was selected on.
+        pictures: number of pictures with masks that trials were compared on.
     """
 
     folder: Path
@@ -72,6 +81,9 @@ class Searched:
     command: str
     counts: Mapping[str, int]
     failed: int
+    trials: Sequence[Mapping[str, Any]]
+    stamp: str
+    pictures: int
 
 
 def search(
@@ -90,7 +102,7 @@ def search(
     resources: Resources | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = warnings.warn,
-    display: Callable[[Study], SearchDisplay] = _Silent,
+    display: Callable[[Study], SearchDisplay] = silent,
 ) -> Searched:
     """Search hyper-parameters of a recipe until so many trials have finished; continues an earlier search.
 
@@ -145,4 +157,7 @@ def search(
             command=run_line(study) if best else "",
             counts=dict(counts),
             failed=counts["failed"] - failed_before,
+            trials=trial_rows(study),
+            stamp=plan.objective.stamp,
+            pictures=plan.pictures,
         )
