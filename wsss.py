@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.data.base import Dataset as Dataset
     from harness.data.base import DatasetInfo as DatasetInfo
     from harness.data.predictions import folder_pairs as folder_pairs
+    from harness.data.sets.layout import FileDataset as FileDataset
     from harness.data.sets.roots import open_dataset as open_dataset
     from harness.engine.batch import Batch as Batch
     from harness.engine.batch import Progress as Progress
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from harness.running.trials.trial import Options as Options
     from harness.running.trials.trial import Outcome as Outcome
     from harness.running.trials.trial import Trial as Trial
+    from leaderboards.judge.checking import check_package as check_package
     from leaderboards.rows.frames import class_table as class_table
     from leaderboards.rows.frames import table as table
     from leaderboards.write.report import write_claims as write_claims
@@ -89,6 +91,7 @@ _PLACES = {
     "harness.running.jobs.job": ("Resources",),
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),
+    "harness.data.sets.layout": ("FileDataset",),
     "harness.data.sets.roots": ("open_dataset",),
     "harness.running.inference.deployment": ("export_model",),
     "harness.basics.errors": ("UserError",),
@@ -113,6 +116,7 @@ _PLACES = {
     "harness.running.search.searching": ("search",),
     "harness.records.counts": ("PerImage",),
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
+    "leaderboards.judge.checking": ("check_package",),
     "leaderboards.rows.frames": ("class_table", "table"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
     "harness.engine.method": ("Method",),

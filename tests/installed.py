@@ -62,11 +62,14 @@ def again() -> None:
 
 def forget(place: Path) -> None:
     """Drop the modules that were imported from a folder, as a new process would not have them."""
+    gone = []
     for module_name, module in list(sys.modules.items()):
         known = getattr(module, "__dict__", {})
         places = [known.get("__file__"), *known.get("__path__", ())]
         if any(isinstance(p, str) and Path(p).is_relative_to(place) for p in places):
-            del sys.modules[module_name]
+            gone.append(module_name)
+    for module_name in gone:  # a folder without __init__.py asks the module above it for its place
+        del sys.modules[module_name]
     again()
 
 

@@ -44,6 +44,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "curve_verb",
         "Pseudo labels over the threshold of activation maps.",
     ),
+    "new": ("harness.cli.new", "new_verb", "Write a package with a method of your own."),
     "check": ("harness.cli.check", "check_verb", "Whether a package keeps what methods and data promise."),
     "verify-store": (
         "harness.cli.verify",
@@ -56,6 +57,11 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "Score records, checkpoints or folders of predictions.",
     ),
 }
+
+
+def own_verbs() -> list[str]:
+    """Verbs that no package may bring."""
+    return [*_OWN]
 
 
 class _Verbs(click.Group):

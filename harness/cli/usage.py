@@ -202,6 +202,7 @@ TABLE: Mapping[str, Usage] = {
     "open": Usage("folder"),
     "completion": Usage("shell"),
     "verify-store": Usage("results data_roots"),
+    "new": Usage("name title folder dataset metric verb"),
     "check": Usage("package data_roots as_json"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(

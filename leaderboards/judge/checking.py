@@ -136,7 +136,7 @@ def check_package(
         raise UserError(
             f"no installed package {package!r} brings methods, data sets, recipes or verbs",
             where="PACKAGE",
-            remedy=f"{nearest(package, known)} Is it installed here (pip install -e FOLDER)?",
+            remedy=f"{nearest(package, known)}; install your own first (pip install -e FOLDER)",
         )
     breaches: list[Breach] = []
     for registry in BROUGHT.values():

@@ -46,6 +46,7 @@ RIGHT: dict[str, list[str]] = {
     "import": ["empty"],
     "verify-store": [],
     "check": ["nobody"],
+    "new": ["somebodys-own"],
 }
 #: `data mini` takes nothing, and `doctor` has one option that others share.
 LEFT_OUT = {"data mini", "doctor", "open"}
