@@ -176,7 +176,8 @@ def _refuse_taken(module: str, distribution_name: str, parts: list[str]) -> None
 
 def _files(parts: list[str], names: dict[str, str]) -> dict[str, str]:
     """Every file of a package by its place."""
-    module, places = names["module"], {}
+    module = names["module"]
+    places: dict[str, str] = {}
     groups: dict[str, str] = {}
     for part in parts:
         files, entries = _PARTS[part]
