@@ -35,6 +35,9 @@ class Lazy(Mapping[str, Tensor]):
         with torch.no_grad():
             return self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # a mapping's own way is to make it and see
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 

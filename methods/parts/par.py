@@ -8,7 +8,7 @@ padded tensor, so that nothing of the size of maps times neighbours is ever made
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,14 +37,52 @@ class Affinity(NamedTuple):
     dilations: tuple[int, ...]
 
 
-def neighbours(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+def neighbours(x: Tensor, dilations: Sequence[int]) -> list[Tensor]:
     """The map ``(B, C, H, W)`` shifted to every neighbour, borders replicated; views of one tensor."""
-    reach, (height, width) = max(dilations), x.shape[-2:]
-    padded = F.pad(x, (reach,) * 4, mode="replicate")
-    for d in dilations:
-        for dy, dx in DIRECTIONS:
-            top, left = reach + dy * d, reach + dx * d
-            yield padded[..., top : top + height, left : left + width]
+    return _Surrounded.of(x, dilations).neighbours
+
+
+class _Surrounded(NamedTuple):
+    """A map with replicated borders around it.
+
+    Attributes:
+        inner: ``(B, C, H, W)``, the map itself.
+        neighbours: the map shifted to every neighbour, distance by distance.
+        borders: pairs of views: what lies outside, and the edge of the map that it repeats; columns come
+            before rows, whose corners repeat them.
+    """
+
+    inner: Tensor
+    neighbours: list[Tensor]
+    borders: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, x: Tensor, dilations: Sequence[int]) -> _Surrounded:
+        """A padded copy of ``(B, C, H, W)``."""
+        reach, (height, width) = max(dilations), x.shape[-2:]
+        padded = F.pad(x, (reach,) * 4, mode="replicate")
+        batch, channel, row, column = padded.stride()
+
+        def window(top: int, left: int, rows: int = height, columns: int = width) -> Tensor:
+            strides = (batch, channel, row, column)  # one call in place of two slices: views are many
+            return padded.as_strided((*x.shape[:2], rows, columns), strides, top * row + left * column)
+
+        right, below, wide = reach + width, reach + height, width + 2 * reach
+        return cls(
+            inner=window(reach, reach),
+            neighbours=[window(reach + dy * d, reach + dx * d) for d in dilations for dy, dx in DIRECTIONS],
+            borders=[
+                (window(reach, 0, height, reach), window(reach, reach, height, 1)),
+                (window(reach, right, height, reach), window(reach, right - 1, height, 1)),
+                (window(0, 0, reach, wide), window(reach, 0, 1, wide)),
+                (window(below, 0, reach, wide), window(below - 1, 0, 1, wide)),
+            ],
+        )
+
+    def replicate(self) -> None:
+        """Repeat the edges again, as the map has changed."""
+        for outside, edge in self.borders:
+            outside.copy_(edge)
 
 
 def affinity(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Affinity:
@@ -60,16 +98,17 @@ def affinity(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Affinity:
     with outside_autocast(images.device):
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         number = len(DIRECTIONS) * len(dilations)
+        around = neighbours(images, dilations)
         mean = torch.zeros_like(images)
-        for shifted in neighbours(images, dilations):
+        for shifted in around:
             mean += shifted
         mean /= number
         variance = torch.zeros_like(images)
-        for shifted in neighbours(images, dilations):
+        for shifted in around:
             variance += (shifted - mean).square_()
         scale = (variance.div_(number - 1).sqrt_().add_(EPS)).mul_(SHARPNESS)
         scores = images.new_empty(number, len(images), 1, *images.shape[-2:])
-        for score, shifted in zip(scores, neighbours(images, dilations), strict=True):
+        for score, shifted in zip(scores, around, strict=True):
             torch.mean(((shifted - images) / scale).square_(), 1, keepdim=True, out=score)
         weights = scores.neg_().softmax(0)
         near = positions(dilations, images.dtype).to(images.device)
@@ -83,14 +122,24 @@ def positions(dilations: Sequence[int], dtype: torch.dtype = torch.float32) -> T
     return torch.tensor([d * math.hypot(*direction) for d in dilations for direction in DIRECTIONS]).to(dtype)
 
 
+@torch.no_grad()
 def propagate(maps: Tensor, weights: Affinity, iterations: int = 10) -> Tensor:
-    """Spread maps ``(B, C, H, W)`` along the weights; their sum grows by 1.01 every time."""
-    for _ in range(iterations):
-        spread = torch.zeros_like(maps)
-        for weight, shifted in zip(weights.weights, neighbours(maps, weights.dilations), strict=True):
-            spread.addcmul_(weight, shifted)
-        maps = spread
-    return maps
+    """Spread maps ``(B, C, H, W)`` along the weights, without gradient; their sum grows by 1.01 every time.
+
+    Two padded maps are written in turn, so that no neighbour is looked up twice.
+    """
+    if not iterations:
+        return maps
+    each = weights.weights.unbind()
+    now, then = (_Surrounded.of(maps, weights.dilations) for _ in range(2))
+    for done in range(iterations):
+        if done:
+            now.replicate()
+        then.inner.zero_()
+        for weight, shifted in zip(each, now.neighbours, strict=True):
+            then.inner.addcmul_(weight, shifted)
+        now, then = then, now
+    return now.inner.contiguous()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from harness.basics.errors import UserError
+from harness.engine.method import Lazy
 from harness.evaluation.evaluator import count, iou_from_counts, predict_scores, summarise
 from harness.recipes.protocols import Protocol, protocol, protocols
 from harness.records.records import PerImage
@@ -220,3 +221,21 @@ def test_scaled_pictures_are_opencvs(golden):
         predict_scores(lambda x, seen=seen: seen.append(x) or x, picture, p)
         wanted = data[f"float_{scale}"]
         np.testing.assert_allclose(seen[0][0].movedim(0, -1), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_pseudo_label_that_costs_is_made_once_and_only_if_it_is_asked_for():
+    made = []
+
+    def maker(name):
+        return lambda: made.append(name) or torch.zeros(1, 4, 4, dtype=torch.int64)
+
+    labels = Lazy({name: maker(name) for name in ("cam", "refined")})
+    assert "cam" in labels
+    assert "refined" in labels
+    assert "other" not in labels
+    assert sorted(labels) == ["cam", "refined"]
+    assert made == []
+    assert labels["refined"].shape == (1, 4, 4)
+    assert made == ["refined"]
+    with pytest.raises(KeyError):
+        labels["other"]

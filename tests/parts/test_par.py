@@ -121,3 +121,21 @@ def test_a_class_needs_to_beat_the_high_background_and_background_to_win_against
     for value, expected in ((0.9, 1), (0.5, 255), (0.1, 0)):
         found = refine_cams(images, torch.full((1, 1, 8, 12), value), torch.ones(1, 1), 0.25, 0.7)
         assert (found == expected).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (17, 6)])
+def test_spreading_reads_the_neighbours_of_the_map_as_it_is(size, layout):
+    """Also of maps smaller than the reach, and to the bit the sum that is written out."""
+    torch.manual_seed(0)
+    maps = torch.rand(2, 3, *size).contiguous(memory_format=layout)
+    weights = affinity(torch.rand(2, 3, *size).contiguous(memory_format=layout), (1, 4))
+    expected = kept = maps.clone()
+    for _ in range(3):
+        total = torch.zeros_like(expected)
+        for weight, shifted in zip(weights.weights, neighbours(expected, (1, 4)), strict=True):
+            total.addcmul_(weight, shifted)
+        expected = total
+    assert torch.equal(propagate(maps, weights, 3), expected)
+    assert torch.equal(maps, kept)
+    assert torch.equal(propagate(maps, weights, 0), maps)
