@@ -103,7 +103,7 @@ class ToCo(ViTSegmenter, declared=TOCO_DECLARED):
         seg = from_step(c.seg_weight, c.seg_start, step)
         reg = from_step(c.reg_weight, c.seg_start, step)
         if any((ptc, ctc, seg, reg)):
-            cam, aux_cam = self.cams(images)
+            cam, aux_cam = self.cams(images, known=output.tokens)
             second = batch.views["second"].images
             chosen = cam if step >= c.final_cam_start else aux_cam
             labels = cache(lambda: self.refined_labels(images, chosen, tags, batch.valid))

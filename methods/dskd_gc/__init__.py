@@ -260,7 +260,7 @@ class DSKDGC(ViTSegmenter, declared=DSKD_GC_DECLARED):
         if self.config.cam_form == "paper":
             found = network.paper_maps(tokens)
         else:
-            found = self.cams(images, network)
+            found = self.cams(images, network, tokens)
         return Maps(*(present_cam(m, tags) for m in found))
 
     @torch.no_grad()
@@ -307,13 +307,15 @@ class DSKDGC(ViTSegmenter, declared=DSKD_GC_DECLARED):
 
     # --- activation maps and labels -------------------------------------------------------------------
 
-    def cams(self, images: Tensor, network: ViTNetwork | None = None) -> tuple[Tensor, Tensor]:
+    def cams(
+        self, images: Tensor, network: ViTNetwork | None = None, known: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens."""
         if self.config.cam_form == "toco":
-            return super().cams(images, network)
+            return super().cams(images, network, known)
         chosen = network or self.online
         assert isinstance(chosen, DistilledNetwork)
-        final, aux = chosen.paper_maps(chosen.encoder(images))
+        final, aux = chosen.paper_maps(chosen.encoder(images) if known is None else known)
         size = images.shape[-2:]
         return resize(final, size, align_corners=False), resize(aux, size, align_corners=False)
 

@@ -66,9 +66,9 @@ class FSRNetwork(ViTNetwork):
             state = block(state, patches, ignored)
         return self.encoder.norm(state)[:, 0]
 
-    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, images: Tensor, known: Tokens | None = None) -> tuple[Tensor, Tensor]:
         """Activation maps as in :class:`ViTNetwork`, negative values cut off before they are resized."""
-        cam, aux = super().maps(images)
+        cam, aux = super().maps(images, known)
         return cam.relu_(), aux.relu_()
 
 

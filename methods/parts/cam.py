@@ -44,6 +44,7 @@ def multi_scale_cam(
     function: Callable[[Tensor], Sequence[Tensor]],
     images: Tensor,
     scales: Sequence[float] = (1.0, 0.5, 1.5),
+    at_one: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> tuple[Tensor, ...]:
     """Activation maps over scales and mirror, in [0, 1].
 
@@ -55,6 +56,7 @@ def multi_scale_cam(
         function: images ``(2B, 3, h, w)``, mirrors last, to one or several maps ``(2B, F, h', w')``.
         images: ``(B, 3, H, W)`` normalised.
         scales: factors of both sides; a scaled side is ``int(side * scale)``.
+        at_one: the same as ``function`` for scale 1, where something is known of ``images`` already.
 
     Returns:
         For each map of ``function``, ``(B, F, H, W)`` float32 (float64 for such maps).
@@ -63,7 +65,8 @@ def multi_scale_cam(
     totals: list[Tensor] = []
     for scale in (1.0, *(s for s in scales if s != 1.0)):
         scaled = resize(images, [int(side * scale) for side in size], align_corners=False)
-        for index, maps in enumerate(function(torch.cat([scaled, scaled.flip(-1)]))):
+        found = at_one if at_one is not None and scale == 1.0 else function
+        for index, maps in enumerate(found(torch.cat([scaled, scaled.flip(-1)]))):
             maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
             plain, mirrored = resize(maps, size, align_corners=False).chunk(2)
             merged = torch.maximum(plain, mirrored.flip(-1)).relu_()

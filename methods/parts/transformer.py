@@ -8,6 +8,7 @@ they add; class 0 is the background everywhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -103,16 +104,22 @@ class ViTNetwork(nn.Module):
         scores = at_least_float32(classifier(features).flatten(2))
         return log_sum_exp_pool(scores, self.config.lse_sharpness)
 
-    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, images: Tensor, known: Tokens | None = None) -> tuple[Tensor, Tensor]:
         """Signed activation maps ``(B, K - 1, h, w)`` of final and auxiliary tokens, without gradient.
 
         FSR cuts negative values off here, ToCo after resizing.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised.
+            known: tokens of the first of them, where the encoder draws no random numbers.
         """
         with torch.no_grad():
-            tokens = self.encoder(images)
-        return (
-            activation_maps(tokens.final, self.classifier.weight),
-            activation_maps(tokens.aux, self.aux_classifier.weight),
+            tokens = self.encoder(images if known is None else images[len(known.final) :])
+            final, aux = tokens.final, tokens.aux
+            if known is not None:
+                final, aux = torch.cat([known.final, final]), torch.cat([known.aux, aux])
+        return activation_maps(final, self.classifier.weight), activation_maps(
+            aux, self.aux_classifier.weight
         )
 
 
@@ -153,10 +160,19 @@ class ViTSegmenter(Method):
         """Logits ``(B, K, h, w)`` on the token grid."""
         return at_least_float32(self.named_network(network)(images).seg)
 
-    def cams(self, images: Tensor, network: ViTNetwork | None = None) -> tuple[Tensor, Tensor]:
-        """Multi-scale activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens."""
+    def cams(
+        self, images: Tensor, network: ViTNetwork | None = None, known: Tokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Multi-scale activation maps ``(B, K - 1, H, W)`` in [0, 1]: of final and of auxiliary tokens.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised.
+            network: whose maps.
+            known: its tokens of ``images``, where they are at hand: they are not computed again.
+        """
         maps = (network or self.network).maps
-        cam, aux = multi_scale_cam(maps, images, self.config.cam_scales)
+        at_one = None if known is None else partial(maps, known=known)
+        cam, aux = multi_scale_cam(maps, images, self.config.cam_scales, at_one)
         return cam, aux
 
     def token_labels(self, cam: Tensor, tags: Tensor, grid: Sequence[int], valid: Tensor | None) -> Tensor:

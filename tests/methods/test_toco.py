@@ -225,6 +225,24 @@ def test_pseudo_labels_come_from_the_auxiliary_maps_until_the_final_ones_are_due
     torch.testing.assert_close(used[1], cam)
 
 
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_what_the_loss_has_encoded_is_not_encoded_again(monkeypatch, scales):
+    method = make(seg_start=0, second_flip="none", cam_scales=scales, ctc_weight=0.0)
+    images = batch().images
+    plain = method.cams(images)
+    output = method.network(images)
+    for found, expected in zip(method.cams(images, known=output.tokens), plain, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert not found.requires_grad
+    seen, encoder = [], type(method.network.encoder)
+    real = encoder.forward
+    monkeypatch.setattr(
+        encoder, "forward", lambda self, x, *more: seen.append(len(x)) or real(self, x, *more)
+    )
+    method(batch(), late())
+    assert sum(seen) == len(images) * 2 * len(scales)  # once the picture, its mirror, and both at each scale
+
+
 @pytest.mark.parametrize(
     "kind", ["no tags", "all classes", "one class", "padded", "all padded", "one picture"]
 )
