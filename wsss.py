@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from leaderboards.judge.checking import check_package as check_package
     from leaderboards.rows.frames import class_table as class_table
     from leaderboards.rows.frames import table as table
+    from leaderboards.rows.metrics import ClassCounts as ClassCounts
+    from leaderboards.rows.metrics import Metric as Metric
     from leaderboards.write.report import write_claims as write_claims
     from leaderboards.write.report import write_leaderboard as write_leaderboard
     from leaderboards.write.report import write_report as write_report
@@ -118,6 +120,7 @@ _PLACES = {
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.judge.checking": ("check_package",),
     "leaderboards.rows.frames": ("class_table", "table"),
+    "leaderboards.rows.metrics": ("ClassCounts", "Metric"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
     "harness.engine.method": ("Method",),
     "harness.recipes.declared": ("Declaration", "NoConfig", "Paper"),

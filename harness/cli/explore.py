@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.basics.registry import Registry
     from harness.recipes.printed import Printed
 
-_KINDS = ("methods", "datasets", "recipes", "suites", "protocols")
+_KINDS = ("methods", "datasets", "recipes", "suites", "protocols", "metrics")
 
 
 @click.command(
@@ -40,7 +40,7 @@ Examples:
 @click.argument("pattern", default="*", shell_complete=EVERYTHING)
 @JSON
 def list_verb(kind: str | None, pattern: str, as_json: bool) -> None:
-    """Methods, data sets, recipes, suites and protocols."""
+    """Methods, data sets, recipes, suites, protocols and metrics."""
     from fnmatch import fnmatch
 
     makers = {
@@ -49,6 +49,7 @@ def list_verb(kind: str | None, pattern: str, as_json: bool) -> None:
         "recipes": _recipes,
         "suites": _suites,
         "protocols": _protocols,
+        "metrics": _metrics,
     }
     tables = {k: [r for r in makers[k]() if fnmatch(r["name"], pattern)] for k in _KINDS if kind in (None, k)}
     if as_json:
@@ -157,6 +158,16 @@ def _protocols() -> list[dict[str, str]]:
     from harness.recipes.protocols import protocols
 
     return [{"name": name, "about": p.about} for name, p in protocols().items()]
+
+
+def _metrics() -> list[dict[str, str]]:
+    from harness.basics.registry import METRICS
+    from leaderboards.rows.metrics import metric_names, metrics
+
+    wrong = METRICS.problems()
+    left_out({f"metric {name}": error for name, error in wrong.items()})
+    found = metrics([name for name in metric_names() if name not in wrong])
+    return [{"name": m.name, "title": m.title, "about": m.meaning} for m in found]
 
 
 @click.command(

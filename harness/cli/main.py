@@ -24,7 +24,7 @@ from harness.basics.text import one_line
 
 #: Own verbs: (module, attribute, one-line help). The module is imported when the verb is used.
 _OWN: dict[str, tuple[str, str, str]] = {
-    "list": ("harness.cli.explore", "list_verb", "Methods, data sets, recipes, suites, protocols."),
+    "list": ("harness.cli.explore", "list_verb", "Methods, data sets, recipes, suites, protocols, metrics."),
     "show": (
         "harness.cli.explore",
         "show_verb",

@@ -41,6 +41,13 @@ _LABEL = click.option(
     default="",
     help="Printed behind every title and below every plot, such as 'quick run'.",
 )
+_METRICS = click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="A further column, of `wsss list metrics`; repeatable.",
+)
 _DATASET = click.option("--dataset", metavar="NAME", shell_complete=A_DATA_SET, help="Only this data set.")
 _SUITE = click.option(
     "--suite",
@@ -80,12 +87,13 @@ Examples:
   wsss leaderboard --dataset mini                those of a data set
   wsss leaderboard --suite mini                  those of a suite
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
+  wsss leaderboard --metric f1 --metric trimap-4 further columns, for old records too
   wsss leaderboard --validate                    published cells and claims against recipes
 
 Exit codes: 0 done, 1 done, and damaged files were left out (or --validate found a citation that does not
 hold), 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _SUITE, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _METRICS, _LABEL)
 @click.option(
     "--format",
     "formats",
@@ -102,6 +110,7 @@ def leaderboard_verb(
     out: Path,
     dataset: str | None,
     suites: tuple[str, ...],
+    metrics: tuple[str, ...],
     label: str,
     formats: str,
     as_json: bool,
@@ -116,6 +125,7 @@ def leaderboard_verb(
     """
     from harness.records.records import Store
     from leaderboards.rows.gathering import gather_records
+    from leaderboards.rows.metrics import metrics as metrics_named
     from leaderboards.rows.tables import row_lines
     from leaderboards.write import listings
     from leaderboards.write.report import plain_json, write_leaderboard
@@ -124,10 +134,18 @@ def leaderboard_verb(
         return _validate()
     store = Store(results)
     done = write_leaderboard(
-        store, out, recipes=_recipes(), dataset=dataset, suites=suites, formats=_split(formats), label=label
+        store,
+        out,
+        recipes=_recipes(),
+        dataset=dataset,
+        suites=suites,
+        formats=_split(formats),
+        label=label,
+        metrics=metrics,
     )
     if as_json:
-        click.echo(plain_json(done.rows, row_lines(done.rows), gather_records(store), label), nl=False)
+        asked = metrics_named(metrics)
+        click.echo(plain_json(done.rows, row_lines(done.rows, asked), gather_records(store), label), nl=False)
         return ended(store)
     click.echo(listings.leaderboard_listing(done.rows, done.parts) + "\n")
     _wrote(done.files)
@@ -296,7 +314,7 @@ Examples:
 
 Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _SUITE, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _METRICS, _LABEL)
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
 def report_verb(
@@ -304,6 +322,7 @@ def report_verb(
     out: Path,
     dataset: str | None,
     suites: tuple[str, ...],
+    metrics: tuple[str, ...],
     label: str,
     data_roots: tuple[str, ...],
     device: str,
@@ -329,6 +348,7 @@ def report_verb(
         data_roots=data_roots,
         device=device,
         label=label,
+        metrics=metrics,
         say=aside,
     )
     _wrote(done)

@@ -373,7 +373,7 @@ TABLE: Mapping[str, Usage] = {
         "check",
         (
             Only(
-                "results out dataset suites label formats as_json",
+                "results out dataset suites metrics label formats as_json",
                 _lacks("check"),
                 "with --validate, which reads no records and writes nothing",
                 "without --validate",
@@ -393,7 +393,7 @@ TABLE: Mapping[str, Usage] = {
     ),
     "claims": Usage("results out suites formats as_json"),
     "report": Usage(
-        "results out dataset suites label plots",
+        "results out dataset suites metrics label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
     "compare": Usage("first second evaluation assignments data_roots results as_json"),

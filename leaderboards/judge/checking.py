@@ -21,6 +21,7 @@ from harness.basics.registry import (
     COMMANDS,
     DATASETS,
     METHODS,
+    METRICS,
     PROTOCOL_PACKAGES,
     PUBLISHED_PACKAGES,
     RECIPE_PACKAGES,
@@ -35,6 +36,7 @@ from harness.engine.rehearsal import rehearse
 from harness.recipes.protocols import protocol_problems
 from harness.recipes.resolving import Resolved, usable
 from leaderboards.judge.statements import Claim, claim_problems, known_claims, read_claims, validate_claims
+from leaderboards.rows.metrics import ClassCounts
 from leaderboards.rows.published import published, published_problems, read_cells, validate_cells
 
 #: Everything that packages bring, by what it is called in a summary.
@@ -45,6 +47,7 @@ BROUGHT: dict[str, Registry] = {
     "packages of cells": PUBLISHED_PACKAGES,
     "packages of claims": CLAIM_PACKAGES,
     "packages of protocols": PROTOCOL_PACKAGES,
+    "metrics": METRICS,
     "verbs": COMMANDS,
 }
 #: The distribution that this project is.
@@ -167,6 +170,8 @@ def check_package(
     cells, claims = _of_tables(own, recipes, stems, breaches, remarks)
     counts |= {"published cells": cells, "claims": claims}
     breaches += _of_verbs(own["verbs"])
+    for name in own["metrics"]:
+        breaches += _asked(f"metric {name}", _of_metric, name)
     once = tuple(dict.fromkeys(breaches))
     return PackageReport(package, {k: v for k, v in counts.items() if v}, once, tuple(dict.fromkeys(remarks)))
 
@@ -340,6 +345,20 @@ def _of_tables(
     for text in validate_claims(recipes, claims, published(), every=True):
         breaches.append(Breach("claim " + text.partition(": ")[0], text.partition(": ")[2]))
     return len(cells), len(claims)
+
+
+def _of_metric(name: str) -> Iterator[str]:
+    """A metric gives numbers, where a class never occurs and where nothing was counted as well."""
+    with suppress(UserError):  # told with its registry
+        metric = METRICS.get(name)
+        metric = metric() if isinstance(metric, type) else metric
+        if metric.name != name:
+            yield f"it says name = {metric.name!r}; write one name in both places"
+        for counts in ([[5, 0, 0], [9, 1, 0], [6, 4, 0]], [[0, 0, 0]] * 3):
+            hit, predicted, labelled = (np.array(line, dtype=np.int64) for line in counts)
+            given = metric.of(ClassCounts(hit, predicted, labelled, predicted + labelled > 0))
+            if not isinstance(given, int | float | np.number):
+                yield f"its function gives {type(given).__name__}, no number"
 
 
 def _of_verbs(names: Iterable[str]) -> Iterator[Breach]:

@@ -10,13 +10,15 @@ import pandas as pd
 from harness.recipes.resolving import usable
 from harness.records.records import Store
 from leaderboards.rows.gathering import gather_records
+from leaderboards.rows.metrics import Metric
+from leaderboards.rows.metrics import metrics as metrics_named
 from leaderboards.rows.row import Row
-from leaderboards.rows.tables import CLASS_COLUMNS, ROW_COLUMNS, class_lines, leaderboard, row_lines
+from leaderboards.rows.tables import CLASS_COLUMNS, class_lines, leaderboard, row_columns, row_lines
 
 
-def row_frame(rows: Sequence[Row]) -> pd.DataFrame:
+def row_frame(rows: Sequence[Row], asked: Sequence[Metric] = ()) -> pd.DataFrame:
     """Rows as :func:`leaderboards.rows.tables.row_lines` gives them, one column for each attribute."""
-    return pd.DataFrame(row_lines(rows), columns=list(ROW_COLUMNS))
+    return pd.DataFrame(row_lines(rows, asked), columns=list(row_columns(asked)))
 
 
 def class_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -25,7 +27,11 @@ def class_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def table(
-    store: Store | Path | str = "results", *, dataset: str | None = None, holes: bool = False
+    store: Store | Path | str = "results",
+    *,
+    dataset: str | None = None,
+    holes: bool = False,
+    metrics: Sequence[str] = (),
 ) -> pd.DataFrame:
     """What ``wsss leaderboard`` shows, one line for each row: means, intervals, published values, verdicts.
 
@@ -33,11 +39,12 @@ def table(
         store: the record store, its folder or its URI.
         dataset: only this data set.
         holes: with lines for recipes that were not run.
+        metrics: names of further metrics (``wsss list metrics``); each adds its mean and ``<name>_std``.
 
     Returns:
         mIoU in percent; NaN where there is no figure.
     """
-    return row_frame(_rows(store, dataset, holes=holes))
+    return row_frame(_rows(store, dataset, holes=holes), metrics_named(metrics))
 
 
 def class_table(store: Store | Path | str = "results", *, dataset: str | None = None) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from harness.records.records import EvaluationRecord, Record
 from leaderboards.rows.cost import Cost, cost_of
 from leaderboards.rows.gathering import Current, Line, data_identity, lines_of, stale_reason
 from leaderboards.rows.holes import holes, unscored, with_asked, with_failures
+from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.published import Published, cited, published
 from leaderboards.rows.row import Row, Verdict, remarks
 from leaderboards.rows.statistics import bootstrap_miou, spread
@@ -252,14 +253,22 @@ _COSTS = tuple(f.name for f in dataclasses.fields(Cost))
 ROW_COLUMNS = (*_NAMES, *_COSTS)
 
 
-def row_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def row_columns(asked: Sequence[Metric] = ()) -> tuple[str, ...]:
+    """Columns of :func:`row_lines`: each metric asked for adds two, its name and ``<name>_std``."""
+    return (*ROW_COLUMNS, *(key for metric in asked for key in (metric.name, f"{metric.name}_std")))
+
+
+def row_lines(rows: Sequence[Row], asked: Sequence[Metric] = ()) -> list[dict[str, Any]]:
     """The rows as plain values, cost included; seeds joined by spaces, notes by semicolons."""
     lines = []
     for row in rows:
         line = {name: getattr(row, name) for name in _NAMES}
         line["seeds"] = " ".join(map(str, row.seeds))
         line["notes"] = "; ".join(row.notes)
-        lines.append(line | {name: getattr(row.cost, name) for name in _COSTS})
+        line |= {name: getattr(row.cost, name) for name in _COSTS}
+        for metric in asked:
+            line[metric.name], line[f"{metric.name}_std"] = metric_spread(metric, row)
+        lines.append(line)
     return lines
 
 

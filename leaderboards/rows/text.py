@@ -28,9 +28,14 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
 
 def mean_text(row: Row) -> str:
     """``57.32 ± 0.81``, ``57.32 (one seed)``, or a dash."""
-    if row.n == 0 or math.isnan(row.mean):
+    return spread_text(row.n, row.mean, row.std)
+
+
+def spread_text(n: int, mean: float, std: float) -> str:
+    """As :func:`mean_text`, of any figure over n seeds."""
+    if n == 0 or math.isnan(mean):
         return DASH
-    return f"{row.mean:.2f} (one seed)" if row.n == 1 else f"{row.mean:.2f} ± {row.std:.2f}"
+    return f"{mean:.2f} (one seed)" if n == 1 else f"{mean:.2f} ± {std:.2f}"
 
 
 def time_text(seconds: float) -> str:

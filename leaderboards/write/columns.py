@@ -11,8 +11,9 @@ from itertools import groupby
 from typing import Literal
 
 from leaderboards.rows.gathering import dataset_title
+from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.row import Row, trainings
-from leaderboards.rows.text import DASH, mean_text, memory_text, number, time_text
+from leaderboards.rows.text import DASH, mean_text, memory_text, number, spread_text, time_text
 
 #: Heading of the numbers of a row's notes; every writer fills it in itself.
 NOTES = "Notes"
@@ -281,17 +282,37 @@ STALE_COLUMNS = (METHOD, RECIPE, SUPERVISION, EVALUATION, SEEDS, MIOU, INTERVAL,
 HOLES = (DATASET, SUPERVISION, RECIPE, BACKBONE, EVALUATION, PUBLISHED)
 
 
-def meanings() -> list[tuple[str, str]]:
-    """Every column with a meaning: name and meaning."""
-    return list({c.name: (c.name, c.meaning) for c in (*SCORES, *PSEUDO_LABELS, *COST) if c.meaning}.values())
+def metric_column(metric: Metric) -> Column:
+    """The column of a metric: mean and deviation over seeds, as mIoU has them."""
+    return Column(
+        metric.title,
+        "right",
+        lambda row: spread_text(row.n, *metric_spread(metric, row)),
+        lambda row: metric_spread(metric, row)[0],
+        metric.meaning,
+        metric.best,
+    )
 
 
-def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
+def meanings(asked: Sequence[Metric] = ()) -> list[tuple[str, str]]:
+    """Every column with a meaning, those of metrics asked for included: name and meaning."""
+    every = (*SCORES, *map(metric_column, asked), *PSEUDO_LABELS, *COST)
+    return list({c.name: (c.name, c.meaning) for c in every if c.meaning}.values())
+
+
+def _with_metrics(columns: tuple[Column, ...], asked: Sequence[Metric]) -> tuple[Column, ...]:
+    """Columns with those of metrics behind the interval of mIoU."""
+    at = columns.index(INTERVAL) + 1
+    return (*columns[:at], *map(metric_column, asked), *columns[at:])
+
+
+def sections(rows: Sequence[Row], label: str = "", asked: Sequence[Metric] = ()) -> list[Section]:
     """The tables of a leaderboard.
 
     Args:
         rows: from :func:`leaderboards.rows.tables.leaderboard`, in its order.
         label: stands in brackets behind every title, such as ``quick run``.
+        asked: metrics that scores and pseudo labels show too.
 
     Returns:
         For each data set and supervision with records: scores, and pseudo labels where there are some, each
@@ -299,6 +320,7 @@ def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
         its costs; at the end what was asked for elsewhere and not run.
     """
     behind = f" ({label})" if label else ""
+    scores, pseudo_labels = (_with_metrics(columns, asked) for columns in (SCORES, PSEUDO_LABELS))
     found: list[Section] = []
     untouched: list[Row] = []
     for dataset, members in groupby(rows, key=lambda r: r.dataset):
@@ -312,11 +334,11 @@ def sections(rows: Sequence[Row], label: str = "") -> list[Section]:
             heading = f"{title}, {supervision} supervision"
             standing = [row for row in here if row.verdict != "stale"]
             kinds: list[tuple[Kind, str, tuple[Column, ...], list[Row]]] = [
-                ("scores", heading, SCORES, [r for r in standing if r.output == "segmentation"]),
+                ("scores", heading, scores, [r for r in standing if r.output == "segmentation"]),
                 (
                     "pseudo labels",
                     f"{heading}: pseudo labels",
-                    PSEUDO_LABELS,
+                    pseudo_labels,
                     [r for r in standing if r.output != "segmentation"],
                 ),
             ]

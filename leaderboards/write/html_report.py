@@ -16,6 +16,7 @@ import numpy as np
 
 from leaderboards.judge.claims import Judged, p_text, verdict_counts
 from leaderboards.rows.gathering import dataset_title
+from leaderboards.rows.metrics import Metric
 from leaderboards.rows.published import Published
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, number
@@ -75,6 +76,7 @@ def html_report(
     plots: Mapping[str, bytes] | None = None,
     parts: Sequence[Section] | None = None,
     look: Look | None = None,
+    asked: Sequence[Metric] = (),
 ) -> str:
     """The page.
 
@@ -87,6 +89,7 @@ def html_report(
         plots: file stem to SVG, or PNG where it starts like one.
         parts: the :func:`leaderboards.write.columns.sections` of the rows, where they are at hand.
         look: small pictures for the comparison of two rows, see :mod:`leaderboards.plots.thumbnails`.
+        asked: metrics that the tables show.
     """
     places_of_rows = {id(row): index for index, row in enumerate(rows)}
     parts = sections(rows) if parts is None else parts
@@ -110,7 +113,7 @@ def html_report(
         ("cost", "Cost", tables("cost")),
         ("old", "Stale", _folded("rows that no longer say what their recipes say", tables("stale"))),
         ("missing", "Not run", _folded("what was not run", missing) + (f"<p>{rest}.</p>" if rest else "")),
-        ("columns", "What the columns mean", _meanings()),
+        ("columns", "What the columns mean", _meanings(asked)),
     ]
     present = [part for part in content if part[2]]
     kinds = {"tables": "scores", "labels": "pseudo labels"}
@@ -367,6 +370,8 @@ def _plots(plots: Mapping[str, bytes]) -> str:
     return "".join(parts)
 
 
-def _meanings() -> str:
-    entries = "".join(f"<dt>{html_escape(name)}</dt><dd>{code_words(text)}</dd>" for name, text in meanings())
+def _meanings(asked: Sequence[Metric]) -> str:
+    entries = "".join(
+        f"<dt>{html_escape(name)}</dt><dd>{code_words(text)}</dd>" for name, text in meanings(asked)
+    )
     return f"<dl>{entries}</dl>"

@@ -12,7 +12,10 @@ from leaderboards.judge.differing import what_differs
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, mean_text, number
 from leaderboards.write.columns import (
+    COST,
     MIOU,
+    PSEUDO_LABELS,
+    SCORES,
     VERDICT,
     Column,
     Section,
@@ -58,8 +61,10 @@ def leaderboard_listing(rows: Sequence[Row], parts: Sequence[Section]) -> str:
 
 def _section(section: Section) -> str:
     layout, marks = section.layout, places(section)
-    shown = [i for i in layout.columns if section.columns[i].name in _WANTED]
-    shown.sort(key=lambda i: _WANTED.index(section.columns[i].name))
+    usual = {column.name for columns in (SCORES, PSEUDO_LABELS, COST) for column in columns}
+    wanted = [*_WANTED[:2], *(c.name for c in section.columns if c.name not in usual), *_WANTED[2:]]
+    shown = [i for i in layout.columns if section.columns[i].name in wanted]
+    shown.sort(key=lambda i: wanted.index(section.columns[i].name))
     while len(shown) > _KEPT and _natural(section.texts, section.columns, shown) > columns():
         shown.pop()
     shown.sort()

@@ -22,9 +22,11 @@ from leaderboards.judge import claims
 from leaderboards.judge.claims import Judged, judge
 from leaderboards.judge.statements import check_suites, recipe_of
 from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
+from leaderboards.rows.metrics import Metric
+from leaderboards.rows.metrics import metrics as metrics_named
 from leaderboards.rows.published import Cell, Published, published
 from leaderboards.rows.row import Row
-from leaderboards.rows.tables import CLASS_COLUMNS, ROW_COLUMNS, class_lines, leaderboard, row_lines
+from leaderboards.rows.tables import CLASS_COLUMNS, class_lines, leaderboard, row_columns, row_lines
 from leaderboards.rows.text import DASH, csv_table, escaped, pipe_table
 from leaderboards.write.claims_text import claims_markdown
 from leaderboards.write.columns import (
@@ -90,6 +92,7 @@ def write_leaderboard(
     suites: Sequence[str] = (),
     formats: Sequence[str] = TABLE_FORMATS,
     label: str = "",
+    metrics: Sequence[str] = (),
 ) -> WrittenTables:
     """Compute the leaderboard of a store and write it.
 
@@ -103,16 +106,18 @@ def write_leaderboard(
         suites: only recipes of these suites.
         formats: of ``md``, ``csv``, ``tex`` and ``json``.
         label: stands behind every title, such as ``quick run``.
+        metrics: names of further columns, see :mod:`leaderboards.rows.metrics`.
 
     Raises:
-        UserError: the store holds no records, or none of this data set or suite; an unknown format.
+        UserError: the store holds no records, or none of this data set or suite; an unknown format or metric.
     """
     check_formats(formats, TABLE_FORMATS)
+    asked = metrics_named(metrics)
     known = published() if known is None else known
     frame = gather_records(store)
     require_records(frame, store, dataset)
     rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes or {}, dataset, suites)
-    return _tables(rows, frame, known, out, dataset, formats, label)
+    return _tables(rows, frame, known, out, dataset, formats, label, asked)
 
 
 def _tables(
@@ -123,16 +128,17 @@ def _tables(
     dataset: str | None,
     formats: Sequence[str],
     label: str,
+    asked: Sequence[Metric],
 ) -> WrittenTables:
-    parts = sections(rows, label)
+    parts = sections(rows, label, asked)
     tables = tables_markdown(rows, parts)
-    lines = row_lines(rows) if {"csv", "json"} & set(formats) else []
+    lines = row_lines(rows, asked) if {"csv", "json"} & set(formats) else []
     texts: dict[str, str] = {}
     if "md" in formats:
-        texts["leaderboard.md"] = f"{header(frame, rows, label)}\n{tables}"
+        texts["leaderboard.md"] = f"{header(frame, rows, label, asked)}\n{tables}"
         texts["published.md"] = published_markdown(known, dataset)
     if "csv" in formats:
-        texts["leaderboard.csv"] = csv_table(lines, ROW_COLUMNS)
+        texts["leaderboard.csv"] = csv_table(lines, row_columns(asked))
         texts["per_class.csv"] = csv_table(class_lines(rows), CLASS_COLUMNS)
     if "tex" in formats:
         texts["leaderboard.tex"] = latex(rows, parts)
@@ -178,6 +184,7 @@ def write_report(
     data_roots: tuple[str, ...] = (),
     device: str = "cpu",
     label: str = "",
+    metrics: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Everything: tables in all formats, claims, plots (PNG and SVG), and ``report.html`` with all of it.
@@ -192,11 +199,13 @@ def write_report(
         plots: whether to draw, pictures with predictions included.
         data_roots, device: where pictures are, and where networks predict them.
         label: stands behind every title and below every plot, such as ``quick run``.
+        metrics: names of further columns, see :mod:`leaderboards.rows.metrics`.
         say: called with a sentence for pictures that are left out.
 
     Raises:
         UserError: the store holds no records, or none of this data set.
     """
+    asked = metrics_named(metrics)
     known = published() if known is None else known
     frame = gather_records(store)
     require_records(frame, store, dataset)
@@ -207,7 +216,7 @@ def write_report(
     if suites:
         shown = {row.recipe for row in rows}
         judged = [j for j in judged if set(map(recipe_of, (j.pair.better, j.pair.worse))) <= shown]
-    tables = _tables(rows, frame, known, out, dataset, TABLE_FORMATS, label)
+    tables = _tables(rows, frame, known, out, dataset, TABLE_FORMATS, label, asked)
     files = [*tables.files, *_claims(judged, out, CLAIM_FORMATS, label).files]
     drawn: dict[str, bytes] = {}
     look: Look | None = None
@@ -231,7 +240,7 @@ def write_report(
 
     page = html_report(
         rows, judged, known, provenance=provenance(frame, rows), label=label, plots=drawn, parts=tables.parts,
-        look=look,
+        look=look, asked=asked,
     )  # fmt: skip
     return [*files, _write(out / "report.html", page)]
 
@@ -394,8 +403,10 @@ def left_out_text(briefs: Sequence[str]) -> str:
     return f" Left out: {number} ({'; '.join(briefs[:_NAMED])}{more})."
 
 
-def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> str:
-    """Title, provenance and the meaning of the columns."""
+def header(
+    frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "", asked: Sequence[Metric] = ()
+) -> str:
+    """Title, provenance and the meaning of the columns, those of metrics asked for included."""
     lines = [
         _titled("Leaderboard", label),
         f"{provenance(frame, rows)} Generated: do not edit.",
@@ -403,7 +414,7 @@ def header(frame: pd.DataFrame, rows: Sequence[Row] = (), label: str = "") -> st
         "IoU comes from pixel counts summed over the split. Every published cell, with source and caveats: "
         "[published.md](published.md).",
         "",
-        *(f"- **{name}**: {meaning}" for name, meaning in meanings()),
+        *(f"- **{name}**: {meaning}" for name, meaning in meanings(asked)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ import pytest
 from installed import installed
 from runs import wsss
 
-from harness.basics.registry import COMMANDS, DATASETS
+from harness.basics.registry import COMMANDS, DATASETS, METRICS
 from leaderboards.judge.checking import check_package
 
 
@@ -90,11 +90,11 @@ def test_what_is_written_keeps_its_promises(tmp_path: Path) -> None:
         assert found.counts == {"methods": 1, "recipes": 2, "published cells": 1, "claims": 1}
 
 
-@pytest.mark.parametrize("part", ["dataset", "verb"])
+@pytest.mark.parametrize("part", ["dataset", "metric", "verb"])
 def test_a_part_alone_is_written_and_registered(part: str, tmp_path: Path) -> None:
     assert wsss("new", "mine-own", f"--{part}", "--in", str(tmp_path)) == 0
     place = tmp_path / "mine-own"
     assert not (place / "mine_own/method.py").exists()
     with installed(place, "mine-own", {}, entries(place)):
-        assert {"dataset": DATASETS, "verb": COMMANDS}[part].get("mine_own")
+        assert {"dataset": DATASETS, "metric": METRICS, "verb": COMMANDS}[part].get("mine_own")
         assert check_package("mine-own").breaches == ()

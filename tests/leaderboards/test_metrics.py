@@ -1,0 +1,149 @@
+"""Metrics from the counts of records, each against a computation of its own from pixels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from installed import installed
+from runs import wsss
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
+from synthetic import Factory
+
+import wsss as door
+from harness.basics.errors import UserError
+from harness.evaluation.boundary import WIDTHS, BoundaryCounter
+from harness.evaluation.evaluator import tally
+from leaderboards.judge.checking import check_package
+from leaderboards.rows.metrics import ClassCounts, Metric, metric_names, metrics
+
+K = 5
+
+
+def pixels(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truths and predictions ``(N, H, W)``: a class is never predicted, one never labelled, one neither."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice([0, 1, 2, 255], p=[0.5, 0.3, 0.1, 0.1], size=(4, 24, 31)).repeat(2, 1)
+    guess = np.where(rng.random(truth.shape) < 0.6, truth, rng.choice([0, 1, 3], size=truth.shape))
+    return truth.astype(np.uint8), np.where(guess == 255, 0, np.where(guess == 2, 1, guess)).astype(np.uint8)
+
+
+def counted(truth: np.ndarray, guess: np.ndarray) -> ClassCounts:
+    found = tally([(str(i), g, t) for i, (g, t) in enumerate(zip(guess, truth, strict=True))], K)
+    parts = [part.sum(0) for part in (found.intersection, found.predicted, found.labelled)]
+    return ClassCounts(*parts, parts[1] + parts[2] > 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_are_those_of_scikit_learn(seed: int) -> None:
+    truth, guess = pixels(seed)
+    valid = truth != 255
+    y, p = truth[valid], guess[valid]
+    used = sorted({*y.tolist(), *p.tolist()})
+    options = {"labels": used, "average": "macro", "zero_division": 0}
+    iou = jaccard_score(y, p, labels=used, average=None, zero_division=0)
+    weights = np.array([(y == k).mean() for k in used])
+    expected = {
+        "precision": precision_score(y, p, **options),
+        "recall": recall_score(y, p, **options),
+        "f1": f1_score(y, p, **options),
+        "fwiou": float((iou * weights).sum()),
+        "pixel-accuracy": accuracy_score(y, p),
+    }
+    for metric in metrics(list(expected)):
+        assert metric.of(counted(truth, guess)) == pytest.approx(100 * expected[metric.name], abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [WIDTHS[0], WIDTHS[3]])
+def test_a_band_is_that_of_pixels_near_another_value(width: int) -> None:
+    truth, guess = pixels(7)
+    counter = BoundaryCounter(K)
+    kept = []
+    for one, other in zip(truth, guess, strict=True):
+        counter.add(other, one)
+        edge = np.zeros(one.shape, bool)
+        for y, x in np.ndindex(one.shape):
+            near = [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+            edge[y, x] = any(
+                0 <= a < one.shape[0] and 0 <= b < one.shape[1] and one[a, b] != one[y, x] for a, b in near
+            )
+        places = np.argwhere(edge)
+        for y, x in np.argwhere(one != 255):
+            if np.sqrt(((places - (y, x)) ** 2).sum(1)).min() + 1 <= width:
+                kept.append((one[y, x], other[y, x]))
+    y, p = np.array(kept).T
+    used = sorted({*y.tolist(), *p.tolist()})
+    bands = counter.result()
+    at = WIDTHS.index(width)
+    parts = [part[at] for part in (bands.intersection, bands.predicted, bands.labelled)]
+    (metric,) = metrics([f"trimap-{width}"])
+    found = metric.of(ClassCounts(*parts, parts[1] + parts[2] > 0))
+    assert found == pytest.approx(100 * jaccard_score(y, p, labels=used, average="macro", zero_division=0))
+
+
+def test_where_nothing_was_counted_there_is_no_figure() -> None:
+    none = np.zeros(K, np.int64)
+    for metric in metrics(metric_names()):
+        assert math.isnan(metric.of(ClassCounts(none, none, none, none > 0)))
+
+
+def test_tables_show_a_metric_that_is_asked_for(
+    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+) -> None:
+    for seed in range(2):
+        factory.record(factory.resolved("pce/mini-point"), seed, quality=0.5)
+    root, out = str(factory.store.root), tmp_path / "out"
+    asked = ["--metric", "f1", "--metric", "trimap-4"]
+    where = ["--results", root, "--out", str(out)]
+    assert wsss("leaderboard", *where, *asked, "--format", "md,csv,tex,json") == 0
+    assert "F1 (%)" in capsys.readouterr().out
+    (line,) = [r for r in csv.DictReader((out / "leaderboard.csv").open()) if r["n"] != "0"]
+    frame = door.table(root, metrics=["f1"])
+    assert float(line["f1"]) == pytest.approx(frame["f1"][0])
+    assert float(line["f1"]) > float(line["mean"])
+    assert line["trimap-4"] == ""  # of records without bands
+    text = (out / "leaderboard.md").read_text()
+    assert "F1 (%)" in text
+    assert "harmonic mean" in text
+    assert "F1" in (out / "leaderboard.tex").read_text()
+    assert json.loads((out / "leaderboard.json").read_text())["rows"][0]["f1"]
+    assert wsss("report", *where, "--no-plots", *asked) == 0
+    assert "F1 (%)" in (out / "report.html").read_text()
+    assert wsss("leaderboard", *where, "--metric", "f2") == 2
+    assert "did you mean 'f1'" in capsys.readouterr().err
+
+
+OWN = """
+from wsss import Metric
+
+METRIC = Metric("mine", "Mine (%)", lambda counts: float(counts.labelled.max()), "what is mine")
+WRONG = Metric("wrong", "Wrong", lambda counts: counts.nothing)
+NAMED = Metric("other", "Other", lambda counts: "text")
+"""
+
+
+def test_a_metric_of_another_package_is_a_column(
+    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+) -> None:
+    factory.record(factory.resolved("pce/mini-point"), 0, quality=0.5)
+    root = str(factory.store.root)
+    entries = {
+        "metrics": {"mine": "mine_metrics:METRIC", "wrong": "mine_metrics:WRONG", "f1": "mine_metrics:NAMED"}
+    }
+    with installed(tmp_path / "p", "mine-metrics", {"mine_metrics.py": OWN}, entries):
+        assert "mine" in door.table(root, metrics=["mine"])
+        assert wsss("list", "metrics", "mine") == 0
+        assert "what is mine" in capsys.readouterr().out
+        with pytest.raises(UserError, match="the metric 'wrong' cannot be computed: AttributeError"):
+            door.table(root, metrics=["wrong"])
+        with pytest.raises(UserError, match="two packages bring a metric 'f1'"):
+            door.table(root, metrics=["f1"])
+        said = "\n".join(map(str, check_package("mine-metrics").breaches))
+        assert "metric wrong: AttributeError" in said
+        assert "metric f1: it says name = 'other'" in said
+        assert "metric mine" not in said
+    assert isinstance(metrics(["f1"])[0], Metric)
