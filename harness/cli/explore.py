@@ -161,10 +161,9 @@ def _protocols() -> list[dict[str, str]]:
 
 
 def _metrics() -> list[dict[str, str]]:
-    from harness.basics.registry import METRICS
-    from leaderboards.rows.metrics import metric_names, metrics
+    from leaderboards.rows.metrics import metric_names, metric_problems, metrics
 
-    wrong = METRICS.problems()
+    wrong = metric_problems()
     left_out({f"metric {name}": error for name, error in wrong.items()})
     found = metrics([name for name in metric_names() if name not in wrong])
     return [{"name": m.name, "title": m.title, "about": m.meaning} for m in found]

@@ -141,6 +141,17 @@ def metric_names() -> list[str]:
     return [*(m.name for m in _OURS), *METRICS.names()]
 
 
+def metric_problems() -> dict[str, UserError]:
+    """Metrics of packages that cannot be used, those with a name of ours included, and why."""
+    found = METRICS.problems()
+    for metric in _OURS:
+        if metric.name in METRICS:
+            entry = METRICS.entry(metric.name)
+            places = ["wsss itself", entry.value if entry else "this process"]
+            found[metric.name] = METRICS.conflict(metric.name, places)
+    return found
+
+
 def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """Metrics by name, each once.
 
@@ -150,9 +161,8 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     ours = {m.name: m for m in _OURS}
     found = []
     for name in dict.fromkeys(names):
-        if name in ours and name in METRICS:
-            entry = METRICS.entry(name)
-            raise METRICS.conflict(name, ["wsss itself", entry.value if entry else "this process"])
+        if name in METRICS and (wrong := metric_problems().get(name)):
+            raise wrong
         if name not in ours and name not in METRICS:
             raise UserError(
                 f"unknown metric {name!r}", where="--metric", remedy=nearest(name, metric_names())

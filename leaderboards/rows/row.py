@@ -13,7 +13,9 @@ import numpy as np
 from harness.records.records import EvaluationRecord, Record
 from leaderboards.rows.cost import Cost
 
-Verdict = Literal["reproduced", "below", "above", "not comparable", "external", "stale", "not run"]
+Verdict = Literal[
+    "reproduced", "below", "above", "not comparable", "no published value", "external", "stale", "not run"
+]
 
 
 @dataclass(frozen=True)

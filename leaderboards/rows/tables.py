@@ -37,7 +37,7 @@ _SLACK = 1e-9
 def verdict_on(difference: float, tolerance: float) -> Verdict:
     """``reproduced`` if \\|difference\\| <= tolerance, else ``below`` or ``above``.
 
-    ``not comparable`` where either is NaN: no published value for these data, or no tolerance fixed.
+    ``not comparable`` where either is NaN: other values or data than those published, or no tolerance fixed.
     """
     if math.isnan(difference) or math.isnan(tolerance):
         return "not comparable"
@@ -120,7 +120,8 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
     difference = math.nan if obstacles else mean - value
-    verdict: Verdict = "stale" if stale else verdict_on(difference, tolerance)
+    verdict: Verdict = "no published value" if math.isnan(value) else verdict_on(difference, tolerance)
+    verdict = "stale" if stale else verdict
     external = records[0].data.get("external")
     if external:
         verdict = "external"

@@ -218,8 +218,9 @@ SHARE_COLUMN = Column(
 VERDICT = Column(
     "Verdict", "left", lambda r: r.verdict, None,
     "`reproduced`: |difference| within the tolerance that the recipe fixed before the run; `below`, "
-    "`above`; `not comparable`: no published value, or other data; `stale`: recipe, protocol or data "
-    "have changed since; `not run`: a hole; `external`: predictions from outside, scored here",
+    "`above`; `no published value`: nobody has printed one; `not comparable`: other values or data; "
+    "`stale`: recipe, protocol or data have changed since; `not run`: a hole; `external`: predictions from "
+    "outside, scored here",
 )  # fmt: skip
 COMMIT = Column("Commit", "left", lambda r: r.commit or DASH, None, "code that trained it", latex=False)
 SPLIT_COLUMN = Column("Split", "left", lambda r: r.split + images_text(r))

@@ -156,6 +156,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--out": ["o"],
             "--dataset": ["mini"],
             "--suite": ["mini"],
+            "--metric": ["f1"],
             "--label": ["l"],
             "--format": ["md"],
         },

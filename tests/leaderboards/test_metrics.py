@@ -92,8 +92,9 @@ def test_where_nothing_was_counted_there_is_no_figure() -> None:
 
 
 def test_tables_show_a_metric_that_is_asked_for(
-    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
     for seed in range(2):
         factory.record(factory.resolved("pce/mini-point"), seed, quality=0.5)
     root, out = str(factory.store.root), tmp_path / "out"
@@ -113,8 +114,8 @@ def test_tables_show_a_metric_that_is_asked_for(
     assert json.loads((out / "leaderboard.json").read_text())["rows"][0]["f1"]
     assert wsss("report", *where, "--no-plots", *asked) == 0
     assert "F1 (%)" in (out / "report.html").read_text()
-    assert wsss("leaderboard", *where, "--metric", "f2") == 2
-    assert "did you mean 'f1'" in capsys.readouterr().err
+    assert wsss("leaderboard", *where, "--metric", "precison") == 2
+    assert "did you mean 'precision'" in capsys.readouterr().err
 
 
 OWN = """
@@ -137,7 +138,9 @@ def test_a_metric_of_another_package_is_a_column(
     with installed(tmp_path / "p", "mine-metrics", {"mine_metrics.py": OWN}, entries):
         assert "mine" in door.table(root, metrics=["mine"])
         assert wsss("list", "metrics", "mine") == 0
-        assert "what is mine" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "what is mine" in said.out
+        assert "left out: metric f1: two packages" in said.err
         with pytest.raises(UserError, match="the metric 'wrong' cannot be computed: AttributeError"):
             door.table(root, metrics=["wrong"])
         with pytest.raises(UserError, match="two packages bring a metric 'f1'"):

@@ -79,7 +79,7 @@ def test_verdict_of_a_row(factory: Factory, offset: float, verdict: str) -> None
 def test_without_value_or_tolerance_nothing_is_judged(factory: Factory) -> None:
     factory.record(factory.resolved(evaluation=(EvaluationSpec(cells=("paper/voc",), tolerance=0.5),)))
     (row,) = rows_of(factory, cells=known(None))
-    assert row.verdict == "not comparable"
+    assert row.verdict == "no published value"
     assert any("no published value (not readable)" in note for note in row.notes)
     other = factory.resolved("agmm/mini-loose", evaluation=(EvaluationSpec(cells=("paper/voc",)),))
     factory.record(other)
@@ -91,7 +91,7 @@ def test_without_value_or_tolerance_nothing_is_judged(factory: Factory) -> None:
 def test_dice_is_no_miou(factory: Factory) -> None:
     factory.record(factory.resolved(evaluation=(EvaluationSpec(cells=("paper/voc",), tolerance=50.0),)))
     (row,) = rows_of(factory, cells=known(60.0, metric="dice"))
-    assert row.verdict == "not comparable"
+    assert row.verdict == "no published value"
     assert math.isnan(row.published)
 
 
@@ -104,7 +104,7 @@ def test_other_digests_are_other_rows(factory: Factory) -> None:
     overridden = overridden if overridden.overrides else plain
     assert overridden.overrides == "config.gamma=1.5"
     assert overridden.seeds == (2,)
-    assert overridden.verdict == "not comparable"
+    assert overridden.verdict == "no published value"
 
 
 def test_other_data_are_stale_beside_the_newest(factory: Factory) -> None:
@@ -122,7 +122,7 @@ def test_a_subset_does_not_supersede_the_whole(factory: Factory) -> None:
     factory.record(seed=0, images=30, fingerprint="whole", ended="2025-01-01T00:00:00+00:00")
     factory.record(seed=0, images=10, official=30, fingerprint="part", ended="2025-02-01T00:00:00+00:00")
     first, second = rows_of(factory)
-    assert (first.images, first.verdict) == (30, "not comparable")
+    assert (first.images, first.verdict) == (30, "no published value")
     assert (second.images, second.verdict) == (10, "stale")
 
 
@@ -236,7 +236,7 @@ def test_best_checkpoint_is_stamped(factory: Factory) -> None:
 def test_an_unknown_cell_is_said_so(factory: Factory) -> None:
     factory.record(factory.resolved(evaluation=(EvaluationSpec(cells=("paper/none",), tolerance=1.0),)))
     (row,) = rows_of(factory)
-    assert row.verdict == "not comparable"
+    assert row.verdict == "no published value"
     assert "cites the cell paper/none, which does not exist" in row.notes
 
 
