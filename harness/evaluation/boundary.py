@@ -16,10 +16,10 @@ import numpy as np
 from harness.basics.arrays import read_arrays
 from harness.basics.files import write_with
 from harness.basics.reading import damaged
+from harness.evaluation.counting import class_pairs, pair_counts
 
 #: Half widths of the bands in pixels [our choice].
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_IGNORE = 255
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,49 @@ class Boundary:
         )
 
 
-def distances(mask: np.ndarray) -> np.ndarray:
-    """``(H, W)`` float64: pixels to the nearest pixel with a neighbour of another value, which is at 1.
+def bands(mask: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The narrowest band around the boundaries of a mask that holds each pixel.
 
-    Void counts as a value: on VOC it runs along the boundaries. Infinite where there is no boundary.
+    A pixel with a neighbour of another value is at distance 1, others one farther than the nearest of those.
+    Void counts as a value: on VOC it runs along the boundaries. Distances matter as far as the widest band
+    reaches, so that squares of whole numbers, row by row, give in a fraction of the time what a distance
+    transform of the picture does.
+
+    Args:
+        mask: ``(H, W)`` integers.
+        widths: ``(W,)`` half widths in pixels, ascending.
+
+    Returns:
+        ``(H, W)`` uint8 index into ``widths``, W beyond the widest.
     """
-    inner = np.ones(mask.shape, dtype=bool)
+    reach = int(widths[-1]) - 1
+    kind = np.int16 if reach < 120 else np.int32  # holds the sum of two squares
+    edge = np.zeros(mask.shape, dtype=bool)
     for axis in (0, 1):
-        change = np.diff(mask.astype(np.int16), axis=axis) != 0
         before, after = ([slice(None), slice(None)] for _ in "ab")
         before[axis], after[axis] = slice(None, -1), slice(1, None)
-        inner[tuple(before)] &= ~change
-        inner[tuple(after)] &= ~change
-    if inner.all():
-        return np.full(mask.shape, np.inf)
-    from scipy.ndimage import distance_transform_edt
-
-    return distance_transform_edt(inner) + 1.0
+        change = mask[tuple(before)] != mask[tuple(after)]
+        edge[tuple(before)] |= change
+        edge[tuple(after)] |= change
+    far = reach + 1
+    height, width = mask.shape
+    row = np.arange(height, dtype=np.int32)[:, None]
+    above = np.maximum.accumulate(np.where(edge, row, -far), axis=0)
+    below = np.minimum.accumulate(np.where(edge, row, height + far)[::-1], axis=0)[::-1]
+    # Columns of far away values between the rows let one shift of the flat array move all rows at once.
+    squares = np.full((height, width + reach), far * far, dtype=kind)
+    column = np.minimum(np.minimum(row - above, below - row), far)  # to the nearest edge in it
+    np.multiply(column, column, out=squares[:, :width], casting="unsafe")
+    flat, moved = squares.ravel(), np.empty(squares.size, dtype=kind)
+    nearest = flat.copy()
+    for shift in range(1, min(reach + 1, width)):
+        np.add(flat, kind(shift * shift), out=moved)
+        np.minimum(nearest[shift:], moved[:-shift], out=nearest[shift:])
+        np.minimum(nearest[:-shift], moved[shift:], out=nearest[:-shift])
+    nearest = nearest.reshape(squares.shape)[:, :width]
+    limits = (np.asarray(widths, dtype=np.int64) - 1) ** 2
+    table = np.searchsorted(limits, np.arange(int(nearest.max(initial=0)) + 1)).astype(np.uint8)
+    return table.take(nearest)
 
 
 class BoundaryCounter:
@@ -122,17 +148,12 @@ class BoundaryCounter:
             mask: ``(H, W)`` uint8, ``0..K-1``; pixels with 255 are not counted.
         """
         k, w = self.num_classes, len(self.widths)
-        # the narrowest band that holds a pixel; beyond the widest it is counted in none
-        band = np.searchsorted(self.widths, distances(mask))
-        counted = (mask != _IGNORE) & (band < w)
-        place = band[counted] * k
-        truth, predicted = mask[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        decided = (predicted >= 0) & (predicted < k)
-        agree = predicted == truth
-        for index, chosen in enumerate(
-            (place[agree] + truth[agree], (place + predicted)[decided], place + truth)
-        ):
-            self.counts[index] += np.bincount(chosen, minlength=w * k).reshape(w, k)
+        band = bands(mask, self.widths)
+        inside = band < w  # beyond the widest a pixel is counted in none
+        size = (k + 2) * (k + 1)
+        pairs = band[inside].astype(np.int64) * size + class_pairs(prediction, mask, k)[inside]
+        found = np.bincount(pairs, minlength=w * size).reshape(w, size)
+        self.counts += np.stack(pair_counts(found, k))
 
     def result(self) -> Boundary:
         """Counts of cumulative bands."""

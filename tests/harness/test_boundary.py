@@ -7,17 +7,43 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 
-from harness.evaluation.boundary import Boundary, BoundaryCounter, distances
+from harness.evaluation.boundary import WIDTHS, Boundary, BoundaryCounter, bands
+
+
+def distances(mask: np.ndarray) -> np.ndarray:
+    """Of all pixels, by a transform of the whole picture."""
+    padded = np.pad(mask.astype(int), 1, mode="edge")
+    middle = padded[1:-1, 1:-1]
+    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    inner = np.all([middle == other for other in around], axis=0)
+    return np.full(mask.shape, np.inf) if inner.all() else distance_transform_edt(inner) + 1.0
 
 
 def test_distances_by_hand() -> None:
     mask = np.zeros((1, 6), dtype=np.uint8)
     mask[0, 4:] = 1
-    assert distances(mask).tolist() == [[4, 3, 2, 1, 1, 2]]
-    assert np.isinf(distances(np.zeros((3, 3), dtype=np.uint8))).all()
+    one, two, four = np.array([1]), np.array([1, 2]), np.array([1, 2, 3, 4])
+    assert bands(mask, four).tolist() == [[3, 2, 1, 0, 0, 1]]
+    assert bands(mask, two).tolist() == [[2, 2, 1, 0, 0, 1]]
+    assert bands(mask, one).tolist() == [[1, 1, 1, 0, 0, 1]]
+    assert (bands(np.zeros((3, 3), dtype=np.uint8), two) == 2).all()
     void = np.array([[0, 0, 255, 1]], dtype=np.uint8)
-    assert distances(void).tolist() == [[2, 1, 1, 1]]
+    assert bands(void, four).tolist() == [[1, 0, 0, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([WIDTHS, (1,), (5,), (3, 40, 150), (2, 7, 9)]))
+def test_bands_are_those_of_a_distance_transform(seed: int, widths: tuple[int, ...]) -> None:
+    """Of pictures of any proportions, and bands wider than they are."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(rng.integers(1, 70, 2), dtype=np.uint8)
+    for _ in range(rng.integers(0, 5)):
+        top, left = (int(rng.integers(0, side)) for side in mask.shape)
+        mask[top : top + 9, left : left + 9] = rng.integers(0, 256)
+    expected = np.searchsorted(np.array(widths), distances(mask))
+    np.testing.assert_array_equal(bands(mask, np.array(widths)), expected)
 
 
 @settings(max_examples=25, deadline=None)

@@ -239,3 +239,16 @@ def test_a_pseudo_label_that_costs_is_made_once_and_only_if_it_is_asked_for():
     assert made == ["refined"]
     with pytest.raises(KeyError):
         labels["other"]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int16, np.uint16, np.int8])
+def test_predictions_of_any_integers_are_counted_alike(kind):
+    mask = np.array([[0, 1, 2, 255, 1, 0]], dtype=np.uint8)
+    prediction = np.array([[0, 2, 2, 1, 3, 77]]).astype(kind)
+    if np.iinfo(kind).min < 0:
+        prediction[0, 5] = -1
+    for found, expected in zip(count(prediction, mask, 3), ([1, 0, 1], [1, 0, 2], [2, 2, 1]), strict=True):
+        assert found.tolist() == expected
+        assert found.dtype == np.int64
+    (wide,) = (prediction.astype(np.int64) + 256,)  # no byte's worth of a class is a class
+    assert [part.sum() for part in count(wide, mask, 3)] == [0, 0, 5]
