@@ -46,6 +46,14 @@ _OWN: dict[str, tuple[str, str, str]] = {
     ),
     "new": ("harness.cli.new", "new_verb", "Write a package with a method of your own."),
     "check": ("harness.cli.check", "check_verb", "Whether a package keeps what methods and data promise."),
+    "pack": ("harness.cli.share", "pack_verb", "Write finished records into one file, to share them."),
+    "check-bundle": (
+        "harness.cli.share",
+        "check_bundle_verb",
+        "Compare everything that a bundle says with what is in it.",
+    ),
+    "merge": ("harness.cli.share", "merge_verb", "Bring many people's bundles into one store."),
+    "freeze": ("harness.cli.share", "freeze_verb", "Keep a leaderboard, to compare a later one with."),
     "verify-store": (
         "harness.cli.verify",
         "verify_store_verb",

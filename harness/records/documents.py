@@ -205,6 +205,17 @@ class RecipeFacts(Document):
     """How the best network was chosen; null where the last one counts."""
 
 
+class SharedFacts(Document):
+    """A bundle that a record has come in."""
+
+    made_by: str
+    """Who answers for it, in their own words."""
+    bundle: str
+    """Name of the bundle's file."""
+    sha256: str
+    """Of that file."""
+
+
 class RecordDocument(Document):
     """``record.json``."""
 
@@ -248,6 +259,8 @@ class RecordDocument(Document):
     """Where predictions come from that were imported: nothing was trained here."""
     metadata: Plain | None = None
     """What whoever imported predictions has said of them."""
+    shared: list[SharedFacts] = Field(default_factory=list)
+    """Bundles that it was merged from."""
     started: str | None = None
     """ISO 8601, UTC."""
     ended: str | None = None

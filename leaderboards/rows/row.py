@@ -124,6 +124,18 @@ def remarks(records: Sequence[Record], key: str) -> list[str]:
     ]
 
 
+def makers(records: Sequence[Record]) -> list[str]:
+    """Who answers for records that were merged from bundles, one sentence for each."""
+    seeds: dict[str, list[int]] = {}
+    for record in records:
+        for who in dict.fromkeys(shared["made_by"] for shared in record.data.get("shared", ())):
+            seeds.setdefault(who, []).append(record.seed)
+    return [
+        f"made by {who}" + ("" if len(own) == len(records) else f" (seed {', '.join(map(str, own))})")
+        for who, own in seeds.items()
+    ]
+
+
 def trainings(rows: Sequence[Row]) -> list[Row]:
     """One row for each training, whatever number of evaluations hangs on it; the first stands for it."""
     found: dict[tuple[str, str], Row] = {}

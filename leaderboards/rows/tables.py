@@ -24,7 +24,7 @@ from leaderboards.rows.gathering import Current, Line, data_identity, lines_of, 
 from leaderboards.rows.holes import holes, unscored, with_asked, with_failures
 from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.published import Published, cited, published
-from leaderboards.rows.row import Row, Verdict, remarks
+from leaderboards.rows.row import Row, Verdict, makers, remarks
 from leaderboards.rows.statistics import bootstrap_miou, spread
 
 #: Slack for the last bit where |difference| equals the tolerance.
@@ -126,7 +126,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     if external:
         verdict = "external"
         notes += [f"predictions from outside: {text}" for text in remarks(records, "external")]
-    notes += remarks(records, "notes")
+    notes += [*makers(records), *remarks(records, "notes")]
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
@@ -151,11 +151,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
         true_background=true_background,
         cost=cost_of(records, runs),
         commit=", ".join(sorted({line["commit"] for line in group})),
-        notes=tuple(
-            n
-            for n in [stale, *obstacles, *notes, *remarks(records, "notes"), _absent(runs), *cell_notes]
-            if n
-        ),
+        notes=tuple(n for n in [stale, *obstacles, *notes, _absent(runs), *cell_notes] if n),
         runs=runs,
         records=records,
     )

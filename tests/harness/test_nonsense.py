@@ -45,6 +45,10 @@ RIGHT: dict[str, list[str]] = {
     "compare": [RECIPE, "pce/mini-scribble"],
     "import": ["empty"],
     "verify-store": [],
+    "pack": ["bundle.wsss", "--made-by", "me"],
+    "check-bundle": ["file"],
+    "merge": ["file"],
+    "freeze": ["spring"],
     "check": ["nobody"],
     "new": ["somebodys-own"],
 }
