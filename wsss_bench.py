@@ -93,7 +93,12 @@ def taken() -> dict[str, str]:
 
 
 def main() -> None:
-    """The command ``wsss``."""
+    """The command ``wsss``.
+
+    numpy multiplies here in one thread: its products are many and small (resamples of a table's rows), and
+    threads that wait for each other double the time; torch has threads of its own.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from harness.cli.main import main as command
 
     command()

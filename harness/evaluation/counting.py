@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.engine.batch import IGNORE
+from harness.data.base import IGNORE
 
 
 def count(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> tuple[np.ndarray, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import wsss_bench
 from harness.basics.registry import DECLARATIONS, METHODS, Registry
 from harness.engine.method import Method
 from harness.recipes.declared import Declaration, NoConfig, declared
@@ -99,3 +101,16 @@ def test_a_method_of_this_process_and_one_without_declaration_are_asked_themselv
     none = Registry("wsss.no-such-group", "declaration", DECLARATIONS.kind)
     monkeypatch.setattr("harness.recipes.declared.DECLARATIONS", none)
     assert declared("agmm") is METHODS.get("agmm")
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, "1"), ("3", "3")])
+def test_the_command_multiplies_small_arrays_in_one_thread_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, found: str
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", asked or "")
+    if asked is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    monkeypatch.setattr("harness.cli.main.main", lambda: seen.append(os.environ.get("OPENBLAS_NUM_THREADS")))
+    wsss_bench.main()
+    assert seen == [found]
