@@ -50,7 +50,7 @@ def threshold_figure(curve: ThresholdCurve) -> Figure:
         axes.set_xlabel("threshold of the activation maps")
         axes.set_ylabel("%")
         seeds = f"n = {len(curve.seeds)}" if len(curve.seeds) > 1 else "one seed"
-        axes.set_title(f"{row_name(curve.recipe, curve.overrides)}\n{curve.split}, {seeds}\n", wrap=True)
+        axes.set_title(f"{row_name(curve.recipe, curve.overrides)}\n{curve.split}, {seeds}\n", fontsize=7.5)
         figure.legend(loc="outside lower center", ncols=4)
     return figure
 

@@ -57,7 +57,9 @@ class BudgetRow:
         published, best: rows of either configuration; None where it has no record.
         difference: best minus published over images and seeds; None where one is missing, or both are one.
         places: of either mean among the recipes of this data set and supervision, 1 for the highest.
-        mean, std: of the best score for each number of trials, on the pictures that trials were compared on.
+        mean, std: of the best score for each number of trials, on the pictures that trials were compared on;
+            the trial of the recipe's own values comes first.
+        drawn, drawn_std: the same without that trial: what a search alone finds.
         masks: pictures whose masks the search has seen; the recipe as it is needs none of them.
         search_hours, training_hours: of all trials of the search, and of the trainings at the end.
         changed: the values that the search has chosen.
@@ -70,6 +72,8 @@ class BudgetRow:
     places: tuple[int, int]
     mean: np.ndarray
     std: np.ndarray
+    drawn: np.ndarray
+    drawn_std: np.ndarray
     masks: int
     search_hours: float
     training_hours: float
@@ -133,7 +137,9 @@ def _row(one: Tuned, published: Row | None, best: Row | None) -> BudgetRow:
         difference = two_level_difference(*runs, classes=classes).difference
     scores = [(trial["own"], trial_score(trial)) for trial in one.found.trials]
     first = next((score for own, score in scores if own and score is not None), None)
-    mean, std = expected_best([s for own, s in scores if not own and s is not None], first)
+    others = [s for own, s in scores if not own and s is not None]
+    mean, std = expected_best(others, first)
+    drawn, drawn_std = expected_best(others)
     seconds = sum(float(trial["seconds"] or 0.0) for trial in one.found.trials)
     trained = sum(
         float(record.data.get("seconds") or 0.0)
@@ -151,6 +157,8 @@ def _row(one: Tuned, published: Row | None, best: Row | None) -> BudgetRow:
         places=(0, 0),
         mean=mean,
         std=std,
+        drawn=drawn,
+        drawn_std=drawn_std,
         masks=one.found.pictures,
         search_hours=seconds / 3600,
         training_hours=trained / 3600,
@@ -196,7 +204,12 @@ def budget_lines(rows: Sequence[BudgetRow]) -> list[dict[str, Any]]:
             "stopped_early": states.count("pruned") + states.count("diverged"),
         }
         lines += [
-            base | {"trials": n, "expected_best": float(mean), "expected_best_std": float(std)}
+            base
+            | {"trials": n, "expected_best": float(mean), "expected_best_std": float(std)}
+            | {
+                key: float(values[n - 1]) if n <= len(values) else math.nan
+                for key, values in (("drawn_best", row.drawn), ("drawn_best_std", row.drawn_std))
+            }
             for n, (mean, std) in enumerate(zip(row.mean, row.std, strict=True), 1)
         ]
     return lines

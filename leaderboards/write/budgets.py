@@ -44,19 +44,22 @@ def _figure(row: Row | None) -> str:
     return DASH if row is None else mean_text(row)
 
 
-def _curve(rows: Sequence[BudgetRow]) -> tuple[list[str], list[list[str]]]:
+def _curve(rows: Sequence[BudgetRow], spread: bool) -> tuple[list[str], list[list[str]]]:
+    """Expected best scores: of each recipe with its own values first, and of the drawn trials alone."""
     longest = max((len(row.mean) for row in rows), default=0)
     numbers = [n for n in _SHOWN if n < longest] + ([longest] if longest else [])
-    lines = [
-        [
-            row.tuned.recipe,
-            *(
-                f"{row.mean[n - 1]:.2f} ± {row.std[n - 1]:.2f}" if n <= len(row.mean) else DASH
-                for n in numbers
-            ),
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        curves = [(row.tuned.recipe, row.mean, row.std)]
+        if len(row.drawn) < len(row.mean):
+            curves.append(("  drawn alone", row.drawn, row.drawn_std))
+        for name, means, deviations in curves:
+            known = [n <= len(means) for n in numbers]
+            texts = [
+                (f"{means[n - 1]:.2f}" + (f" ± {deviations[n - 1]:.2f}" if spread else "")) if here else DASH
+                for n, here in zip(numbers, known, strict=True)
+            ]
+            lines.append([name, *texts])
     return ["recipe", *(f"{n}" for n in numbers)], lines
 
 
@@ -70,8 +73,8 @@ def explained(rows: Sequence[BudgetRow], tuning: Tuning) -> list[str]:
         "The interval of the difference is over images and seeds. `masks seen` counts the pictures whose "
         "masks chose the values: as published, a recipe needs none of them here.",
         "Expected best: mean and deviation of the best score of n trials on the pictures that trials were "
-        "compared on, over all orders of the trials behind the first (drawn without replacement). A trial "
-        "that was stopped early counts with what it had reached.",
+        "compared on, over all orders of the trials behind the first (drawn without replacement); `drawn "
+        "alone` leaves the first one out. A trial that was stopped early counts with what it had reached.",
     ]
     if tuning.sampler != "random":
         said.append(
@@ -83,7 +86,7 @@ def explained(rows: Sequence[BudgetRow], tuning: Tuning) -> list[str]:
 
 def budget_listing(rows: Sequence[BudgetRow], tuning: Tuning) -> str:
     """Both tables as a terminal shows them."""
-    heads, lines = _curve(rows)
+    heads, lines = _curve(rows, spread=False)
     return "\n".join(
         [
             heading("as published and equally tuned: mIoU (%)"),
@@ -99,7 +102,7 @@ def budget_listing(rows: Sequence[BudgetRow], tuning: Tuning) -> str:
 
 def budget_markdown(rows: Sequence[BudgetRow], tuning: Tuning, title: str) -> str:
     """Both tables as Markdown."""
-    heads, lines = _curve(rows)
+    heads, lines = _curve(rows, spread=True)
     right = ["right" if i in _RIGHT else "left" for i in range(len(_HEADS))]
     body = [[escaped(text) for text in line] for line in _lines(rows)]
     parts = [f"# Equal budgets: {escaped(title)}", pipe_table(body, _HEADS, right)]
