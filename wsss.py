@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from harness.nn.ema import ema_copy as ema_copy
     from harness.nn.ema import ema_update as ema_update
     from harness.nn.encoders import create_encoder as create_encoder
+    from harness.nn.frozen import Frozen as Frozen
     from harness.nn.precision import outside_autocast as outside_autocast
     from harness.nn.resize import resize as resize
     from harness.nn.vit import create_vit as create_vit
@@ -105,6 +106,7 @@ _PLACES = {
     "harness.nn.decoders": ("DeepLabV3Plus",),
     "harness.nn.ema": ("ema_copy", "ema_update"),
     "harness.nn.encoders": ("create_encoder",),
+    "harness.nn.frozen": ("Frozen",),
     "harness.nn.precision": ("outside_autocast",),
     "harness.nn.resize": ("resize",),
     "harness.nn.vit": ("create_vit",),

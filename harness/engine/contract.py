@@ -6,6 +6,7 @@ Nothing here reads a value of a tensor, so nothing waits for a GPU.
 from __future__ import annotations
 
 import dataclasses
+import re
 import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -205,3 +206,52 @@ def check_terms(terms: Any, method: Method, device: torch.device | None) -> None
             f"no loss term has a gradient ({', '.join(terms)})",
             "compute at least one from parameters that are trained, without detach or no_grad",
         )
+
+
+def check_optimiser(optimiser: Any, method: Method) -> None:
+    """An optimiser that a method brings holds every trainable parameter, and the groups that it was handed.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    shown = f"{place(method)}.make_optimiser"
+    if not isinstance(optimiser, torch.optim.Optimizer):
+        raise UserError(
+            f"make_optimiser gives {type(optimiser).__name__}, no torch.optim.Optimizer",
+            where=shown,
+            remedy="return an optimiser over the groups, or None for the recipe's",
+        )
+    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    lost = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in held]
+    if lost:
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        raise UserError(
+            f"the method's own optimiser does not hold {', '.join(lost[:5])}{more}",
+            where=shown,
+            remedy="hand on the groups as they are",
+        )
+    if any("lr_scale" not in group for group in optimiser.param_groups):
+        raise UserError(
+            "the method's own optimiser has groups without 'lr_scale', by which the schedule sets their rate",
+            where=shown,
+            remedy="hand on the groups as they are",
+        )
+
+
+_NOTE = re.compile(r"[\w.-]+")
+
+
+def checked_note(name: Any, value: Any, method: Method) -> Tensor | float:
+    """One number that a method logs. Raises UserError for a name or value that is none."""
+    shown = f"{place(method)}.note"
+    if not isinstance(name, str) or not _NOTE.fullmatch(name):
+        raise UserError(
+            f"a note cannot be called {name!r}", where=shown, remedy="use letters, digits, _, - and ."
+        )
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return value.detach().float().reshape(())
+    elif isinstance(value, int | float):
+        return float(value)
+    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise UserError(f"the note {name!r} is {found}, not one number", where=shown, remedy="reduce it first")

@@ -17,6 +17,9 @@ from harness.recipes.declared import Declaration, NoConfig, Paper
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from torch.optim import Optimizer
+
+    from harness.recipes.specs import OptimiserSpec
 
 __all__ = ["Build", "Method", "NoConfig", "Paper", "ViewSpec"]
 
@@ -131,6 +134,35 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups: ``params``, and optionally ``lr_scale`` (1.0) and ``weight_decay``."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def make_optimiser(self, groups: list[dict[str, Any]], spec: OptimiserSpec) -> Optimizer | None:
+        """An optimiser of the method's own; None for the recipe's (sgd, adam, adamw).
+
+        Args:
+            groups: :meth:`parameter_groups`, each with ``params``, ``lr``, ``lr_scale`` and ``weight_decay``.
+                Hand them on as they are: the schedule sets ``lr`` of each before every step.
+            spec: the recipe's ``[optimiser]``.
+
+        Returns:
+            An optimiser over these groups. Checkpoints hold its ``state_dict``.
+        """
+        return None
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Log a number that is no loss term, from :meth:`loss` or :meth:`after_step`.
+
+        The mean over the steps since the last row that noted it stands in the history as ``note.NAME``, and
+        in trackers; a row without any leaves it out. Of several processes, the first one's counts.
+
+        Args:
+            name: letters, digits, ``_``, ``-`` and ``.``.
+            value: one number; a tensor is not waited for until the row is written.
+        """
+        self.__dict__.setdefault("_noted", []).append((name, value))
+
+    def take_notes(self) -> list[tuple[str, Tensor | float]]:
+        """What was noted since the last call."""
+        return self.__dict__.pop("_noted", [])
 
     def after_step(self, progress: Progress) -> None:
         """Called after every optimiser step: EMA teachers, prototype banks."""

@@ -28,12 +28,14 @@ from harness.engine.contract import (
     check_parameters,
     check_terms,
     check_views,
+    checked_note,
     misnamed,
     place,
 )
 from harness.engine.faults import ONE_VALUE, one_picture, smallest_piece
 from harness.engine.made_up import Answers, made_up_batch
 from harness.engine.networks import build_method
+from harness.engine.optimisers import create_optimiser
 from harness.engine.outputs import check_output
 from harness.engine.shapes import ShapeTable
 from harness.recipes.names import check_network
@@ -186,6 +188,10 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
 
     method: Method = attempt("cannot be built", lambda: build_method(bare, device, seed=0))
     attempt("cannot give its parameter groups", lambda: check_parameters(method))
+    attempt(
+        "cannot make its optimiser",
+        lambda: create_optimiser(method.parameter_groups(), recipe.optimiser, method),
+    )
     attempt("cannot give its views", lambda: check_views(method))
     _try_losses(method, resolved, device)
     _probe_encoders(method, recipe.backbone, recipe.crop_size, device)
@@ -241,6 +247,8 @@ def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> Non
                 raise _told(f"{method.name} cannot compute its loss", error) from error
         else:
             check_terms(terms, method, None)
+            for name, value in method.take_notes():
+                checked_note(name, value, method)
 
 
 def _lacks_values(error: Exception) -> bool:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from harness.basics import interruption
 from harness.basics.errors import NonFiniteLossError, UserError
@@ -28,10 +27,11 @@ from harness.basics.reading import Damaged, Misplaced, damaged, set_damaged_asid
 from harness.basics.schema import digest
 from harness.engine import distributed, trained
 from harness.engine.batch import Batch, Progress
-from harness.engine.contract import check_terms
+from harness.engine.contract import check_terms, checked_note
 from harness.engine.loader import StepSampler, TrainingSet, training_loader
+from harness.engine.optimisers import create_optimiser
 from harness.nn.torch_files import read_torch
-from harness.recipes.specs import OptimiserSpec, Recipe, ScheduleSpec
+from harness.recipes.specs import Recipe, ScheduleSpec
 from harness.records.history import History, gaps
 
 if TYPE_CHECKING:
@@ -61,24 +61,6 @@ def lr_factor(spec: ScheduleSpec, step: int, total: int) -> float:
         "constant": 1.0,
     }[spec.kind]
     return max(factor, spec.floor)
-
-
-def create_optimiser(groups: Sequence[dict[str, Any]], spec: OptimiserSpec) -> Optimizer:
-    """The optimiser over a method's parameter groups; each group keeps its ``lr_scale``.
-
-    Raises:
-        ValueError: a parameter stands in two groups, or a group has an unknown key.
-    """
-    prepared = []
-    for group in groups:
-        unknown = set(group) - {"params", "lr_scale", "weight_decay"}
-        if unknown:
-            raise ValueError(f"unknown keys of a parameter group: {sorted(unknown)}")
-        prepared.append({"lr_scale": 1.0, "weight_decay": spec.weight_decay, **group, "lr": spec.lr})
-    if spec.name == "sgd":
-        return torch.optim.SGD(prepared, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
-    cls = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return cls(prepared, lr=spec.lr, betas=spec.betas)
 
 
 def step_seed(seed: int, step: int, group: int) -> int:
@@ -168,7 +150,7 @@ class Trainer:
         self.workers, self.checkpoint_seconds, self.validate = workers, checkpoint_seconds, validate
         self.log_every = log_every
         self.device = next(method.parameters()).device
-        self.optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser)
+        self.optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser, method)
         amp = _AMP.get(recipe.amp)
         self.amp = amp
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
@@ -191,6 +173,8 @@ class Trainer:
         #: Sums of the loss terms since the last row of the history, and the step of that row.
         self.sums: dict[str, float] = {}
         self.logged = 0
+        #: What the method noted since that row: sum and number by name.
+        self.notes: dict[str, tuple[Tensor | float, int]] = {}
         #: What the user shall be told of files that were damaged.
         self.told: list[str] = []
         #: Sets of loss terms that were checked.
@@ -219,6 +203,8 @@ class Trainer:
             state["scaler"] = self.scaler.state_dict()
             state["best"] = [self.best.miou, self.best.step]
             state["row"] = [self.sums, self.logged]
+            if self.notes:
+                state["notes"] = {name: (float(total), n) for name, (total, n) in self.notes.items()}
         sync(self.folder / "history.csv")  # its rows up to here are not written again
         write_with(self.checkpoint, lambda f: torch.save(state, f))
         self.saved()
@@ -237,6 +223,7 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
                 self.best = Best(*state["best"])
                 self.sums, self.logged = state.get("row", [{}, state["step"]])
+                self.notes = dict(state.get("notes", {}))
         except (RuntimeError, KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         self.step = self.resumed_at = state["step"]
@@ -333,6 +320,9 @@ class Trainer:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.method.after_step(progress)
+        for name, value in self.method.take_notes():
+            total, n = self.notes.get(name, (0.0, 0))
+            self.notes[name] = (total + checked_note(name, value, self.method), n + 1)
         return mean
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -386,8 +376,11 @@ class Trainer:
                 rate = (self.step - max(self.logged, first)) / max(now - since, 1e-9)
                 row = {name: value / (self.step - self.logged) for name, value in self.sums.items()}
                 self.sums, self.logged = {}, self.step
+                means = {f"note.{name}": float(total) / n for name, (total, n) in self.notes.items()}
+                noted = {name: value for name, value in means.items() if math.isfinite(value)}
+                self.notes = {}
                 if history is not None:
-                    history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row})
+                    history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row, **noted})
                 miou = self._select()
                 if now - saved > self.checkpoint_seconds or miou is not None:
                     self.save()

@@ -194,14 +194,14 @@ def _based(layers: Sequence[tuple[str, Mapping[str, Any]]], where: str) -> tuple
         values = merged(values, inherited(name, where) if name else own)
     method = values.get("method")
     if base:
-        if method is not None and method != base.partition("/")[0]:
+        if method is not None and method != recipe_files.method_of(base):
             raise UserError(
                 f"method {method!r}, and {base} is of another one",
                 where=where,
                 remedy="leave it out, or extend a recipe of that method",
             )
         return base, {key: value for key, value in values.items() if key != "method"}
-    stems = {name.partition("/")[0] for name in named if not name.startswith("_")}
+    stems = {recipe_files.method_of(name) for name in named if not name.startswith("_")}
     if method is None and len(stems) != 1:
         raise UserError(
             "it does not say which recipe it changes",

@@ -112,6 +112,31 @@ def checked_table(values: Any, own: str, where: str) -> dict[str, Any]:
     return dict(values)
 
 
+def method_of(name: str) -> str:
+    """The method of a recipe: that which its table names, or a table of the same file that it extends; else
+    the method that its file is called after; else that of the first table it extends which has one.
+
+    So a file of any name may hold recipes of any method. Empty where nothing names one.
+    """
+    return _method_of(name, ())
+
+
+def _method_of(name: str, seen: tuple[str, ...]) -> str:
+    if name in seen:
+        return ""  # told where values are inherited
+    stem = name.partition("/")[0]
+    table = recipe_table(name, child=seen[-1] if seen else "recipe name")
+    if isinstance(named := table.get("method"), str):
+        return named
+    given = table.get("extends", [])
+    parents = [p if "/" in p else f"{stem}/{p}" for p in ([given] if isinstance(given, str) else given)]
+    own = [p for p in parents if p.partition("/")[0] == stem]
+    found = [m for p in own if (m := _method_of(p, (*seen, name)))]
+    if found or stem in METHODS:
+        return found[-1] if found else stem
+    return next((m for p in parents if p not in own and (m := _method_of(p, (*seen, name)))), "")
+
+
 #: Table of the recipe without values that every method has, under which files of users stand.
 _BLANK = "file"
 

@@ -288,7 +288,7 @@ def training_overrides(name: str, overrides: Mapping[str, Any]) -> dict[str, Any
         name: ``<method>/<table>``.
         overrides: dotted key to value.
     """
-    only = marks(declared(name.partition("/")[0]).Config, InferenceOnly)
+    only = marks(declared(recipe_files.method_of(name)).Config, InferenceOnly)
     kept: dict[str, Any] = {}
     for key, value in overrides.items():
         if key == "config" and isinstance(value, Mapping) and only.keys() & value.keys():
@@ -299,20 +299,22 @@ def training_overrides(name: str, overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def _validated(name: str, values: dict[str, Any], origins: dict[str, str]) -> Resolved:
-    method_name = name.partition("/")[0]
-    where = f"{recipe_files.file_of(method_name)} [{name.partition('/')[2]}]"
-    if values.setdefault("method", method_name) != method_name:
+    stem, method_name = name.partition("/")[0], recipe_files.method_of(name)
+    where = f"{recipe_files.file_of(stem)} [{name.partition('/')[2]}]"
+    if origins.get("method") == "command line" and values["method"] != method_name:
         raise UserError(
-            f"method {values['method']!r} in a file of {method_name!r}",
+            f"method {values['method']!r} for a recipe of {method_name!r}",
             where=where,
-            remedy="a recipe's method is that of its file: name a recipe of another method",
+            remedy="the method of a recipe stays: name a recipe of another method",
         )
     if method_name not in METHODS:
         raise UserError(
-            f"unknown method {method_name!r}",
+            f"unknown method {method_name or stem!r}",
             where=where,
-            remedy=f"a file of recipes is called after its method; {nearest(method_name, METHODS.names())}",
+            remedy="write method = 'NAME', extend a recipe of a method, or call the file after one; "
+            f"{nearest(method_name or stem, METHODS.names())}",
         )
+    values["method"] = method_name
     values, chosen = fitted(values)
     recipe = load(Recipe, values, where)
     method = declared(recipe.method)

@@ -275,6 +275,8 @@ class RecordDocument(Document):
     """Step that the last part of the run went on from; 0 for an undisturbed one."""
     parameters: Count | None = None
     """Trained and frozen numbers of the network."""
+    frozen: dict[str, str] | None = None
+    """Hashes of helper networks that are never trained (`wsss.Frozen`), by their name in the method."""
     steps_per_second: Amount | None = None
     """Of the last part of the run, evaluations left out."""
     seconds: Amount | None = None

@@ -25,6 +25,7 @@ from harness.engine.networks import build_method, load_weights
 from harness.engine.training import Status, Trainer
 from harness.evaluation import evaluator
 from harness.evaluation.boundary import BoundaryCounter
+from harness.nn.frozen import frozen_hashes
 from harness.recipes import foreign, protocols
 from harness.recipes.resolving import training_overrides
 from harness.recipes.specs import EvaluationSpec
@@ -106,6 +107,7 @@ def _run(prepared: Prepared) -> Iterator[Status]:
             "status": "finished",
             "started": started,
             "parameters": sum(p.numel() for p in method.parameters()),
+            **({"frozen": hashes} if (hashes := frozen_hashes(method)) else {}),
             "ended": _now(),
             "seconds": time.monotonic() - clock,
             "peak_memory_mib": provenance.peak_memory_mib(prepared.device),
