@@ -123,7 +123,8 @@ def save_figure(
         as_written(figure)
         figure.set_dpi(STYLE["savefig.dpi"])  # text is as wide in the layout as in the file
         arrange(figure)
-        figure.set_layout_engine("none")  # one layout, whatever the format
+        with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+            figure.set_layout_engine(None)  # one layout for all formats; "none" would draw each file twice
         files = []
         for name in formats:
             file = stem.with_name(f"{stem.name}.{name}")

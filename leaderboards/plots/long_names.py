@@ -79,17 +79,21 @@ def arrange(figure: Figure) -> None:
             text.set_text(lines(text.get_text(), room, _ENTRY))
     if (engine := figure.get_layout_engine()) is None:
         return
-    _execute(engine, figure)
+    done: bool | None = _execute(engine, figure)
+    before = [text.get_text() for _, text, _ in titles]
     for axes, text, whole in titles:  # axes are now about as wide as they will be
         text.set_text(whole)
         _wrap(text, (_right_of(axes, figure) - axes.get_position().x0) * width)
+    if before != [text.get_text() for _, text, _ in titles]:
+        done = None  # the layout is of other titles
     for _ in range(_GROWTHS):
-        done = _execute(engine, figure)
+        done = _execute(engine, figure) if done is None else done
         height = float(figure.get_size_inches()[1])
         missing = max((_missing(axes, intended, height) for axes in figure.axes), default=0.0)
         if done and missing <= 0:
             break
         figure.set_size_inches(width, height + max(missing, 0.0 if done else 0.3 * height))
+        done = None
 
 
 def _titles(axes: Axes) -> list[Text]:

@@ -280,3 +280,24 @@ def test_unknown_kind_and_format(factory: Factory, tmp_path: Path) -> None:
         write_plots(rows_of(factory), tmp_path, kind="curve")
     with pytest.raises(UserError, match="unknown format"):
         write_plots(rows_of(factory), tmp_path, formats=["gif"])
+
+
+def test_a_figure_is_laid_out_once_and_drawn_once_for_each_format(tmp_path, monkeypatch):
+    """Whatever stands in it: to draw 20 plots is most of the time that a report takes."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from leaderboards.plots.drawing import STYLE, save_figure
+
+    drawn, laid = [], []
+    draw, execute = Figure.draw, ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(1) or draw(self, renderer))
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda s, f: laid.append(1) or execute(s, f))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.subplots(1, 2)
+        axes[0].bar(["one", "two"], [1, 2])
+        axes[0].set_title("short")
+    files = save_figure(figure, tmp_path / "plot", ("png", "svg"))
+    assert len(laid) == 1
+    assert len(drawn) == len(files) == 2
