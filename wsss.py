@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from harness.running.inference.prediction import predict as predict
     from harness.running.inference.scoring import evaluate as evaluate
     from harness.running.inference.scoring import score_predictions as score_predictions
+    from harness.running.inference.segmenter import Segmenter as Segmenter
     from harness.running.jobs.job import Resources as Resources
     from harness.running.search.searching import search as search
     from harness.running.trials.execution import execute as execute
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from harness.running.trials.trial import Trial as Trial
     from leaderboards.judge.checking import check_package as check_package
     from leaderboards.rows.frames import class_table as class_table
+    from leaderboards.rows.frames import record_table as record_table
     from leaderboards.rows.frames import table as table
     from leaderboards.rows.metrics import ClassCounts as ClassCounts
     from leaderboards.rows.metrics import Metric as Metric
@@ -116,12 +118,13 @@ _PLACES = {
     "harness.running.trials.execution": ("execute", "plan", "run=run_recipes"),
     "harness.running.trials.trial": ("Options", "Outcome", "Trial"),
     "harness.basics.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
+    "harness.running.inference.segmenter": ("Segmenter",),
     "harness.running.inference.scoring": ("evaluate", "score_predictions"),
     "harness.running.search.searching": ("search",),
     "harness.records.counts": ("PerImage",),
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.judge.checking": ("check_package",),
-    "leaderboards.rows.frames": ("class_table", "table"),
+    "leaderboards.rows.frames": ("class_table", "record_table", "table"),
     "leaderboards.rows.metrics": ("ClassCounts", "Metric"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
     "harness.engine.method": ("Method",),

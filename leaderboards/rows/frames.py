@@ -47,6 +47,21 @@ def table(
     return row_frame(_rows(store, dataset, holes=holes), metrics_named(metrics))
 
 
+def record_table(store: Store | Path | str = "results") -> pd.DataFrame:
+    """Every record and evaluation of a store, one line each: what the rows of :func:`table` are folded from.
+
+    Args:
+        store: the record store, its folder or its URI.
+
+    Returns:
+        ``name, method, title, dataset, supervision, backbone, weights, weak_label, overrides, digest, seed,
+        finished, reason, ended, commit, evaluation, split, protocol, miou`` (percent), ``images,
+        official_images``, and the objects ``record`` and ``run`` (:class:`wsss.EvaluationRecord`).
+    """
+    found = gather_records(store if isinstance(store, Store) else Store(store))
+    return found.drop(columns=[name for name in ("key", "code") if name in found])
+
+
 def class_table(store: Store | Path | str = "results", *, dataset: str | None = None) -> pd.DataFrame:
     """IoU of every class of every row, in percent: mean and deviation over the seeds where it occurs."""
     return class_frame(_rows(store, dataset, resamples=0))
