@@ -42,6 +42,7 @@ def what_differs(a: Row, b: Row) -> list[Difference]:
         ("method", a.title, b.title),
         ("supervision", a.supervision, b.supervision),
         ("weak label", a.weak_label, b.weak_label),
+        ("selection", a.selection, b.selection),
         ("backbone", a.backbone, b.backbone),
         ("pretrained weights", a.weights, b.weights),
     ]

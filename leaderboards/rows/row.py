@@ -29,6 +29,7 @@ class Row:
         digest: training digest, empty for a hole.
         backbone, weights, weak_label: what was trained, from what, on what.
         evaluation, protocol: name of the evaluation and of its protocol.
+        selection: which network of each training was scored, and what its choice has seen.
         n: finished seeds.
         seeds: their numbers.
         mean, std: over seeds (divisor n - 1; NaN for n = 1).
@@ -59,6 +60,7 @@ class Row:
     weak_label: str
     evaluation: str
     protocol: str
+    selection: str = ""
     overrides: str = ""
     digest: str = ""
     n: int = 0
@@ -122,6 +124,25 @@ def remarks(records: Sequence[Record], key: str) -> list[str]:
         text if len(own) == len(records) else f"{text} (seed {', '.join(map(str, own))})"
         for text, own in seeds.items()
     ]
+
+
+def selection_text(record: Record, run: EvaluationRecord) -> str:
+    """Which network of a training an evaluation has scored, and what the choice has seen.
+
+    ``last``: nothing chose it; ``best on val, by 100 masks of it``; ``not stated``: predictions from outside.
+    """
+    if record.data.get("external"):
+        return "not stated"
+    if run.data["spec"]["checkpoint"] == "last":
+        return "last"
+    split = (record.recipe.get("selection") or {}).get("split")
+    if split is None:
+        return "best, on a split that was not recorded"
+    facts = record.data.get("data", {}).get("splits", {}).get(split, {})
+    masks = facts.get("masks", facts.get("images"))
+    seen = "by its masks" if not masks else f"by {masks:,} masks of it"
+    reported = ", the split reported here" if split == run.data["spec"]["split"] else ""
+    return f"best on {split}{reported}, {seen}"
 
 
 def makers(records: Sequence[Record]) -> list[str]:

@@ -24,7 +24,7 @@ from leaderboards.rows.gathering import Current, Line, data_identity, lines_of, 
 from leaderboards.rows.holes import holes, unscored, with_asked, with_failures
 from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.published import Published, cited, published
-from leaderboards.rows.row import Row, Verdict, makers, remarks
+from leaderboards.rows.row import Row, Verdict, makers, remarks, selection_text
 from leaderboards.rows.statistics import bootstrap_miou, spread
 
 #: Slack for the last bit where |difference| equals the tolerance.
@@ -131,6 +131,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},
         **{k: first[k] for k in ("weak_label", "evaluation", "protocol", "overrides", "digest")},
         recipe=first["name"],
+        selection=selection_text(records[0], runs[0]),
         n=len(group),
         seeds=tuple(int(line["seed"]) for line in group),
         mean=mean,

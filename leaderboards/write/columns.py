@@ -194,6 +194,11 @@ EVALUATION = Column(
     "Evaluation", "left", lambda r: r.evaluation + images_text(r), None,
     "split and protocol, network and output where they are not the usual ones",
 )  # fmt: skip
+SELECTION = Column(
+    "Selection", "left", lambda r: r.selection, None,
+    "which network of a training is scored: the `last` one, which nothing chose, or the best on a split, and "
+    "what the choice has seen", latex=False,
+)  # fmt: skip
 SEEDS = Column("n", "right", lambda r: str(r.n), lambda r: float(r.n), "seeds that finished")
 MIOU = Column(
     "mIoU (%)", "right", mean_text, lambda r: r.mean,
@@ -259,11 +264,11 @@ SPEED = Column(
 MACHINE = Column("Machine", "left", lambda r: r.cost.machine or DASH, None, "", latex=False)
 
 SCORES = (
-    METHOD, RECIPE, BACKBONE, WEAK_LABEL, EVALUATION, SEEDS, MIOU, INTERVAL, PUBLISHED, DIFFERENCE,
+    METHOD, RECIPE, BACKBONE, WEAK_LABEL, EVALUATION, SELECTION, SEEDS, MIOU, INTERVAL, PUBLISHED, DIFFERENCE,
     SHARE_COLUMN, VERDICT, COMMIT,
 )  # fmt: skip
 PSEUDO_LABELS = (
-    METHOD, RECIPE, BACKBONE, OUTPUT, SPLIT_COLUMN, SEEDS, MIOU, INTERVAL, COVERAGE, BACKGROUND,
+    METHOD, RECIPE, BACKBONE, OUTPUT, SPLIT_COLUMN, SELECTION, SEEDS, MIOU, INTERVAL, COVERAGE, BACKGROUND,
     TRUE_BACKGROUND, PUBLISHED, DIFFERENCE, VERDICT, COMMIT,
 )  # fmt: skip
 COST = (

@@ -84,6 +84,7 @@ def _training(row: Row) -> Facts:
         ("Training digest", row.digest),
         ("Backbone", f"{row.backbone}, weights {row.weights}"),
         ("Weak label", row.weak_label),
+        ("Selection", row.selection),
         ("Steps", number(row.cost.steps, 0)),
         ("Time of a seed", time_text(row.cost.seconds)),
         ("Peak memory", memory_text(row.cost.memory_mib)),

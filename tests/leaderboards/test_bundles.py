@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import struct
 import zipfile
 import zlib
@@ -483,3 +484,24 @@ def test_freeze_on_the_command_line(factory: Factory, tmp_path: Path, capsys) ->
     assert wsss("freeze", "now", "--compare", *common) == 0
     assert "1 of 1 rows are the same" in capsys.readouterr().out
     assert wsss("freeze", "then", "--compare", *common) == 2
+
+
+def test_the_workflow_of_a_public_leaderboard_runs_as_printed(
+    factory: Factory, tmp_path: Path, monkeypatch
+) -> None:
+    """Every `wsss` line of the page, in its order, on a repository with two bundles."""
+    page = (Path(__file__).parents[2] / "docs" / "public_leaderboard.md").read_text(encoding="utf-8")
+    flow = page.partition("```yaml")[2].partition("```")[0]
+    assert "pull_request_target" not in flow
+    assert "secrets." not in flow
+    lines = [line.partition("run: ")[2] for line in flow.splitlines() if "run: wsss" in line]
+    assert len(lines) == 3
+    factory.record(factory.resolved("agmm/a"))
+    monkeypatch.chdir(tmp_path)
+    Path("bundles").mkdir()
+    packed(factory.store, tmp_path / "bundles", "Ada")
+    for line in lines:
+        words = shlex.split(line.partition(" || ")[0])[1:]
+        expanded = [p for w in words for p in (sorted(map(str, Path().glob(w))) if "*" in w else [w])]
+        assert wsss(*expanded, *(["--no-plots"] if words[0] == "report" else [])) == 0
+    assert "made by Ada" in Path("public/report.html").read_text(encoding="utf-8")

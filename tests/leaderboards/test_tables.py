@@ -16,6 +16,9 @@ from leaderboards.rows.gathering import changed_keys, gather_records, weak_label
 from leaderboards.rows.published import Cell, CellSource, Published
 from leaderboards.rows.row import Row
 from leaderboards.rows.tables import leaderboard, verdict_on
+from leaderboards.write.columns import sections
+from leaderboards.write.html_report import html_report
+from leaderboards.write.report import tables_markdown
 
 
 def known(value: float | None = 60.0, **values: Any) -> Published:
@@ -231,6 +234,33 @@ def test_best_checkpoint_is_stamped(factory: Factory) -> None:
     factory.record(factory.resolved(evaluation=spec, selection={"split": "val"}))
     (row,) = rows_of(factory)
     assert "best checkpoint, selected on val" in row.notes
+
+
+def test_every_row_says_which_network_was_chosen_and_what_the_choice_has_seen(factory: Factory) -> None:
+    both = (
+        EvaluationSpec(checkpoint="best"),
+        EvaluationSpec(),
+        EvaluationSpec(split="train", checkpoint="best"),
+    )
+    resolved = factory.resolved(evaluation=both, selection={"split": "val"})
+    splits = {"val": {"images": 40, "official": 40, "masks": 30}, "train": {"images": 9, "official": 9}}
+    factory.record(resolved, data={"dataset": "mini", "splits": splits})
+    rows = rows_of(factory)
+    assert {row.evaluation: row.selection for row in rows} == {
+        "val-single-best": "best on val, the split reported here, by 30 masks of it",
+        "val-single": "last",
+        "train-single-best": "best on val, by 30 masks of it",
+    }
+    text = tables_markdown(rows, sections(rows))
+    assert "the split reported here" in text
+    assert "by 30 masks of it" in html_report(rows, [], known(), provenance="")
+
+
+def test_where_nothing_was_chosen_it_is_said_once(factory: Factory) -> None:
+    for name in ("agmm/mini-point", "pce/mini-point"):
+        factory.record(factory.resolved(name))
+    rows = rows_of(factory)
+    assert tables_markdown(rows, sections(rows)).count("Selection: last") == 1
 
 
 def test_an_unknown_cell_is_said_so(factory: Factory) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.basics.errors import UserError
+from harness.basics.text import one_line
 from harness.data.sets.own import register
 from harness.recipes.given import Given, given
 from harness.running.jobs.job import Resources
@@ -148,10 +149,15 @@ def tune(
     for each in tuned if not failed else ():
         last += [Trial(each.recipe, number, dict(each.overrides)) for number in range(seeds)]
         if not each.own:
-            called = f"tuned by {trials} trials"
+            called = one_line(f"tuned by {trials} trials on {_where(each.found.stamp)}", 60)
             last += [Trial(each.recipe, number, dict(each.best), called) for number in range(seeds)]
     outcomes = tuple(execute(last, options, resources)) if last else ()
     return Tuning(tuple(tuned), trials, tuple(range(seeds)), sampler, scheduler, outcomes, failed)
+
+
+def _where(stamp: str) -> str:
+    """What a search compared its trials on, in fewer words than its stamp."""
+    return stamp.removeprefix("selected on ").replace("the split ", "").replace("'", "")
 
 
 def _key(one: Given) -> tuple[str, str]:
