@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from measuring import peak_mib, reset_peak
 
 import harness.nn.vit
 from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress, View
@@ -100,6 +100,7 @@ def random_batch(method: Any, size: int, device: torch.device) -> Batch:
 
 def measure(name: str, size: int, device: torch.device, amp: str) -> None:
     """One step of a recipe; prints a line of Markdown."""
+    reset_peak()  # of the recipe before
     resolved = resolve(name, {"weights": "none"})
     method = build_method(resolved, device, seed=0).train()
     optimiser = create_optimiser(method.parameter_groups(), resolved.recipe.optimiser)
@@ -124,7 +125,7 @@ def measure(name: str, size: int, device: torch.device, amp: str) -> None:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_mib() / 2**10
     parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in sorted(spent.items()))
     print(
         f"| {name} | {forward - start:.1f} | {backward - forward:.1f} | {end - backward:.1f} "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ _START = time.perf_counter()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from measuring import peak_mib  # noqa: E402
 
 from harness.basics import provenance  # noqa: E402, protocols
 from harness.basics.schema import digest, dump  # noqa: E402
@@ -139,7 +139,7 @@ def main() -> None:
             files = write_report(Store(options.store), out, recipes={}, plots=options.out is not None)
         text = f"{options.store}: {len(files)} files"
     wall, used = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     print(f"{text}; {wall:.1f} s ({used:.1f} s of this process), {peak:.0f} MiB, imports {_IMPORTED:.1f} s")
 
 

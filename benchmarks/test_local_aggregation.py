@@ -9,8 +9,6 @@ benchmarks/test_local_aggregation.py`` prints how both scale with the grid.
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from measuring import rise_mib
 from torch import Tensor
 
 from methods.parts.local_aggregation import EPSILON, local_aggregation
@@ -69,14 +68,16 @@ def _measure(name: str, side: int, repeats: int, queue: Any) -> None:
     torch.set_num_threads(1)
     step(formulation(name, 16), *inputs(16))  # libraries load and threads start outside the measurement
     run, data = formulation(name, side), inputs(side)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        step(run, *data)
-        seconds.append(time.process_time() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    queue.put((min(seconds), peak / (2**20 if sys.platform == "darwin" else 2**10)))
+    seconds: list[float] = []
+
+    def steps() -> None:
+        for _ in range(repeats):
+            start = time.process_time()
+            step(run, *data)
+            seconds.append(time.process_time() - start)
+
+    peak = rise_mib(steps)
+    queue.put((min(seconds), peak))
 
 
 def measured(name: str, side: int = SIDE, repeats: int = 2) -> tuple[float, float]:

@@ -10,13 +10,13 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from measuring import rise_mib
 from torch import Tensor
 
 from harness.basics.errors import UserError
@@ -105,20 +105,11 @@ def cpu_seconds(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
     return best
 
 
-def _status(key: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return int(line.split()[1])
-
-
 def _rise(name: str, height: int, width: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     job(name, 24, 24)()  # loads what is loaded once
     run = job(name, height, width)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS:")
-    run()
-    rise = (_status("VmHWM:") - before) / 1024
-    return rise, cpu_seconds({name: run}, rounds=1)[name]
+    return rise_mib(run), cpu_seconds({name: run}, rounds=1)[name]
 
 
 def in_fresh_process(name: str, height: int, width: int) -> tuple[float, float]:

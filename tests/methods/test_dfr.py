@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_contract import make_batch
+from small_methods import make_batch
 from torch import Tensor
 
 from harness.basics.errors import UserError
