@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from harness.records.records import EvaluationRecord as EvaluationRecord
     from harness.records.records import Record as Record
     from harness.records.records import Store as Store
+    from harness.running.inference.curves import threshold_curve as threshold_curve
     from harness.running.inference.deployment import export_model as export_model
     from harness.running.inference.export import export as export
     from harness.running.inference.prediction import predict as predict
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from harness.running.inference.segmenter import Segmenter as Segmenter
     from harness.running.jobs.job import Resources as Resources
     from harness.running.search.searching import search as search
+    from harness.running.search.tuning import tune as tune
     from harness.running.trials.execution import execute as execute
     from harness.running.trials.execution import plan as plan
     from harness.running.trials.execution import run_recipes as run  # noqa: F401
@@ -77,6 +79,9 @@ if TYPE_CHECKING:
     from leaderboards.rows.frames import table as table
     from leaderboards.rows.metrics import ClassCounts as ClassCounts
     from leaderboards.rows.metrics import Metric as Metric
+    from leaderboards.rows.sharing import check_bundle as check_bundle
+    from leaderboards.rows.sharing import merge as merge
+    from leaderboards.rows.sharing import pack as pack
     from leaderboards.write.report import write_claims as write_claims
     from leaderboards.write.report import write_leaderboard as write_leaderboard
     from leaderboards.write.report import write_report as write_report
@@ -121,6 +126,9 @@ _PLACES = {
     "harness.running.inference.segmenter": ("Segmenter",),
     "harness.running.inference.scoring": ("evaluate", "score_predictions"),
     "harness.running.search.searching": ("search",),
+    "harness.running.search.tuning": ("tune",),
+    "harness.running.inference.curves": ("threshold_curve",),
+    "leaderboards.rows.sharing": ("check_bundle", "merge", "pack"),
     "harness.records.counts": ("PerImage",),
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.judge.checking": ("check_package",),
