@@ -75,7 +75,7 @@ def leaderboard(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests but those of ``faults``; arguments go to pytest."""
     install(session, "test")
-    _pytest(session, Path(session.bin), "not faults")
+    _pytest(session, Path(session.bin), "not faults", os.cpu_count() or 1)
 
 
 @nox.session(venv_backend="none")
@@ -86,14 +86,14 @@ def faults(session: nox.Session) -> None:
     """
     session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
     environment = Path(session.cache_dir).parent / "tests"
-    _pytest(session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults")
+    _pytest(session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults", 2 * (os.cpu_count() or 1))
 
 
-def _pytest(session: nox.Session, programs: Path, which: str) -> None:
-    """Run the tests that a marker expression names, on as many cores as there are, four at most."""
+def _pytest(session: nox.Session, programs: Path, which: str, workers: int) -> None:
+    """Run the tests that a marker expression names, in so many processes, four at most. Those of ``faults``
+    wait for others most of the time, so that a core has room for two."""
     session.env.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores, not four threads
-    workers = str(min(os.cpu_count() or 1, 4))
-    split = ("-n", workers, "--dist", "worksteal", "--cpu", "10", "-m", which)
+    split = ("-n", str(min(workers, 4)), "--dist", "worksteal", "--cpu", "10", "-m", which)
     session.run(str(programs / "python"), "-m", "pytest", *split, *session.posargs, external=True)
 
 

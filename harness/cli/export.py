@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -12,16 +12,24 @@ from harness.cli.options import (
     DATA_ROOT,
     DEVICE,
     ENCODING,
+    ON_REQUEST,
     RESULTS,
     SET,
     TRAINED,
     WORKERS_OPTION,
     OutputPath,
     aside,
+    of_every_seed,
+    on_request,
     progress,
+    said_by,
     together,
 )
 from harness.cli.usage import Verb, given_options, refuse
+
+if TYPE_CHECKING:
+    from harness.running.inference.deployment import WrittenModel
+    from harness.running.inference.export import Exported
 
 
 @click.command(
@@ -37,6 +45,8 @@ Examples:
         <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
   wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/
         the archive that the VOC evaluation server takes; nobody else can score it
+  wsss export cam/voc-image-r50 --every-seed --out labels/ --data-root ~/data --address auto
+        labels/seed-N of every finished record, on a cluster; the same command again goes on
   wsss export agmm/mini-scribble --model --out deployed/
         the network: model.pt2 (torch.export), model.onnx where onnx is installed, model.json""",
 )
@@ -64,7 +74,7 @@ Examples:
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol of a segmentation [default: the recipe's].")
 @ENCODING
-@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS_OPTION)
+@together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS_OPTION, *ON_REQUEST)
 def export_verb(
     recipe: str,
     out: Path,
@@ -74,7 +84,8 @@ def export_verb(
     model: bool,
     checkpoint: Path | None,
     table: str | None,
-    seed: int,
+    seeds: tuple[int, ...],
+    every_seed: bool,
     protocol_name: str | None,
     network: str,
     encoding: Literal["classes", "files"] | None,
@@ -83,18 +94,33 @@ def export_verb(
     results: Path | str,
     device: str,
     workers: int,
+    ray: bool,
+    max_concurrent: int | None,
+    gpus_each: float | None,
+    address: str | None,
 ) -> None:
     """Write predictions, pseudo labels or activation maps of a split in the field's exchange forms."""
     from harness.engine.outputs import check_scored
     from harness.recipes.resolving import parse_overrides, resolve
     from harness.records import origin
-    from harness.running.inference.export import export as exported
-    from harness.running.inference.export import usual_output
+    from harness.running.inference.deployment import export_model
+    from harness.running.inference.export import export, usual_output
+    from harness.running.inference.several import export_models, export_seeds
     from harness.running.trials.trial import Options
 
     overrides = parse_overrides(assignments)
+    options = Options(results=results, data_roots=data_roots, device=device, workers=workers)
+    several = of_every_seed(seeds, every_seed)
+    resources = on_request(ray, max_concurrent, gpus_each, address, options)
+    named: dict[str, Any] = {"network": network}
+    source: dict[str, Any] = {"checkpoint": checkpoint, "table": table, "seed": (*seeds, 0)[0]}
     if model:
-        _model(recipe, out, checkpoint, seed, table, network, overrides, results)
+        named["overrides"] = overrides
+        if several == ():
+            _say_model(export_model(recipe, out, **named, **source, results=results, say=aside))
+            return
+        for one in said_by(export_models(recipe, out, several, resources, options=options, **named)):
+            _say_model(one.result)
         return
     _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint)
     if form != "npy" and output is None:
@@ -102,52 +128,25 @@ def export_verb(
         check_scored(resolved, protocol=protocol_name, network=network)
         output = usual_output(resolved, form)
         _refuse_segmentation_options(output)
-    done = exported(
-        recipe,
-        out,
-        split=split,
-        output=output,
-        form=form,
-        encoding=encoding or "classes",
-        checkpoint=checkpoint,
-        seed=seed,
-        table=table,
-        protocol=protocol_name,
-        network=network,
-        overrides=overrides,
-        options=Options(results=results, data_roots=data_roots, device=device, workers=workers),
-        say=aside,
-        progress=progress("exporting"),
-    )
-    click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}")
+    named |= {"split": split, "output": output, "form": form, "encoding": encoding or "classes"}
+    named |= {"protocol": protocol_name, "overrides": overrides, "options": options}
+    if several == ():
+        _say(export(recipe, out, **named, **source, say=aside, progress=progress("exporting")))
+        return
+    for one in said_by(export_seeds(recipe, out, several, resources, **named)):
+        _say(one.result)
+
+
+def _say(done: Exported) -> None:
+    """What was written."""
+    kept = f" ({done.kept} were there)" if done.kept else ""
+    click.echo(f"{done.pictures} pictures of {done.dataset} {done.split} in {done.place}{kept}")
     if (done.dataset, done.split) == ("voc2012", "test"):
         click.echo("The masks of VOC 2012 test are not public: only its evaluation server can score this.")
 
 
-def _model(
-    source: str,
-    out: Path,
-    checkpoint: Path | None,
-    seed: int,
-    table: str | None,
-    network: str,
-    overrides: dict[str, Any],
-    results: Path | str,
-) -> None:
-    """Write the network, and say what of it was written."""
-    from harness.running.inference.deployment import export_model
-
-    done = export_model(
-        source,
-        out,
-        checkpoint=checkpoint,
-        seed=seed,
-        table=table,
-        network=network,
-        overrides=overrides,
-        results=results,
-        say=aside,
-    )
+def _say_model(done: WrittenModel) -> None:
+    """What of the network was written."""
     for file in done.files:
         difference = done.differences.get(file.name)
         checked = "" if difference is None else f" (differs from the original by {difference:.1g})"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from harness.basics.errors import UserError
-from harness.basics.files import expanded
+from harness.basics.text import one_line
 from harness.records.object_store import is_uri
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
     from harness.records.records import Store
+    from harness.running.inference.several import OfSeed
     from harness.running.jobs.job import Resources
     from harness.running.trials.trial import Options
 
@@ -141,7 +142,7 @@ ENCODING = click.option(
     help="Whose numbers label maps hold: classes (0..K-1) or the data set's own files, as its test server "
     "wants them [default: found where it can be only one; written as classes].",
 )
-#: Which trained network: ``checkpoint``, ``table``, ``seed`` and ``network``.
+#: Which trained networks: ``checkpoint``, ``table``, ``seeds``, ``every_seed`` and ``network``.
 TRAINED = (
     click.option(
         "--checkpoint",
@@ -149,7 +150,14 @@ TRAINED = (
         help="A network's file [default: the record of --seed].",
     ),
     click.option("--table", help="Whose checkpoint it is; this project's own by default."),
-    click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Which record of the recipe."),
+    click.option(
+        "--seed",
+        "seeds",
+        type=SEED_RANGE,
+        multiple=True,
+        help="Which record of the recipe [default: 0]. Several write seed-N in the folder; repeatable.",
+    ),
+    click.option("--every-seed", is_flag=True, help="Every finished record of the recipe."),
     click.option("--network", default="default", show_default=True, help="Which of the method's networks."),
 )
 
@@ -339,8 +347,8 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
                 remedy="leave it out: every process gets workers + 1",
             )
         options = Options(
-            results=results if isinstance(results, str) else results.absolute(),
-            data_roots=tuple(_absolute(r) for r in data_roots),
+            results=results,
+            data_roots=data_roots,
             device=device,
             workers=workers,
             threads=threads,
@@ -348,7 +356,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
             tracking_root=Path.cwd() if isinstance(results, str) else None,
             trackers=(*(["tensorboard"] if tensorboard else []), *dict.fromkeys(track)),
             processes=processes,
-        )
+        ).absolute()
         resources = Resources(
             cpus_per_process=workers + 1 if cpus_per_trial is None else cpus_per_trial / processes,
             gpus_per_process=gpus,
@@ -365,14 +373,6 @@ def left_out(wrong: Mapping[str, UserError]) -> None:
     for name, error in wrong.items():
         place = f" ({error.where})" if error.where else ""
         aside(f"left out: {name}: {error.problem}{place}")
-
-
-def _absolute(root: str) -> str:
-    """Workers may stand in another folder: make the path of ``[NAME=]DIR`` absolute."""
-    name, equals, path = root.partition("=")
-    if equals and not Path(root).exists():
-        return f"{name}={expanded(path).absolute()}"
-    return str(expanded(root).absolute())
 
 
 def ended(store: Store) -> int:
@@ -395,6 +395,34 @@ def progress(what: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
     from harness.basics.progress import counted
 
     return lambda pictures, number: counted(pictures, number, what)
+
+
+def of_every_seed(seeds: tuple[int, ...], every_seed: bool) -> tuple[int, ...] | None:
+    """The seeds whose networks are asked for, None for those of all finished records; an empty tuple where it
+    is one network, which writes into the folder itself.
+    """
+    if every_seed:
+        return None
+    return tuple(dict.fromkeys(seeds)) if len(set(seeds)) > 1 else ()
+
+
+def said_by(networks: Iterable[OfSeed]) -> Iterator[OfSeed]:
+    """What several networks have done, with notes and pictures that were left out said on the way.
+
+    Raises:
+        UserError: at the end, where one of them failed: that of the first.
+    """
+    failed = None
+    for done in networks:
+        for note in done.notes:
+            aside(f"seed {done.seed}: {note}")
+        left_out({one_line(str(path), 4096): error for path, error in done.left_out.items()})
+        if done.error is None:
+            yield done
+        else:
+            failed = failed or done.error
+    if failed is not None:
+        raise failed
 
 
 def aside(text: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,8 +25,10 @@ from harness.cli.options import (
     aside,
     ended,
     left_out,
+    of_every_seed,
     on_request,
     progress,
+    said_by,
     together,
     undecided,
 )
@@ -149,6 +152,8 @@ Examples:
   wsss predict results/agmm/mini-scribble/3f9c.../seed-0 pictures/
   wsss predict last.pt pictures/
         a record or a checkpoint says what it is: recipe, overrides, classes and colours
+  wsss predict agmm/voc-point-r101 pictures/ --every-seed --address auto --out predictions/
+        predictions/seed-N by the network of every finished record, on a cluster
   wsss predict pce/voc-scribble-r101 pictures/ --set dataset=birds --data-root birds=~/birds
   wsss predict agmm/voc-point-r101 a.jpg b.jpg --checkpoint model.pth --table agmm-sass --out predictions/
 
@@ -173,7 +178,7 @@ were left out, 2 refused: nothing is ever written over a picture or over other r
 )
 @together(*TRAINED)
 @click.option("--protocol", "protocol_name", help="Protocol [default: the recipe's].")
-@together(SET, DATA_ROOT, RESULTS, DEVICE)
+@together(SET, DATA_ROOT, RESULTS, DEVICE, *ON_REQUEST)
 def predict_verb(
     source: str,
     pictures: tuple[Path, ...],
@@ -182,41 +187,63 @@ def predict_verb(
     tile: int | None,
     checkpoint: Path | None,
     table: str | None,
-    seed: int,
+    seeds: tuple[int, ...],
+    every_seed: bool,
     protocol_name: str | None,
     network: str,
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
     device: str,
+    ray: bool,
+    max_concurrent: int | None,
+    gpus_each: float | None,
+    address: str | None,
 ) -> int:
     """Segment pictures: palette PNGs and overlays. PICTURES are files or folders."""
     from harness.recipes.resolving import parse_overrides
-    from harness.running.inference.prediction import predict as predicted
+    from harness.running.inference.prediction import predict
+    from harness.running.inference.several import predict_seeds
+    from harness.running.trials.trial import Options
 
+    named: dict[str, Any] = {"protocol": protocol_name, "network": network, "scores": scores, "tile": tile}
+    named["overrides"] = parse_overrides(assignments)
+    options = Options(results=results, data_roots=data_roots, device=device)
+    resources = on_request(ray, max_concurrent, gpus_each, address, options)
+    several = of_every_seed(seeds, every_seed)
+    if several != ():
+        broken = 0
+        for one in said_by(
+            predict_seeds(source, pictures, out, several, resources, options=options, **named)
+        ):
+            _written(one.result, one.folder)
+            broken += len(one.left_out)
+        return 1 if broken else 0
     wrong: dict[Path, UserError] = {}
-    number = 0
-    for file in predicted(
+    files = predict(
         source,
         pictures,
         out,
         checkpoint=checkpoint,
-        seed=seed,
+        seed=(*seeds, 0)[0],
         table=table,
-        protocol=protocol_name,
-        network=network,
-        overrides=parse_overrides(assignments),
         results=results,
         data_roots=data_roots,
         device=device,
-        scores=scores,
-        tile=tile,
         left_out=wrong,
         say=aside,
         progress=progress("predicting"),
-    ):
+        **named,
+    )
+    _written(files, out)
+    left_out({one_line(str(path), 4096): error for path, error in wrong.items()})
+    return 1 if wrong else 0
+
+
+def _written(files: Iterable[Path], out: Path) -> None:
+    """Name the label maps as they are written, and then where they are."""
+    number = 0
+    for file in files:
         click.echo(one_line(str(file), 4096))
         number += 1
     aside(f"{number} pictures predicted into {one_line(str(out), 4096)}")
-    left_out({one_line(str(path), 4096): error for path, error in wrong.items()})
-    return 1 if wrong else 0

@@ -184,12 +184,23 @@ _WITHOUT_RAY = Only(
 _PLACES = "data_roots results device workers local threads checkpoint_seconds"
 _OF_CHECKPOINT = Only("table", _has("checkpoint"), "without --checkpoint", "with --checkpoint FILE")
 _OF_RECIPE = Only(
-    "checkpoint table seed results",
+    "checkpoint table seeds every_seed results",
     _names_recipe,
     "with a record or a checkpoint, which says what it is",
     "to a recipe",
 )
-_OF_RECORD = Only("seed results", _lacks("checkpoint"), "with --checkpoint", "to records, without it")
+_OF_RECORD = Only(
+    "seeds every_seed results", _lacks("checkpoint"), "with --checkpoint", "to records, without it"
+)
+_OF_SEVERAL = (
+    Only("seeds", _lacks("every_seed"), "with --every-seed, which names them all", "without it"),
+    Only(
+        "ray max_concurrent gpus_each address",
+        lambda values: values["every_seed"] or len(set(values["seeds"])) > 1,
+        "for one network",
+        "to several: --seed 0 --seed 1, or --every-seed",
+    ),
+)
 
 #: Every parameter of every verb. A verb or option without an entry fails the tests.
 TABLE: Mapping[str, Usage] = {
@@ -285,6 +296,7 @@ TABLE: Mapping[str, Usage] = {
             _OF_RECIPE,
             _OF_CHECKPOINT,
             _OF_RECORD,
+            *_OF_SEVERAL,
         ),
     ),
     "export": Usage(
@@ -299,6 +311,7 @@ TABLE: Mapping[str, Usage] = {
             ),
             _OF_CHECKPOINT,
             _OF_RECORD,
+            *_OF_SEVERAL,
             Only(
                 "protocol_name network",
                 _segments,

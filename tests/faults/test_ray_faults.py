@@ -44,6 +44,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # beside other work its workers would starve
         import ray
         from ray.cluster_utils import Cluster
 
@@ -170,7 +171,8 @@ def test_a_search_with_two_processes_per_trial_finds_what_one_process_finds(clus
 
 
 def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
-    """Another protocol for thirty records: none twice, and none lost with the node."""
+    """Another protocol for thirty records: none twice, and none lost with the node. Then twelve of their
+    networks export label maps while another node dies."""
     train = ["run", RECIPE, *TINY, "--set", "schedule.steps=2", "--data-root", small, "--device", "cpu"]
     where = ["--results", tmp_path / "results"]
     assert wsss(*train, "--local", "--seed", 0, *where) == 0
@@ -209,6 +211,25 @@ def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
     assert wsss(*more) == 0
     assert {file: file.stat().st_mtime_ns for file in scored()} == times
     assert capfd.readouterr().out.count("agmm-voc") == 60
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+    def exported():
+        return [f for f in labels.glob("*/export.json") if "pictures" in json.loads(f.read_text())]
+
+    labels, node = tmp_path / "labels", next(iter(cluster.worker_nodes))
+
+    def kill_another():
+        wait_for(lambda: len(exported()) >= 3)
+        cluster.remove_node(node, allow_graceful=False)
+
+    export = ["export", *more[1:5], "--set", "schedule.steps=2", "--split", "val", "--data-root", small]
+    export += [*where, "--device", "cpu", "--address", cluster.address, "--out", labels]
+    meanwhile(kill_another)
+    assert wsss(*export, *(part for seed in range(12) for part in ("--seed", seed))) == 0
+    assert len(exported()) == 12
+    maps = [{f.name: f.read_bytes() for f in folder.glob("*.png")} for folder in labels.iterdir()]
+    assert maps[0]
+    assert all(m == maps[0] for m in maps)  # copies of one network
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 
 

@@ -71,16 +71,22 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
         f"evaluate {RECIPE} --checkpoint c",
         {"--dataset": ["mini"], "--results": ["r"], "--encoding": ["files"], **ON_RAY},
     ),
-    (f"predict {RECIPE} a.png", {"--table": ["t"]}),
+    (f"predict {RECIPE} a.png", {"--table": ["t"], **ON_RAY}),
+    (f"predict {RECIPE} a.png --every-seed", {"--seed": ["0"]}),
+    (f"predict {RECIPE} a.png --seed 3 --seed 3", ON_RAY),
     (
         f"predict {Path(__file__)} a.png",
-        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--results": ["r"]},
+        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--every-seed": [], "--results": ["r"]},
     ),
-    (f"predict {RECIPE} a.png --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
-    (f"export {RECIPE} --out o", {"--table": ["t"]}),
+    (
+        f"predict {RECIPE} a.png --checkpoint c",
+        {"--seed": ["0"], "--every-seed": [], "--results": ["r"], **ON_RAY},
+    ),
+    (f"export {RECIPE} --out o", {"--table": ["t"], **ON_RAY}),
+    (f"export {RECIPE} --out o --every-seed", {"--seed": ["0"]}),
     (
         f"export {Path(__file__)} --out o",
-        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--results": ["r"]},
+        {"--checkpoint": ["c"], "--table": ["t"], "--seed": ["0"], "--every-seed": [], "--results": ["r"]},
     ),
     (
         f"export {RECIPE} --out o --model",
@@ -94,7 +100,10 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--workers": ["0"],
         },
     ),
-    (f"export {RECIPE} --out o --checkpoint c", {"--seed": ["0"], "--results": ["r"]}),
+    (
+        f"export {RECIPE} --out o --checkpoint c",
+        {"--seed": ["0"], "--every-seed": [], "--results": ["r"], **ON_RAY},
+    ),
     (
         f"export {RECIPE} --out o --format npy",
         {"--protocol": ["single"], "--network": ["default"], "--encoding": ["files"]},

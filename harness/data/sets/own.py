@@ -388,18 +388,29 @@ def register(data_roots: Iterable[str]) -> None:
         UserError: see :func:`describe`.
     """
     for text in data_roots:
-        name, equals, path = text.partition("=")
+        name, path = name_and_path(text)
         place = expanded(path)
-        if not equals or Path(text).exists():
-            given_roots[""] = expanded(text).absolute()
-            continue
         given_roots[name] = place.absolute()
+        if not name:
+            continue
         if not place.exists():
             continue
         if name not in DATASETS or (
             is_own(name) and DATASETS.get(name).file != (place / FILE if place.is_dir() else place).absolute()
         ):
             describe(name, place)
+
+
+def name_and_path(root: str) -> tuple[str, str]:
+    """The parts of ``[NAME=]DIR``; the name is empty where there is none, as in a path with ``=`` in it."""
+    name, equals, path = root.partition("=")
+    return (name, path) if name and equals and not Path(root).exists() else ("", root)
+
+
+def absolute_root(root: str) -> str:
+    """``[NAME=]DIR`` for processes that stand in another folder."""
+    name, path = name_and_path(root)
+    return f"{name}=" * bool(name) + str(expanded(path).absolute())
 
 
 def is_own(name: str) -> bool:

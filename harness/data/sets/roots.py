@@ -29,16 +29,15 @@ def open_dataset(name: str, data_roots: tuple[str, ...] = (), cache_root: Path |
     common: list[Path] = []
     named: list[Path] = []
     for text in data_roots:
-        known, equals, path = text.partition("=")
-        has_name = bool(equals) and not Path(text).exists()
-        if has_name and known not in DATASETS:
+        known, path = own.name_and_path(text)
+        if known and known not in DATASETS:
             raise UserError(
                 f"{known!r} is no data set",
                 where=f"--data-root {text}",
                 remedy=nearest(known, DATASETS.names()),
             )
-        root = expanded(path if has_name else text)
-        described = has_name and own.is_own(known) and root.is_file()
+        root = expanded(path)
+        described = known and own.is_own(known) and root.is_file()
         if not root.is_dir() and not described:
             packed = root.is_file() and is_archive(root)
             raise UserError(
@@ -46,7 +45,7 @@ def open_dataset(name: str, data_roots: tuple[str, ...] = (), cache_root: Path |
                 where="--data-root",
                 remedy="unpack it and name the folder" if packed else "check the path",
             )
-        if not has_name:
+        if not known:
             common.append(root)
         elif known == name:
             named.append(root)

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,8 @@ import torch
 from harness.basics import finite, provenance
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable, sha256_of, whole_file, write_json, write_with
+from harness.basics.reading import read_object
+from harness.basics.schema import dump
 from harness.data.base import Dataset, DatasetInfo
 from harness.data.images import palette_image, save_index
 from harness.data.numbering import Numbering, palette_of, to_files
@@ -48,18 +52,27 @@ Format = Literal["png", "npy", "server"]
 #: Folder of the label maps within the archive of the VOC evaluation server.
 SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 ARCHIVE = "comp6_test_cls.tar.gz"
+#: Beside the files: what they were made of and how; ``pictures`` stands there when all are written.
+FACTS = "export.json"
 
 
 @torch.inference_mode()
 def maps_of_split(
-    method: Method, dataset: Dataset, split: str, *, device: torch.device | str = "cpu", workers: int = 0
+    method: Method,
+    dataset: Dataset,
+    split: str,
+    *,
+    ids: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
 ) -> Iterator[tuple[str, dict[int, np.ndarray]]]:
-    """Activation maps of every picture of a split, in list order.
+    """Activation maps of pictures of a split, in list order.
 
     Args:
         method: a trained method.
         dataset: whose pictures and image tags.
         split: which pictures.
+        ids: these of them; all by default.
         device: where the method is.
         workers: loader processes.
 
@@ -69,7 +82,7 @@ def maps_of_split(
     Raises:
         UserError: the method makes no activation maps.
     """
-    ids = list(dataset.ids(split))
+    ids = list(dataset.ids(split) if ids is None else ids)
     tags = torch.from_numpy(dataset.tags(ids)).float()
     foreground = [k for k in range(dataset.info.num_classes) if k != dataset.info.background]
     method.eval()
@@ -148,12 +161,14 @@ class Exported:
         dataset, split: of which pictures.
         pictures: how many.
         place: the folder, or the archive.
+        kept: how many of them an earlier call with the same network had written.
     """
 
     dataset: str
     split: str
     pictures: int
     place: Path
+    kept: int = 0
 
 
 def usual_output(resolved: Resolved, form: Format = "png") -> str:
@@ -180,7 +195,8 @@ def export(
     say: Callable[[str], None] = warnings.warn,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda written, number: written,
 ) -> Exported:
-    """Write predictions, pseudo labels or activation maps of a split, and ``export.json`` beside them.
+    """Write predictions, pseudo labels or activation maps of a split, and ``export.json`` beside them. Files
+    that an earlier call with the same facts wrote are kept, so that one that was interrupted goes on.
 
     Args:
         recipe: its name, a finished record, or a checkpoint of this project.
@@ -223,7 +239,7 @@ def export(
     method, notes = load_noted(resolved, on, file, table, say)
     facts: dict[str, Any] = {
         "recipe": recipe,
-        "overrides": overrides,
+        "overrides": dump(overrides),
         "split": split,
         "format": form,
         "checkpoint_sha256": sha256_of(file),
@@ -231,30 +247,55 @@ def export(
         "code": provenance.code(),
         "notes": notes,
     }
+    used = protocol or resolved.recipe.usual_evaluation.protocol
+    made = "cam" if form == "npy" else output or usual_output(resolved, form)
+    if form != "npy":
+        facts["output"] = made
+    if made == SEGMENTATION:
+        facts |= {"protocol": used, "network": network}
+    if form == "png":
+        facts["encoding"] = encoding
+    ids = list(dataset.ids(split))
+    left = _left(out, facts, ids, form)
+    write_json(out / FACTS, facts)
     if form == "npy":
-        written = write_maps(maps_of_split(method, dataset, split, device=on, workers=options.workers), out)
+        maps = maps_of_split(method, dataset, split, ids=left, device=on, workers=options.workers)
+        written = write_maps(maps, out)
     else:
-        output = output or usual_output(resolved, form)
-        facts["output"] = output
-        used = protocol or resolved.recipe.usual_evaluation.protocol
-        if output == SEGMENTATION:
-            facts |= {"protocol": used, "network": network}
         found = evaluator.predictions(
             method,
             dataset,
             split,
             protocols.protocol(used),
             network=network,
-            output=output,
+            output=made,
             device=on,
             workers=options.workers,
+            ids=left,
         )
         labels = ((i, label) for i, label, _ in found)
         if form == "png":
-            facts["encoding"] = encoding
             written = write_labels(labels, out, dataset, encoding)
         else:
             written = write_archive(labels, out, dataset.info)
-    number = sum(1 for _ in progress(written, len(dataset.ids(split))))
-    write_json(out / "export.json", {**facts, "pictures": number})
-    return Exported(name, split, number, out / ARCHIVE if form == "server" else out)
+    if left:
+        for _ in progress(written, len(left)):
+            pass
+    write_json(out / FACTS, {**facts, "pictures": len(ids)})
+    place = out / ARCHIVE if form == "server" else out
+    return Exported(name, split, len(ids), place, len(ids) - len(left))
+
+
+def _left(out: Path, facts: Mapping[str, Any], ids: Sequence[str], form: Format) -> list[str]:
+    """Pictures whose files are not there yet; those of other facts are removed, lest they count as done."""
+    before: dict[str, Any] = {}
+    with suppress(UserError, OSError):  # none yet, or one that cannot be read
+        before = read_object(out / FACTS)
+    same = all(before.get(key) == value for key, value in json.loads(json.dumps(facts)).items())
+    if form == "server":  # a whole file, or none
+        return [] if same and "pictures" in before and (out / ARCHIVE).is_file() else list(ids)
+    files = {name: out / f"{name}.{form}" for name in ids}
+    if not same:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+    return [name for name, file in files.items() if not file.is_file()]

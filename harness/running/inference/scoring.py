@@ -143,6 +143,7 @@ def evaluate(
     )
     if checkpoint is None:
         at = store or options.store
+        options = options if resources is None else options.absolute()
         yield from _records(recipe, spec, options, resources, at, dict(overrides or {}), say)
     else:
         yield _checkpoint(resolved, checkpoint, table, spec, options, save, encoding, say, progress)

@@ -131,6 +131,11 @@ class Options:
         """The record store."""
         return Store(self.results, self.cache)
 
+    def absolute(self) -> Options:
+        """The same for processes that stand in another folder."""
+        at = self.results if is_uri(self.results) else Path(self.results).absolute()
+        return replace(self, results=at, data_roots=tuple(map(own.absolute_root, self.data_roots)))
+
 
 @dataclass(frozen=True)
 class Prepared:
