@@ -86,7 +86,9 @@ def faults(session: nox.Session) -> None:
     """
     session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
     environment = Path(session.cache_dir).parent / "tests"
-    _pytest(session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults", 2 * (os.cpu_count() or 1))
+    _pytest(
+        session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults", 2 * (os.cpu_count() or 1)
+    )
 
 
 def _pytest(session: nox.Session, programs: Path, which: str, workers: int) -> None:

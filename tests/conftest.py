@@ -22,6 +22,9 @@ from harness.running.jobs.session import start_ray
 
 GOLDEN = Path(__file__).parent / "golden"
 
+if "pretend_device" not in sys.modules:
+    collect_ignore = ["pretended"]  # run by harness/test_on_a_pretended_gpu.py in processes of their own
+
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers, and errors would be wrapped
 
 

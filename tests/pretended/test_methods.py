@@ -1,0 +1,168 @@
+"""Every method on a GPU that is pretended: no mixed devices, in any phase and precision, and no more waits
+than are written down."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretend_device import Cuda, Mixed, Pretend
+from small_methods import build, make_batch, mini_recipes
+
+from harness.engine.batch import Batch, Progress
+from harness.engine.method import Method
+from harness.engine.training import Trainer
+from harness.recipes.resolving import resolve
+
+GPU = torch.device("cuda")
+
+
+class _Data:
+    """As much of a training set as a trainer asks for before its first step."""
+
+    def __len__(self) -> int:
+        return 10_000
+
+
+def trainer_of(name: str, amp: str) -> tuple[Trainer, Batch]:
+    """A trainer on the device, and pictures on the host as a loader hands them over."""
+    method = build(name).to(GPU)
+    recipe = resolve(name).recipe
+    batch = make_batch(method, recipe.supervision)
+    recipe = dataclasses.replace(
+        recipe, amp=amp, accumulate=1, batch=dataclasses.replace(recipe.batch, groups=1, sync_bn="off")
+    )
+    trainer = Trainer(method, recipe, _Data(), seed=0, folder=Path("nowhere"))
+    return trainer, batch
+
+
+def phases(method: Method) -> list[Progress]:
+    return [Progress(int(fraction * 1000), 1000, 10) for fraction in method.probe_steps]
+
+
+#: A miniature recipe of each method.
+RECIPES = list({name.partition("/")[0]: name for name in mini_recipes()[::-1]}.values())
+CASES = [(name, amp) for name in RECIPES for amp in ("off", "bf16", "fp16")]
+
+
+#: How often the host waits for the GPU in a step of the last phase of training, once what is kept is there:
+#: the most of any of the method's miniature recipes. Sending the pictures is not among them.
+WAITS = {
+    "full": 0,
+    "pce": 0,
+    "gated_crf": 0,
+    "dfr": 0,
+    "cam": 1,
+    "blpseg": 1,
+    "agmm": 4,
+    "rloss": 7,
+    "dskd_gc": 9,
+    "tree_energy": 10,
+    "toco": 13,
+    "fsr": 13,
+}
+
+
+def waits_of_a_step(trainer: Trainer, batch: Batch, gpu: Pretend) -> int:
+    gpu.clear()
+    trainer.optimise([batch], phases(trainer.method)[-1])
+    return sum(
+        n for (why, where), n in gpu.waits.items() if why != "host to device" or "batch.py" not in where
+    )
+
+
+@pytest.mark.parametrize(("name", "amp"), CASES)
+def test_training_and_prediction_stay_on_the_device(name: str, amp: str, gpu: Pretend) -> None:
+    trainer, batch = trainer_of(name, amp)
+    method = trainer.method
+    method.train()
+    for progress in phases(method):
+        terms = trainer.optimise([batch], progress)
+        assert all(isinstance(term, Cuda) and term.isfinite() for term in terms.values())
+    if amp == "off":
+        waits = waits_of_a_step(trainer, batch, gpu)
+        assert waits <= WAITS[trainer.recipe.method], gpu.report()
+    assert all(isinstance(value, Cuda) for value in method.state_dict().values())
+    states = [v for state in trainer.optimiser.state.values() for v in state.values() if torch.is_tensor(v)]
+    assert all(isinstance(v, Cuda) for v in states if v.dim())
+    method.eval()
+    there = batch.to(GPU)
+    with torch.inference_mode(), torch.autocast("cuda", trainer.amp, enabled=trainer.amp is not None):
+        for network in method.networks:
+            assert isinstance(method.predict(there.images, network), Cuda)
+        made: list[Any] = [*dict(method.pseudo_labels(there.images, there.tags)).values()]
+        maps = method.class_maps(there.images, there.tags)
+    assert all(isinstance(value, Cuda) for value in [*made, *([] if maps is None else [maps])])
+    assert not gpu.mixed
+
+
+def test_a_run_computes_what_the_cpu_computes(gpu: Pretend) -> None:
+    name = RECIPES[0]
+    trainer, batch = trainer_of(name, "off")
+    on_gpu = [t.inner for t in trainer.optimise([batch], phases(trainer.method)[0]).values()]
+    weights = torch.cat([p.inner.detach().flatten() for p in trainer.method.parameters()])
+    method = build(name)
+    other = Trainer(method, trainer.recipe, _Data(), seed=0, folder=Path("nowhere"))
+    method.train()
+    terms = other.optimise([batch], phases(method)[0])
+    assert [float(t) for t in on_gpu] == [float(t) for t in terms.values()]
+    assert torch.equal(weights, torch.cat([p.detach().flatten() for p in method.parameters()]))
+
+
+# --- faults that are planted are found -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda batch: torch.ones(3),
+        lambda batch: torch.arange(3).float(),
+        lambda batch: torch.tensor([1.0, 2.0, 3.0]),
+        lambda batch: batch.tags.cpu()[0, :3],
+    ],
+    ids=["factory", "range", "list", "left behind"],
+)
+def test_a_tensor_of_the_cpu_in_a_loss_is_found(
+    fault: Any, gpu: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, batch = trainer_of(RECIPES[0], "off")
+    losses = type(trainer.method).loss
+
+    def planted(self: Method, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        terms = losses(self, batch, progress)
+        first = next(iter(terms))
+        return terms | {first: terms[first] + (batch.images.mean((0, 2, 3)) * fault(batch)).sum()}
+
+    monkeypatch.setattr(type(trainer.method), "loss", planted)
+    with pytest.raises(Mixed, match="different devices"):
+        trainer.optimise([batch], phases(trainer.method)[0])
+
+
+def test_a_value_that_is_read_in_a_loss_is_counted(gpu: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, batch = trainer_of(RECIPES[0], "off")
+    progress = phases(trainer.method)[-1]
+    trainer.optimise([batch], progress)
+    before = waits_of_a_step(trainer, batch, gpu)
+    losses = type(trainer.method).loss
+
+    def planted(self: Method, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        terms = losses(self, batch, progress)
+        for term in terms.values():
+            term.item()
+        return terms
+
+    monkeypatch.setattr(type(trainer.method), "loss", planted)
+    terms = trainer.optimise([batch], progress)
+    assert waits_of_a_step(trainer, batch, gpu) == before + len(terms)
+
+
+def test_numpy_and_other_devices_are_refused(gpu: Pretend) -> None:
+    value = torch.ones(2, device="cuda")
+    with pytest.raises(TypeError, match="numpy"):
+        value.numpy()
+    with pytest.raises(Mixed):
+        value + torch.ones(2)
+    assert float((value + torch.tensor(1.0)).sum()) == 4  # a scalar of the CPU is taken, as CUDA takes it
