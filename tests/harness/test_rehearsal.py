@@ -27,9 +27,9 @@ from methods.baselines import PartialCrossEntropy
 RECIPE = "pce/mini-scribble"
 
 
-def one_of_each(every: bool) -> list[str]:
-    """A recipe for every network that a method builds and every choice of its terms, or for every method and
-    backbone. Positive numbers of one value are like those of another; sets have a background, or none."""
+def one_of_each() -> list[str]:
+    """A recipe for every method, backbone and choice of terms, and for sets with a background and without.
+    Positive numbers of one value are like those of another."""
     found: dict[str, str] = {}
     for name, r in all_recipes().items():
         own = (r.recipe.method, family(r.recipe.backbone))
@@ -38,7 +38,7 @@ def one_of_each(every: bool) -> list[str]:
             for k, v in dump(r.config).items()
         }
         background = DATASETS.get(r.recipe.dataset).info.background
-        for key in ((*own, str(chosen)), (r.recipe.method, background)) if every else (own,):
+        for key in ((*own, str(chosen)), (r.recipe.method, background)):
             found.setdefault(str(key), name)
     return list(dict.fromkeys(found.values()))
 
@@ -48,19 +48,10 @@ def family(backbone: str) -> str:
     return next((kind for kind in ("resnet", "vit_", "deit_") if backbone.startswith(kind)), backbone)
 
 
-def built(name: str) -> None:
+@pytest.mark.parametrize("name", one_of_each())
+def test_every_registered_recipe_can_be_built(name):
     found = rehearse(resolve(name))
     assert found.networks == METHODS.get(resolve(name).recipe.method).networks
-
-
-@pytest.mark.parametrize("name", one_of_each(every=False))
-def test_every_method_can_be_built_on_every_backbone_of_its_recipes(name):
-    built(name)
-
-
-@pytest.mark.parametrize("name", one_of_each(every=True))
-def test_every_registered_recipe_can_be_built(name):
-    built(name)
 
 
 def steps() -> list[str]:

@@ -49,15 +49,6 @@ def test_a_network_is_trained_scored_exported_and_asked(
     assert not gpu.mixed
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_a_run_goes_on_from_its_checkpoint(amp: str, gpu: Pretend, small: Path, tmp_path: Path) -> None:
-    """A smoke run saves a checkpoint in each phase and resumes from it."""
-    values = settings("schedule.steps=40", "crop=32", f"amp={amp}")
-    command = ("run", "agmm/mini-scribble", "fsr/mini-image", *values, *ON_GPU, "--smoke")
-    assert wsss(*command, "--data-root", small, "--results", tmp_path) == 0
-    assert not gpu.mixed
-
-
 def test_a_search_measures_on_the_device(gpu: Pretend, small: Path, tmp_path: Path) -> None:
     command = ("search", "pce/mini-scribble", "--trials", 2, *settings(*SHORT), *ON_GPU, "--data-root", small)
     assert wsss(*command, "--results", tmp_path, "--out", tmp_path / "search") == 0

@@ -27,7 +27,7 @@ class _Data:
         return 10_000
 
 
-def trainer_of(name: str, amp: str) -> tuple[Trainer, Batch]:
+def trainer_of(name: str, amp: str, folder: Path = Path("nowhere")) -> tuple[Trainer, Batch]:
     """A trainer on the device, and pictures on the host as a loader hands them over."""
     method = build(name).to(GPU)
     recipe = resolve(name).recipe
@@ -35,7 +35,7 @@ def trainer_of(name: str, amp: str) -> tuple[Trainer, Batch]:
     recipe = dataclasses.replace(
         recipe, amp=amp, accumulate=1, batch=dataclasses.replace(recipe.batch, groups=1, sync_bn="off")
     )
-    trainer = Trainer(method, recipe, _Data(), seed=0, folder=Path("nowhere"))
+    trainer = Trainer(method, recipe, _Data(), seed=0, folder=folder)
     return trainer, batch
 
 
@@ -112,6 +112,23 @@ def test_a_run_computes_what_the_cpu_computes(gpu: Pretend) -> None:
     assert torch.equal(weights, torch.cat([p.detach().flatten() for p in method.parameters()]))
 
 
+@pytest.mark.parametrize(("name", "amp"), [("agmm/mini-scribble", "fp16"), ("fsr/mini-image", "off")])
+def test_training_goes_on_from_its_checkpoint(name: str, amp: str, gpu: Pretend, tmp_path: Path) -> None:
+    trainer, batch = trainer_of(name, amp, tmp_path)
+    trainer.method.train()
+    for progress in phases(trainer.method):
+        trainer.optimise([batch], progress)
+    trainer.save()
+    other, _ = trainer_of(name, amp, tmp_path)
+    other.resume()
+    other.method.train()
+    last = phases(trainer.method)[-1]
+    expected, found = trainer.optimise([batch], last), other.optimise([batch], last)
+    assert {key: float(term) for key, term in found.items()} == {key: float(t) for key, t in expected.items()}
+    assert all(isinstance(value, Cuda) for value in other.method.state_dict().values())
+    assert not gpu.mixed
+
+
 # --- faults that are planted are found -----------------------------------------------------------------
 
 
@@ -137,7 +154,7 @@ def test_a_tensor_of_the_cpu_in_a_loss_is_found(
         return terms | {first: terms[first] + (batch.images.mean((0, 2, 3)) * fault(batch)).sum()}
 
     monkeypatch.setattr(type(trainer.method), "loss", planted)
-    with pytest.raises(Mixed, match="different devices"):
+    with pytest.raises(Mixed, match="cuda:0 and cpu"):
         trainer.optimise([batch], phases(trainer.method)[0])
 
 
