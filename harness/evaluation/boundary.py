@@ -80,7 +80,7 @@ class Boundary:
         )
 
 
-def bands(mask: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def band_of_each_pixel(mask: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """The narrowest band around the boundaries of a mask that holds each pixel.
 
     A pixel with a neighbour of another value is at distance 1, others one farther than the nearest of those.
@@ -148,7 +148,7 @@ class BoundaryCounter:
             mask: ``(H, W)`` uint8, ``0..K-1``; pixels with 255 are not counted.
         """
         k, w = self.num_classes, len(self.widths)
-        band = bands(mask, self.widths)
+        band = band_of_each_pixel(mask, self.widths)
         inside = band < w  # beyond the widest a pixel is counted in none
         size = (k + 2) * (k + 1)
         pairs = band[inside].astype(np.int64) * size + class_pairs(prediction, mask, k)[inside]

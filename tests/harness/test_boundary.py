@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from harness.evaluation.boundary import WIDTHS, Boundary, BoundaryCounter, bands
+from harness.evaluation.boundary import WIDTHS, Boundary, BoundaryCounter, band_of_each_pixel
 
 
 def distances(mask: np.ndarray) -> np.ndarray:
@@ -25,12 +25,12 @@ def test_distances_by_hand() -> None:
     mask = np.zeros((1, 6), dtype=np.uint8)
     mask[0, 4:] = 1
     one, two, four = np.array([1]), np.array([1, 2]), np.array([1, 2, 3, 4])
-    assert bands(mask, four).tolist() == [[3, 2, 1, 0, 0, 1]]
-    assert bands(mask, two).tolist() == [[2, 2, 1, 0, 0, 1]]
-    assert bands(mask, one).tolist() == [[1, 1, 1, 0, 0, 1]]
-    assert (bands(np.zeros((3, 3), dtype=np.uint8), two) == 2).all()
+    assert band_of_each_pixel(mask, four).tolist() == [[3, 2, 1, 0, 0, 1]]
+    assert band_of_each_pixel(mask, two).tolist() == [[2, 2, 1, 0, 0, 1]]
+    assert band_of_each_pixel(mask, one).tolist() == [[1, 1, 1, 0, 0, 1]]
+    assert (band_of_each_pixel(np.zeros((3, 3), dtype=np.uint8), two) == 2).all()
     void = np.array([[0, 0, 255, 1]], dtype=np.uint8)
-    assert bands(void, four).tolist() == [[1, 0, 0, 0]]
+    assert band_of_each_pixel(void, four).tolist() == [[1, 0, 0, 0]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,7 +43,7 @@ def test_bands_are_those_of_a_distance_transform(seed: int, widths: tuple[int, .
         top, left = (int(rng.integers(0, side)) for side in mask.shape)
         mask[top : top + 9, left : left + 9] = rng.integers(0, 256)
     expected = np.searchsorted(np.array(widths), distances(mask))
-    np.testing.assert_array_equal(bands(mask, np.array(widths)), expected)
+    np.testing.assert_array_equal(band_of_each_pixel(mask, np.array(widths)), expected)
 
 
 @settings(max_examples=25, deadline=None)
