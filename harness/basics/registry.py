@@ -49,6 +49,10 @@ class Registry:
         self._registered[name] = value
         return value
 
+    def registered(self) -> dict[str, Any]:
+        """What this process has registered, by name."""
+        return dict(self._registered)
+
     def forget(self, name: str) -> None:
         """Take an entry of this process away."""
         self._registered.pop(name, None)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from harness.basics.errors import UserError
+from harness.basics.registry import METHODS, refresh
 from harness.data.base import SUPERVISIONS, Supervision
 from harness.engine.batch import Batch, Progress
 from harness.engine.build import Build, ViewSpec
@@ -22,6 +24,31 @@ if TYPE_CHECKING:
     from harness.recipes.specs import OptimiserSpec
 
 __all__ = ["Build", "Method", "NoConfig", "Paper", "ViewSpec"]
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Register a method in this process, as a decorator or a call: for notebooks and scripts.
+
+    Workers on Ray get it with their work, and records hold its source. Packages use an entry point.
+
+    Raises:
+        UserError: a package brings a method of that name, or the class is no method.
+    """
+    name = getattr(cls, "name", None)
+    if isinstance(name, str) and METHODS.entry(name) is not None:
+        raise UserError(
+            f"there is a method {name!r} already",
+            where=f"{cls.__module__}.{cls.__qualname__}",
+            remedy="give the class another name",
+        )
+    METHODS.register(str(name), cls)
+    try:
+        METHODS.get(str(name))
+    except UserError:
+        METHODS.forget(str(name))
+        raise
+    refresh()
+    return cls
 
 
 class Lazy(Mapping[str, Tensor]):

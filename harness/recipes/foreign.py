@@ -153,15 +153,15 @@ def _recipe_packages(resolved: Resolved) -> Iterator[str]:
 
 def _add(found: dict[str, Package], start: Any, what: str, entry: EntryPoint | None) -> None:
     """Describe what a class or module belongs to, and the local modules that it uses."""
+    if (known := _CARRIED.get(start)) is not None:
+        for name, package in known.items():
+            _typed(found, name, package, what)
+        return
     own = start.__name__ if isinstance(start, ModuleType) else start.__module__
     module = sys.modules.get(own)
     if module is None or not _places(module):  # a notebook's
         name = own.partition(".")[0]
-        package = _package(name, None, _live(start))
-        found.setdefault(name, package | {"brings": []})["brings"].append(what)
-        if package["sha256"] != found[name]["sha256"]:  # two classes of one notebook
-            both = f"{found[name]['sha256']}{package['sha256']}".encode()
-            found[name]["sha256"] = hashlib.sha256(both).hexdigest()
+        _typed(found, name, _package(name, None, _live(start)) | _shown_source(start), what)
         if module is None:
             return
     for name in _reached(module):
@@ -172,6 +172,59 @@ def _add(found: dict[str, Package], start: Any, what: str, entry: EntryPoint | N
         brings = found.setdefault(name, {**package, "brings": []})["brings"]
         if what not in brings:
             brings.append(what)
+
+
+def _typed(found: dict[str, Package], name: str, package: Package, what: str) -> None:
+    """Add the package of a class that was typed in."""
+    found.setdefault(name, package | {"brings": []})["brings"].append(what)
+    if package["sha256"] != found[name]["sha256"]:  # two classes of one notebook
+        both = f"{found[name]['sha256']}{package['sha256']}".encode()
+        found[name]["sha256"] = hashlib.sha256(both).hexdigest()
+        sources = dict.fromkeys(filter(None, (found[name].get("source"), package.get("source"))))
+        found[name] |= {"source": "\n\n".join(sources)} if sources else {}
+
+
+def _shown_source(start: Any) -> dict[str, str]:
+    """The text of a class that was typed in, where Python still has it: whole, or its functions."""
+    parts: list[str] = []
+    for one in (start, *(vars(start).values() if isinstance(start, type) else ())):
+        one = getattr(one, "__func__", one)
+        if isinstance(one, type | FunctionType):
+            with suppress(OSError, TypeError):
+                parts.append(inspect.getsource(one))
+        if parts and one is start:
+            break
+    return {"source": "\n".join(parts)} if parts else {}
+
+
+#: What is known of classes that another process has sent here, by class: its packages by name.
+_CARRIED: dict[Any, dict[str, Package]] = {}
+
+#: A method's name and class, and the packages of each class that it is made of.
+Carried = list[tuple[str, type, list[tuple[type, dict[str, Package]]]]]
+
+
+def carried() -> Carried:
+    """Methods that this process registered and that no other can import: those of a notebook or a script."""
+    found: Carried = []
+    for name, cls in METHODS.registered().items():
+        if not isinstance(cls, type) or cls.__module__ != "__main__":
+            continue
+        own = []
+        for base in dict.fromkeys((*inspect.getmro(cls), *inspect.getmro(cls.Config))):  # type: ignore[attr-defined]
+            if base.__module__ == "__main__":
+                packages: dict[str, Package] = {}
+                _add(packages, base, "", None)
+                own.append((base, {k: {**p, "brings": []} for k, p in packages.items()}))
+        found.append((name, cls, own))
+    return found
+
+
+def adopt(methods: Carried) -> None:
+    """Register methods that another process has sent, under the code that they had there."""
+    for name, cls, own in methods:
+        METHODS.register(name, cls)
+        _CARRIED.update(own)
 
 
 def _places(module: ModuleType) -> list[Path]:

@@ -138,6 +138,8 @@ class PackageFacts(Document):
     """Whether the checkout had changes."""
     sha256: str
     """Over the package's Python files."""
+    source: str | None = None
+    """Of classes that were typed into a notebook, which no file holds."""
 
 
 class CodeFacts(Document):

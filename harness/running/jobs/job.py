@@ -22,6 +22,7 @@ import torch
 from harness.basics import devices, interruption
 from harness.basics.files import whole_file
 from harness.engine import faults
+from harness.recipes import foreign
 
 if TYPE_CHECKING:
     from harness.engine.training import Status
@@ -99,6 +100,15 @@ class Job(ABC):
 
     number: int
     processes: int = field(default=1, kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the methods that were typed into this process: no worker could import them."""
+        return {**self.__dict__, **({"_carried": typed} if (typed := foreign.carried()) else {})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Register the methods that it brings."""
+        foreign.adopt(state.pop("_carried", []))
+        self.__dict__.update(state)
 
     @property
     @abstractmethod

@@ -161,7 +161,7 @@ class TrialJob(Job):
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process makes all checks itself, for its own disk and device."""
-        return vars(self) | {"prepared": None}
+        return super().__getstate__() | {"prepared": None}
 
     @property
     def label(self) -> str:
