@@ -98,6 +98,18 @@ def test_a_name_that_is_taken_or_a_class_that_is_none_is_refused() -> None:
     assert "nobodys" not in METHODS
 
 
+def test_places_are_sent_from_the_root_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "a=b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    roots = ("here", "voc2012=here", "a=b")
+    options = wsss.Options(results="results", data_roots=roots)
+    sent = cloudpickle.loads(cloudpickle.dumps(options))
+    assert sent.results == tmp_path / "results"
+    assert sent.data_roots == (f"{tmp_path}/here", f"voc2012={tmp_path}/here", f"{tmp_path}/a=b")
+    assert cloudpickle.loads(cloudpickle.dumps(wsss.Options(results="s3://b/p"))).results == "s3://b/p"
+
+
 @pytest.mark.faults
 def test_it_trains_on_ray(typed: type) -> None:
     outcomes = wsss.run("typed.toml", seeds=2, resources=wsss.Resources(cpus_per_process=1))

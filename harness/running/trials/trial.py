@@ -18,7 +18,7 @@ import torch
 
 from harness.basics import devices
 from harness.basics.errors import UserError
-from harness.basics.files import cache_folder
+from harness.basics.files import cache_folder, expanded
 from harness.basics.reading import Damaged
 from harness.basics.schema import digest, essential
 from harness.data import sense
@@ -118,6 +118,20 @@ class Options:
     trackers: tuple[str, ...] = ()
     tracking_root: Path | None = None
     called: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process may stand in another folder: places are sent from the root on."""
+        sent = []
+        for root in self.data_roots:
+            name, equals, path = root.partition("=")
+            named = bool(equals) and not Path(root).exists()
+            sent.append(f"{name}={expanded(path).absolute()}" if named else str(expanded(root).absolute()))
+        return vars(self) | {
+            "results": self.results if is_uri(self.results) else expanded(self.results).absolute(),
+            "cache": self.cache.absolute(),
+            "data_roots": tuple(sent),
+            "tracking_root": None if self.tracking_root is None else self.tracking_root.absolute(),
+        }
 
     @property
     def tracking(self) -> Path:
