@@ -192,6 +192,7 @@ Examples:
   wsss plot --kind per-class --dataset mini
   wsss plot --kind curves --format pdf --out paper/figures
   wsss plot --kind qualitative --data-root ~/data    pictures, predictions and errors
+  wsss plot --recipe 'agmm/*' --recipe 'pce/mini-scribble (crop=48)'    these rows, by the names of tables
 
 Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to draw.""",
 )
@@ -203,6 +204,14 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to draw."
     metavar="KIND",
     help="per-class, difference, overview, seeds, boundary, published, annotation, cost, curves, qualitative "
     "(pictures), or all (but pictures).",
+)
+@click.option(
+    "--recipe",
+    "names",
+    multiple=True,
+    metavar="RECIPE|GLOB|ROW",
+    shell_complete=A_RECIPE,
+    help="Only these rows: recipes, patterns, or 'RECIPE (VALUES)' as tables print it; repeatable.",
 )
 @together(DATA_ROOT, DEVICE)
 @click.option(
@@ -218,6 +227,7 @@ def plot_verb(
     dataset: str | None,
     label: str,
     kind: str,
+    names: tuple[str, ...],
     formats: str,
     data_roots: tuple[str, ...],
     device: str,
@@ -229,6 +239,7 @@ def plot_verb(
     """
     from harness.records.records import Store
     from leaderboards.plots.plotting import check_kinds, write_plots
+    from leaderboards.rows.configurations import picked_rows
     from leaderboards.rows.gathering import gather_records
     from leaderboards.rows.tables import leaderboard as rows_of
     from leaderboards.write.report import check_formats, require_records
@@ -241,6 +252,7 @@ def plot_verb(
     frame = gather_records(store)
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
+    rows = picked_rows(rows, names) if names else rows
     place = out / "plots"
     if kind == "qualitative":
         from leaderboards.plots.qualitative import write_grids

@@ -398,7 +398,7 @@ TABLE: Mapping[str, Usage] = {
         ),
     ),
     "plot": Usage(
-        "results out dataset label kind formats",
+        "results out dataset label kind names formats",
         (
             Only(
                 "data_roots device",

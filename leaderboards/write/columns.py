@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
+from leaderboards.rows.configurations import row_text
 from leaderboards.rows.gathering import dataset_title
 from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.row import Row, trainings
@@ -157,7 +158,7 @@ def unasked_text(rows: Sequence[Row]) -> str:
 
 def recipe_text(row: Row) -> str:
     """Recipe name with overrides in brackets."""
-    return f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
+    return row_text(row)
 
 
 def images_text(row: Row) -> str:

@@ -359,9 +359,25 @@ def _pickled(place: Path) -> None:
     np.savez(file, ids=np.array([print], dtype=object))
 
 
+def _deep(place: Path) -> None:
+    (place / "record.json").write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
+
+
+def _inflates(place: Path) -> None:
+    """An array of 64 MiB in 64 KiB, whose directory says 64 bytes."""
+    (file,) = place.rglob("per_image.npz")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("ids.npy", "w", force_zip64=True) as stream:
+            for _ in range(64):
+                stream.write(b"\0" * (1 << 20))
+        archive.getinfo("ids.npy").file_size = 64
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        _deep,
+        _inflates,
         _edit("evaluation.json", "miou", 99.0),
         _edit("evaluation.json", "images", 10**30),
         _edit("record.json", "name", "../../evil/x"),

@@ -21,6 +21,7 @@ from harness.records.records import Store
 from leaderboards.judge.claims import judge
 from leaderboards.judge.comparison import compare
 from leaderboards.judge.statements import read_claims, validate_claims
+from leaderboards.rows.configurations import picked_rows
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.pivot import cells_of, pivots
 from leaderboards.rows.tables import leaderboard
@@ -187,6 +188,19 @@ def test_compare_and_claims_take_the_printed_name_of_a_row(factory: Factory, tmp
     assert targets(words[2])[0].overrides == {"crop": 80}  # the command runs what is missing
     file.write_text(file.read_text().replace("crop=80", "crop=tall"))
     assert "crop" in validate_claims({RECIPE: resolve(RECIPE)}, read_claims([file]))[0]
+
+
+def test_plots_take_the_printed_name_of_a_row(factory: Factory, tmp_path: Path, capsys) -> None:
+    fill(factory)
+    factory.record(resolve("pce/mini-scribble"))
+    rows = leaderboard(gather_records(factory.store), {}, resamples=0)
+    names = ["pce/*", f"{RECIPE} (optimiser.lr=1e-2, crop=48)"]
+    texts = {recipe_text(row) for row in picked_rows(rows, names)}
+    assert texts == {f"{RECIPE} (crop=48, optimiser.lr=0.01)", "pce/mini-scribble"}
+    assert len(picked_rows(rows, [RECIPE])) == 4
+    where = ["--results", factory.store.root, "--out", tmp_path / "out"]
+    assert wsss("plot", "--recipe", f"{RECIPE} (crop=49)", *where) == 2
+    assert "no row is called" in capsys.readouterr().err
 
 
 def test_verbs_that_take_a_recipe_take_the_name_of_a_row(capsys) -> None:
