@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,7 @@ class Status:
         miou: what was just measured, in percent (-inf where no class occurs).
         memory_mib: largest memory allocated on the GPU so far.
         warnings: what the user shall be told once.
+        waiting: share of the time since the last one in which the loader's pictures were waited for.
     """
 
     step: int
@@ -93,6 +94,7 @@ class Status:
     miou: float | None = None
     memory_mib: float | None = None
     warnings: tuple[str, ...] = ()
+    waiting: float = 0.0
 
     def after(self, earlier: Status) -> Status:
         """This one with what an earlier one of the same run knew and it does not say."""
@@ -358,11 +360,12 @@ class Trainer:
         pending: deque[tuple[int, list[str], dict[str, Tensor]]] = deque()
         every = self.log_every if self.device.type == "cuda" else 1  # reading a loss waits for the device
         since = saved = time.monotonic()
+        waits = _Waits(loader)
         first = self.step
         if not self.sums:
             self.logged = self.step
         self.method.train()
-        for groups in loader:
+        for groups in waits:
             progress = Progress(self.step, self.total, self.steps_per_epoch)
             lr = self._set_lr()
             terms = self.optimise(groups, progress)
@@ -373,7 +376,8 @@ class Trainer:
                 _checked(pending, self.sums)
             if at_row:
                 now = time.monotonic()
-                rate = (self.step - max(self.logged, first)) / max(now - since, 1e-9)
+                passed = max(now - since, 1e-9)
+                rate, waiting = (self.step - max(self.logged, first)) / passed, waits.taken() / passed
                 row = {name: value / (self.step - self.logged) for name, value in self.sums.items()}
                 self.sums, self.logged = {}, self.step
                 means = {f"note.{name}": float(total) / n for name, (total, n) in self.notes.items()}
@@ -386,7 +390,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 since = time.monotonic()
-                yield Status(self.step, self.total, rate, row, lr=lr, miou=miou)
+                yield Status(self.step, self.total, rate, row, lr=lr, miou=miou, waiting=waiting)
             # Between rows the terms of other processes are not known here.
             if interruption.noted() and (at_row or distributed.world_size() == 1):
                 _checked(pending, self.sums)
@@ -417,6 +421,28 @@ class Trainer:
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou
+
+
+class _Waits:
+    """What a loader gives, and the seconds for which it was waited for."""
+
+    def __init__(self, loader: Iterable[list[Batch]]) -> None:
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self.loader)
+        while True:
+            began = time.monotonic()
+            groups = next(batches, None)
+            self.seconds += time.monotonic() - began
+            if groups is None:
+                return
+            yield groups
+
+    def taken(self) -> float:
+        """Seconds since this was asked last."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def _pieces(batch: Batch, number: int) -> Iterator[Batch]:

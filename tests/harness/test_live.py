@@ -237,3 +237,15 @@ def test_trials_that_become_ready_later_count_from_the_start():
         board.end(key, "kept", "")
     assert board.remaining() == pytest.approx(10)
     board.close()
+
+
+@pytest.mark.parametrize(("waiting", "said"), [(0.05, ""), (0.4, "40% waiting for pictures")])
+def test_it_is_said_when_training_waits_for_its_pictures(waiting: float, said: str) -> None:
+    board = Board(2, console=terminal(140))
+    board.update("a", Status(3, 9, 1.0, waiting=waiting), Work("a"))
+    line = next(line for line in shown(board, 140) if line.startswith("a "))
+    assert line.rstrip().endswith(said or "-")
+    assert board.plain().endswith(f"a 3/9 at 1.00/s ({said})" if said else "a 3/9 at 1.00/s")
+    board.update("a", Status(3, 9, 1.0, note="evaluating val", waiting=waiting))
+    assert "waiting for" not in board.plain()
+    board.close()

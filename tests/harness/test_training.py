@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,12 @@ class Toy(nn.Module):
 
     def parameter_groups(self):
         return [{"params": self.body.parameters(), "lr_scale": 0.1}, {"params": self.head.parameters()}]
+
+    def make_optimiser(self, groups, spec):
+        return None
+
+    def take_notes(self):
+        return []
 
     def views(self):
         return {}
@@ -434,3 +441,19 @@ def test_batches_move_as_a_whole():
     assert moved.ids == ["1", "2"]
     assert (batch.labels[batch.valid] == 254).all()
     assert (batch.labels[~batch.valid] == 255).all()
+
+
+@pytest.mark.parametrize(("slow", "least", "most"), [("loader", 0.6, 1.0), ("step", 0.0, 0.3)])
+def test_the_share_of_time_spent_waiting_for_pictures_is_told(tmp_path, monkeypatch, slow, least, most):
+    trainer = make_trainer(tmp_path, make_recipe(schedule={"steps": 4}), log_every=2)
+    place = (TrainingSet, "__getitem__") if slow == "loader" else (Trainer, "optimise")
+    real = getattr(*place)
+
+    def slowly(*arguments):
+        time.sleep(0.02 if slow == "loader" else 0.2)
+        return real(*arguments)
+
+    monkeypatch.setattr(*place, slowly)
+    shares = [status.waiting for status in trainer.run()]
+    assert len(shares) == 2
+    assert all(least <= share <= most for share in shares)

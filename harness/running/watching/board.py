@@ -287,6 +287,7 @@ class Board:
             rows = (
                 f"{r.work.label} {_place(r.status, short=False)}"
                 + (f" at {_rate(r.rate)}/s" if r.rate else "")
+                + (f" ({waited})" if (waited := _waited(r.status)) else "")
                 for r in self.rows.values()
             )
             line += "".join(f"; {r}" for r in rows)
@@ -341,9 +342,20 @@ def _table(rows: Iterable[_Row], width: int) -> Table:
     if wide:
         table.add_column("", no_wrap=True, overflow="ellipsis")
     for row, values in zip(rows, cells, strict=True):
-        note = [Text(row.status.note, style="dim")] if wide else []
+        note = [Text(row.status.note or _waited(row.status), style="dim")] if wide else []
         table.add_row(Text(shortened_line(row.work.label, room)), *(Text(v) for v in values), *note)
     return table
+
+
+#: Share of the time from which on it is said that training waits for its pictures.
+_WAITS = 0.1
+
+
+def _waited(status: Status) -> str:
+    """How much of the time a training waits for its loader, where more workers would help; else empty."""
+    if status.note or status.waiting < _WAITS:
+        return ""
+    return f"{min(status.waiting, 1.0):.0%} waiting for pictures"
 
 
 def _place(status: Status, *, short: bool) -> str:

@@ -159,6 +159,7 @@ def _values(status: Status) -> dict[str, float]:
     if status.lr is not None:
         found["train/lr"] = status.lr
     found["train/steps_per_second"] = status.steps_per_second
+    found["train/waiting_for_pictures"] = status.waiting
     if status.miou is not None and status.miou >= 0:
         found["validation/miou"] = status.miou
     return found
