@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from harness.running.trials.trial import Outcome as Outcome
     from harness.running.trials.trial import Trial as Trial
     from leaderboards.judge.checking import check_package as check_package
+    from leaderboards.plots.plotting import Plot as Plot
     from leaderboards.rows.frames import class_table as class_table
     from leaderboards.rows.frames import record_table as record_table
     from leaderboards.rows.frames import table as table
@@ -133,6 +134,7 @@ _PLACES = {
     "harness.records.counts": ("PerImage",),
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.judge.checking": ("check_package",),
+    "leaderboards.plots.plotting": ("Plot",),
     "leaderboards.rows.frames": ("class_table", "record_table", "table"),
     "leaderboards.rows.metrics": ("ClassCounts", "Metric"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),

@@ -275,6 +275,7 @@ DECLARATIONS = Registry(
 DATASETS = Registry("wsss.datasets", "data set", "harness.data.base:Dataset")
 RECIPE_PACKAGES = Registry("wsss.recipes", "recipe package", "package")
 METRICS = Registry("wsss.metrics", "metric", "leaderboards.rows.metrics:Metric")
+PLOTS = Registry("wsss.plots", "plot", "leaderboards.plots.plotting:Plot")
 COMMANDS = Registry("wsss.commands", "command", "click:Command")
 PUBLISHED_PACKAGES = Registry("wsss.published", "package of published cells", "package")
 CLAIM_PACKAGES = Registry("wsss.claims", "package of claims", "package")

@@ -22,6 +22,7 @@ from harness.basics.registry import (
     DATASETS,
     METHODS,
     METRICS,
+    PLOTS,
     PROTOCOL_PACKAGES,
     PUBLISHED_PACKAGES,
     RECIPE_PACKAGES,
@@ -48,6 +49,7 @@ BROUGHT: dict[str, Registry] = {
     "packages of claims": CLAIM_PACKAGES,
     "packages of protocols": PROTOCOL_PACKAGES,
     "metrics": METRICS,
+    "plots": PLOTS,
     "verbs": COMMANDS,
 }
 #: The distribution that this project is.

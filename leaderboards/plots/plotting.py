@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from harness.basics.errors import UserError, nearest
+from harness.basics.errors import UserError, nearest, words
+from harness.basics.registry import PLOTS
 from leaderboards.plots import figures, overview
 from leaderboards.plots.drawing import LegendEntries, entries_of, once, save_figure, standing
 from leaderboards.rows.row import Row, trainings
@@ -36,6 +38,43 @@ _KINDS: dict[str, tuple[tuple[str, ...], Draw]] = {
 PLOT_KINDS = tuple(_KINDS)
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A kind of plot that a package brings (entry point ``wsss.plots``).
+
+    Attributes:
+        shared: what the rows of one figure have in common: ``dataset``, ``supervision``, ``evaluation``.
+        draw: from these rows, the best first, to a matplotlib figure; None where there is nothing to draw.
+    """
+
+    shared: tuple[str, ...]
+    draw: Callable[[Sequence[Row]], Figure | None]
+
+
+def plot_kinds() -> tuple[str, ...]:
+    """Every kind of plot: ours, and those of packages that can be used."""
+    wrong = PLOTS.problems()
+    return (*PLOT_KINDS, *(name for name in PLOTS.names() if name not in wrong and name not in _KINDS))
+
+
+def _kind(name: str) -> tuple[tuple[str, ...], Draw]:
+    if name in _KINDS:
+        return _KINDS[name]
+    own: Plot = PLOTS.get(name)
+
+    def draw(rows: Sequence[Row], entries: LegendEntries) -> Figure | None:
+        try:
+            return own.draw(rows)
+        except Exception as error:
+            raise UserError(
+                f"the plot {name!r} cannot be drawn: {type(error).__name__}: {words(error)}",
+                where=own.draw.__module__,
+                remedy="mend its function, which takes rows and gives a matplotlib figure",
+            ) from error
+
+    return own.shared, draw
+
+
 def draw_plots(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
     """File stem and figure of every plot of a kind.
 
@@ -45,7 +84,7 @@ def draw_plots(rows: Sequence[Row], kind: str) -> Iterator[tuple[str, Figure]]:
     """
     shown = standing(rows)
     entries = entries_of(shown)
-    parts, figure_of = _KINDS[kind]
+    parts, figure_of = _kind(kind)
     if kind not in ("per-class", "curves"):
         shown = [row for row in shown if row.output == "segmentation"]
 
@@ -79,11 +118,14 @@ def _best_of_each(rows: Sequence[Row]) -> list[Row]:
 
 def check_kinds(kind: str) -> tuple[str, ...]:
     """Kinds of plots that a name stands for. Raises UserError for an unknown one."""
-    if kind not in ("all", *PLOT_KINDS):
+    if kind == "all":
+        return plot_kinds()
+    if kind not in PLOT_KINDS and kind not in PLOTS:
         raise UserError(
-            f"unknown kind of plot {kind!r}", where="--kind", remedy=nearest(kind, ["all", *PLOT_KINDS])
+            f"unknown kind of plot {kind!r}", where="--kind", remedy=nearest(kind, ["all", *plot_kinds()])
         )
-    return PLOT_KINDS if kind == "all" else (kind,)
+    _kind(kind)
+    return (kind,)
 
 
 def write_plots(

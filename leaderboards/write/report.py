@@ -223,10 +223,10 @@ def write_report(
     if plots:
         from leaderboards.plots import qualitative, thumbnails
         from leaderboards.plots.drawing import once, save_figure
-        from leaderboards.plots.plotting import PLOT_KINDS, draw_plots
+        from leaderboards.plots.plotting import draw_plots, plot_kinds
 
         say = once(say)
-        for kind in PLOT_KINDS:
+        for kind in plot_kinds():
             for stem, figure in draw_plots(rows, kind):
                 written = save_figure(figure, out / "plots" / stem, ("png", "svg"), label, say)
                 drawn[stem] = written[1].read_bytes()

@@ -150,3 +150,33 @@ def test_a_metric_of_another_package_is_a_column(
         assert "metric f1: it says name = 'other'" in said
         assert "metric mine" not in said
     assert isinstance(metrics(["f1"])[0], Metric)
+
+
+PLOT = """
+from matplotlib.figure import Figure
+from wsss import Plot
+
+def draw(rows):
+    figure = Figure()
+    figure.subplots().bar([r.recipe for r in rows], [r.mean for r in rows])
+    return figure
+
+BARS = Plot(("dataset",), draw)
+WRONG = Plot(("dataset",), lambda rows: rows.nothing)
+"""
+
+
+def test_a_plot_of_another_package_is_drawn(
+    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
+    factory.record(factory.resolved("pce/mini-point"), 0, quality=0.5)
+    where = ["--results", str(factory.store.root), "--out", str(tmp_path / "out"), "--format", "svg"]
+    entries = {"plots": {"bars": "mine_plots:BARS", "wrong": "mine_plots:WRONG", "none": "mine_plots:draw"}}
+    with installed(tmp_path / "p", "mine-plots", {"mine_plots.py": PLOT}, entries):
+        assert wsss("plot", "--kind", "bars", *where) == 0
+        assert list((tmp_path / "out/plots").glob("bars-*.svg"))
+        assert wsss("plot", "--kind", "wrong", *where) == 2
+        assert "the plot 'wrong' cannot be drawn: AttributeError" in capsys.readouterr().err
+        assert wsss("plot", "--kind", "none", *where) == 2
+        assert "cannot be used" in capsys.readouterr().err
