@@ -20,7 +20,7 @@ from leaderboards.write.budgets import budget_listing, budget_markdown
 from tests.runs import wsss
 
 TINY = {**FORTY, "schedule.steps": 4}
-RECIPES = ("pce/mini-scribble", "rloss/mini-scribble")
+RECIPES = ("pce/mini-scribble", "gated_crf/mini-scribble")
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,10 @@ def test_a_trial_counts_with_what_it_had_reached() -> None:
 
 
 def _budget(options, **changes):
-    return tune(RECIPES, 5, 2, overrides=TINY, options=options, say=lambda text: None, **changes)
+    return tune(RECIPES, 4, 2, overrides=TINY, options=options, say=lambda text: None, **changes)
 
 
+@pytest.mark.faults
 def test_every_recipe_gets_the_same_and_is_trained_anew(options, monkeypatch) -> None:
     """The same number of trials, the same pictures; stopped in between, it ends as it would have."""
 
@@ -102,7 +103,7 @@ def test_every_recipe_gets_the_same_and_is_trained_anew(options, monkeypatch) ->
     assert done.failed == 0
     for one in done.recipes:
         counts = one.found.counts
-        assert counts["finished"] + counts.get("pruned", 0) == 5
+        assert counts["finished"] + counts.get("pruned", 0) == 4
         assert one.found.stamp == done.recipes[0].found.stamp
         assert one.found.pictures == done.recipes[0].found.pictures
     assert {o.status for o in done.outcomes} <= {"finished", "kept"}
@@ -111,17 +112,15 @@ def test_every_recipe_gets_the_same_and_is_trained_anew(options, monkeypatch) ->
         assert row.published is not None
         assert row.best is not None
         assert (row.published.n, row.best.n) == (2, 2)
-        assert len(row.mean) == 5
+        assert len(row.mean) == 4
         assert (row.difference is None) == row.tuned.own
     assert sorted(row.places[0] for row in rows) == [1, 2]
     text = budget_listing(rows, done) + budget_markdown(rows, done, "x")
     assert "drawn without replacement" in text
     assert "equally tuned" in text
     lines = budget_lines(rows)
-    assert len(lines) == 10
+    assert len(lines) == 8
     assert {line["masks"] for line in lines} == {done.recipes[0].found.pictures}
-    again = _budget(options)
-    assert {o.status for o in again.outcomes} == {"kept"}
 
 
 @pytest.mark.parametrize(

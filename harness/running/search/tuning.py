@@ -11,8 +11,9 @@ from harness.basics.errors import UserError
 from harness.basics.text import one_line
 from harness.data.sets.own import register
 from harness.recipes.given import Given, given
+from harness.recipes.resolving import resolve
 from harness.running.jobs.job import Resources
-from harness.running.search.objective import HELD_OUT
+from harness.running.search.objective import HELD_OUT, choose_objective
 from harness.running.search.plan import SAMPLERS, plan_search
 from harness.running.search.searching import SearchDisplay, Searched, search, silent
 from harness.running.search.study import Study
@@ -119,14 +120,14 @@ def tune(
         "options": options,
     }
     for one in asked.values():
-        plan = plan_search(one.name, trials, overrides=one.overrides, **usual)
-        if plan.objective.reported:
+        if choose_objective(resolve(one.name, one.overrides).recipe, objective_split, share).reported:
             raise UserError(
                 f"{one.name} reports numbers on {objective_split!r}: whatever is selected on it is no result",
                 where="--objective-split",
                 remedy=f"use {HELD_OUT!r}, or a split that is not reported",
             )
-        if plan.own is None:
+    for one in asked.values():
+        if plan_search(one.name, trials, overrides=one.overrides, **usual).own is None:
             say(f"note: the own values of {one.name} lie outside of its search space: no trial has them")
     tuned, failed = [], 0
     for place, one in enumerate(asked.values(), 1):
