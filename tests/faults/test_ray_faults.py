@@ -222,7 +222,7 @@ def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
         wait_for(lambda: len(exported()) >= 3)
         cluster.remove_node(node, allow_graceful=False)
 
-    export = ["export", *more[1:5], "--set", "schedule.steps=2", "--split", "val", "--data-root", small]
+    export = ["export", RECIPE, *TINY, "--set", "schedule.steps=2", "--split", "val", "--data-root", small]
     export += [*where, "--device", "cpu", "--address", cluster.address, "--out", labels]
     meanwhile(kill_another)
     assert wsss(*export, *(part for seed in range(12) for part in ("--seed", seed))) == 0
