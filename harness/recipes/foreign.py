@@ -204,7 +204,7 @@ _CARRIED: dict[Any, dict[str, Package]] = {}
 Carried = list[tuple[str, type, list[tuple[type, dict[str, Package]]]]]
 
 
-def carried() -> Carried:
+def typed_in() -> Carried:
     """Methods that this process registered and that no other can import: those of a notebook or a script."""
     found: Carried = []
     for name, cls in METHODS.registered().items():

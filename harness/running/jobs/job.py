@@ -103,7 +103,7 @@ class Job(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """With the methods that were typed into this process: no worker could import them."""
-        return {**self.__dict__, **({"_carried": typed} if (typed := foreign.carried()) else {})}
+        return {**self.__dict__, **({"_carried": typed} if (typed := foreign.typed_in()) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Register the methods that it brings."""
