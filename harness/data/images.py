@@ -108,14 +108,23 @@ def read_rgb(path: Path, exif: Exif = "ignore") -> np.ndarray:
         UserError: the file is missing, truncated, corrupt, or has more than eight bits per channel.
     """
     with _opened(path, "picture") as image:
-        deep = is_deep(image)
-        if image.mode in _COLOUR_MODES and not deep:
-            rgb = _oriented(image, exif)
-            return np.array(rgb if rgb.mode == "RGB" else rgb.convert("RGB"))
-        mode = f"{image.mode} with 16 bits for each channel" if deep else image.mode
+        return rgb_of(image, exif, path)
+
+
+def rgb_of(image: Image.Image, exif: Exif = "ignore", where: Path | str = "picture") -> np.ndarray:
+    """An opened picture as :func:`read_rgb` reads its file.
+
+    Raises:
+        UserError: it has more than eight bits per channel.
+    """
+    deep = is_deep(image)
+    if image.mode in _COLOUR_MODES and not deep:
+        rgb = _oriented(image, exif)
+        return np.array(rgb if rgb.mode == "RGB" else rgb.convert("RGB"))
+    mode = f"{image.mode} with 16 bits for each channel" if deep else image.mode
     raise UserError(
         f"the picture has mode {mode}, which has no one meaning as 8-bit colours",
-        where=path,
+        where=where,
         remedy="convert it to an 8-bit RGB or grey file",
     )
 

@@ -24,6 +24,7 @@ from harness.recipes import protocols
 from harness.recipes.resolving import resolve
 from harness.records.records import Record
 from harness.running.inference import deployment, prediction
+from harness.running.inference.segmenter import Segmenter
 from harness.running.trials.execution import execute, plan
 from harness.running.trials.trial import Options
 
@@ -331,6 +332,38 @@ def test_predictions_are_those_of_an_evaluation(record: Record, shapes: Path, tm
     dataset = DATASETS.get("shapes")(shapes)
     ((_, label, _),) = evaluator.predictions(method, dataset, "val", p)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / "3.png")), label)
+
+
+def test_a_picture_in_memory_is_segmented_as_its_file_is(record: Record, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    file = photograph(tmp_path / "a.png", exif=exif)
+    assert predicted(record, file, tmp_path / "out") == 0
+    expected = np.array(Image.open(tmp_path / "out" / "a.png"))
+    segmenter = Segmenter(record.path, device="cpu")
+    with Image.open(file) as image:
+        turned = np.array(image.transpose(Image.Transpose.ROTATE_270))
+        for given in (file, str(file), image, turned):
+            np.testing.assert_array_equal(segmenter(given), expected)
+    assert segmenter.coloured(expected).getpalette()[:6] == [*COLOURS[0], *COLOURS[1]]
+    assert segmenter.classes == tuple(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((4, 5), np.uint8), "uint8 (4, 5) is no picture"),
+        (np.zeros((4, 5, 3)), "float64 (4, 5, 3) is no picture"),
+        (np.zeros((0, 5, 3), np.uint8), "uint8 (0, 5, 3) is no picture"),
+        (Image.new("I;16", (4, 5)), "I;16"),
+        (None, "NoneType is no picture"),
+        (b"bytes", "bytes is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_named(record: Record, given: object, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        Segmenter(record.path, device="cpu")(given)  # type: ignore[arg-type]
+    assert said in error.value.problem
 
 
 def test_python_names_the_broken_at_the_end(record: Record, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from harness.basics.errors import UserError
 from harness.basics.registry import DATASETS
+from harness.data.images import Exif, read_rgb, rgb_of
 from harness.data.sets.own import register
 from harness.engine.networks import load_network
 from harness.engine.outputs import check_scored
@@ -43,6 +44,7 @@ class Segmenter:
     Attributes:
         classes: names of the classes, in the order of their numbers.
         palette: ``(K, 3)`` colours, 0..255.
+        exif: whether pictures are turned as their EXIF orientation says.
 
     Raises:
         UserError: there is no such record, or the weights do not fit.
@@ -70,8 +72,9 @@ class Segmenter:
             check_scored(resolved, protocol=protocol, network=network, table=table)
             self.device = choose_device(device)
             file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
-            info = DATASETS.get(resolved.recipe.dataset).info
-            self.classes, self.palette = info.classes, info.palette
+            known = DATASETS.get(resolved.recipe.dataset)
+            self.classes, self.palette = known.info.classes, known.info.palette
+            self.exif = known.exif
             self.method = load_network(resolved, self.device, file, table, say=say)
             self.network = network
             self.protocol = protocols.protocol(protocol or resolved.recipe.usual_evaluation.protocol)
@@ -80,16 +83,21 @@ class Segmenter:
         """Segment a picture.
 
         Args:
-            image: a PIL image of any mode, an ``(H, W, 3)`` uint8 array, or a file.
+            image: a PIL image, an ``(H, W, 3)`` uint8 array, or a file. What a camera says of its orientation
+                is read as in training.
 
         Returns:
             ``(H, W)`` uint8 label map, ``0..K-1``.
 
         Raises:
-            UserError: it is no picture.
+            UserError: it is no picture of 8-bit colours.
         """
-        pixels = _rgb(image)
-        return tiling.segment(self.method, pixels, self.protocol, device=self.device, network=self.network)
+        pixels = _rgb(image, self.exif)
+        height, width = pixels.shape[:2]
+        side = tiling.tile_side(height, width, len(self.classes), self.protocol)
+        return tiling.segment(
+            self.method, pixels, self.protocol, device=self.device, network=self.network, side=side
+        )
 
     def coloured(self, labels: np.ndarray) -> Image.Image:
         """A label map ``(H, W)`` as a palette picture in the data set's colours."""
@@ -98,15 +106,13 @@ class Segmenter:
         return picture
 
 
-def _rgb(image: Any) -> np.ndarray:
+def _rgb(image: Any, exif: Exif) -> np.ndarray:
     """``(H, W, 3)`` uint8."""
     if isinstance(image, str | Path):
-        from harness.data.images import read_rgb
-
-        return read_rgb(Path(image))
+        return read_rgb(Path(image), exif)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return rgb_of(image, exif, "wsss.Segmenter")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
         return image
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UserError(
