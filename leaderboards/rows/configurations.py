@@ -36,8 +36,8 @@ class Configurations:
     def with_values(self, name: str, overrides: Mapping[str, Any]) -> pd.DataFrame:
         """Lines of a recipe with these values, evaluations under the names that the recipe gives them.
 
-        Values that only inference reads pick evaluations; all others pick trainings. Lines are named by these
-        values, in whatever way they were given.
+        Values that only inference reads pick evaluations; all others pick trainings. Lines are called as all
+        their records were, or by these values, in whatever way they were given.
 
         Raises:
             UserError: the recipe, a key or a value is unknown.
@@ -54,7 +54,9 @@ class Configurations:
         ]
         found = own[fits]
         plain = [_plain_name(run) for run in found["run"]]
-        return found.assign(overrides=values_text(overrides), evaluation=plain)
+        called = {record.data.get("called", "") for record in found["record"]}
+        text = values_text(overrides) if len(called) != 1 else called.pop() or values_text(overrides)
+        return found.assign(overrides=text, evaluation=plain)
 
     def named(self, target: str) -> pd.DataFrame:
         """Lines of a row by the name that tables print: the same text, or the same values.

@@ -61,7 +61,8 @@ def test_names_are_those_that_the_verbs_know() -> None:
 
 
 def test_every_argument_that_takes_a_name_completes() -> None:
-    """One that is added later too."""
+    """One that is added later too; names that the user makes up are left to him."""
+    made_up = {"wsss new: name", "wsss freeze: name"}
     takes_a_name = ("recipe", "targets", "dataset", "suites", "name", "first", "second", "source")
     mute: list[str] = []
 
@@ -82,7 +83,7 @@ def test_every_argument_that_takes_a_name_completes() -> None:
         )
 
     walk(cli, "wsss")
-    assert mute == []
+    assert set(mute) <= made_up
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -78,6 +78,11 @@ WRITING = {
     "plot": [],
     "claims": [],
     "report": [],
+    "curve": ["x"],
+    "grid": ["x", "--set", "a=1"],
+    "tune": ["x"],
+    "pack": ["--made-by", "x"],
+    "freeze": ["x"],
 }
 
 
@@ -89,7 +94,7 @@ def test_the_list_holds_every_verb_that_names_its_output() -> None:
     verbs = {verb.removesuffix(" --model") for verb in WRITING}
     assert verbs == {verb for verb, command in VERBS.items() if _output(command)}
     read = {"checkpoint", "predictions", "pictures", "source", "warm_start", "folders", "metadata"}
-    read |= {"folder"}  # of a report that is opened
+    read |= {"folder", "files"}  # a report that is opened, bundles
     for verb, command in VERBS.items():
         paths = [p for p in command.params if isinstance(p.type, click.Path)]
         assert {p.name for p in paths} <= {p.name for p in _output(command)} | read, verb
