@@ -38,6 +38,7 @@ from harness.engine.networks import build_method
 from harness.engine.optimisers import create_optimiser
 from harness.engine.outputs import check_output
 from harness.engine.shapes import ShapeTable
+from harness.recipes.declared import require_agreement
 from harness.recipes.names import check_network
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def rehearse(resolved: Resolved) -> Rehearsed:
         UserError: it cannot be built, it breaks the contract of :class:`harness.engine.method.Method`, or it
             lacks a network or an output that the recipe evaluates.
     """
+    require_agreement(resolved.recipe.method)
     found = tried(resolved)
     where = resolved.file
     method = METHODS.get(resolved.recipe.method)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
+from harness.basics.errors import UserError
 from harness.basics.registry import DECLARATIONS, METHODS
 from harness.basics.schema import schema
 from harness.data.base import Supervision
@@ -64,6 +65,24 @@ def declared(name: str) -> Declaration | type[Method]:
     method, told = METHODS.sole(name), DECLARATIONS.sole(name)
     known = method is not None and told is not None and _of_one_package(method, told)
     return DECLARATIONS.get(name) if known else METHODS.get(name)
+
+
+def require_agreement(name: str) -> None:
+    """Refuse a method whose class is not what its declaration says: recipes are read by the one, and trained
+    by the other.
+
+    Raises:
+        UserError: they differ, or as :func:`declared`.
+    """
+    told, cls = declared(name), METHODS.get(name)
+    if not isinstance(told, Declaration):
+        return
+    if other := [f.name for f in fields(told) if getattr(cls, f.name, None) != getattr(told, f.name)]:
+        raise UserError(
+            f"the class of the method {name!r} and its declaration differ in {' and '.join(other)}",
+            where=f"{cls.__module__}.{cls.__qualname__}",
+            remedy="let the class take the values over: class Mine(Method, declared=MINE)",
+        )
 
 
 @cache

@@ -369,7 +369,7 @@ def _config(method: Any, recipe: Recipe, where: str) -> Any:
     if not is_schema(method.Config):
         raise UserError(
             f"the Config of the method {recipe.method!r} is no frozen dataclass of harness.basics.schema",
-            where=f"{method.__module__}.{method.__qualname__}.Config",
+            where=f"{getattr(method, '__qualname__', method.name)}.Config",
             remedy="write it as docs/methods.md says: a class under @schema",
         )
     try:
@@ -379,7 +379,7 @@ def _config(method: Any, recipe: Recipe, where: str) -> Any:
     except Exception as error:  # a class of another package, which may be no schema
         raise UserError(
             f"the Config of the method {recipe.method!r} cannot be read: {type(error).__name__}: {error}",
-            where=f"{method.__module__}.{method.__qualname__}",
+            where=getattr(method, "__qualname__", method.name),
             remedy="write it as docs/methods.md says: a class under harness.basics.schema.schema",
         ) from error
 

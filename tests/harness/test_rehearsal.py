@@ -12,7 +12,7 @@ from runs import wsss
 from small_methods import build, make_batch
 
 from harness.basics.errors import UserError
-from harness.basics.registry import DATASETS, METHODS
+from harness.basics.registry import DATASETS, DECLARATIONS, METHODS
 from harness.basics.schema import dump
 from harness.engine import faults, rehearsal
 from harness.engine.batch import Progress
@@ -225,10 +225,12 @@ def test_a_warm_up_is_compared_with_epochs_where_their_length_is_known(small, tm
 def tried(monkeypatch):
     """Rehearse a recipe with a method of the test's own in place of its method."""
 
-    def go(cls: type) -> rehearsal.Rehearsed:
+    def go(cls: type, declared: bool = False) -> rehearsal.Rehearsed:
         monkeypatch.setattr(rehearsal, "_known", {})
         get = METHODS.get
         monkeypatch.setattr(METHODS, "get", lambda name: cls if name == "pce" else get(name))
+        if not declared:  # as most methods from outside
+            monkeypatch.setattr(DECLARATIONS, "sole", lambda name: None)
         return rehearse(resolve(RECIPE))
 
     return go
@@ -368,6 +370,12 @@ def test_an_error_that_a_made_up_batch_may_cause_is_left_to_the_first_step(tried
 def test_a_mistake_in_a_method_is_named_before_the_first_step(message, tried):
     with pytest.raises(UserError, match=message):
         tried(_method(**MISTAKES[message]))
+
+
+def test_a_class_that_is_not_what_its_declaration_says_is_refused(tried):
+    other = {"supervision": frozenset({"image"}), "networks": ("default", "teacher")}
+    with pytest.raises(UserError, match="its declaration differ in supervision and networks"):
+        tried(_method(**other), declared=True)
 
 
 def test_parameters_that_no_group_holds_are_named(tried):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_contract import build, make_batch
+from small_methods import build, make_batch
 
 from harness.engine.batch import UNLABELLED, Progress
 from harness.nn.dense_crf import dense_crf_loss
