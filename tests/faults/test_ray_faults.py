@@ -171,7 +171,7 @@ def test_a_search_with_two_processes_per_trial_finds_what_one_process_finds(clus
 
 
 def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
-    """Another protocol for thirty records: none twice, and none lost with the node. Then twelve of their
+    """Another protocol for thirty records: none twice, and none lost with the node. Then eight of their
     networks export label maps while another node dies."""
     train = ["run", RECIPE, *TINY, "--set", "schedule.steps=2", "--data-root", small, "--device", "cpu"]
     where = ["--results", tmp_path / "results"]
@@ -219,14 +219,14 @@ def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
     labels, node = tmp_path / "labels", next(iter(cluster.worker_nodes))
 
     def kill_another():
-        wait_for(lambda: len(exported()) >= 3)
+        wait_for(lambda: len(exported()) >= 2)
         cluster.remove_node(node, allow_graceful=False)
 
     export = ["export", RECIPE, *TINY, "--set", "schedule.steps=2", "--split", "val", "--data-root", small]
     export += [*where, "--device", "cpu", "--address", cluster.address, "--out", labels]
     meanwhile(kill_another)
-    assert wsss(*export, *(part for seed in range(12) for part in ("--seed", seed))) == 0
-    assert len(exported()) == 12
+    assert wsss(*export, *(part for seed in range(8) for part in ("--seed", seed))) == 0
+    assert len(exported()) == 8
     maps = [{f.name: f.read_bytes() for f in folder.glob("*.png")} for folder in labels.iterdir()]
     assert maps[0]
     assert all(m == maps[0] for m in maps)  # copies of one network
