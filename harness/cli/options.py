@@ -56,6 +56,14 @@ class Real(click.FloatRange):
         return number
 
 
+#: ``share`` of the training split that a search compares trials on.
+HELD_OUT_SHARE = click.option(
+    "--held-out", "share", type=Real(), default=0.2, show_default=True, help="Share that is held out."
+)
+#: ``scheduler`` of a search.
+EARLY_STOPPING = click.option(
+    "--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none."
+)
 #: Processes and threads.
 COUNT = click.IntRange(0, 4096)
 #: Seeds that every generator takes.

@@ -10,7 +10,7 @@ import click
 
 from harness.basics import listing
 from harness.cli.completing import A_RECIPE
-from harness.cli.options import SEED_RANGE, SET, OutputPath, Real, aside, execution
+from harness.cli.options import EARLY_STOPPING, HELD_OUT_SHARE, SEED_RANGE, SET, OutputPath, aside, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Running the same command again goes on where it stopped; a larger --trials adds 
     help="Trials that shall have finished in the end.",
 )
 @click.option("--sampler", default="tpe", show_default=True, help="tpe, cmaes, random, grid or gp.")
-@click.option("--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none.")
+@EARLY_STOPPING
 @click.option(
     "--seed", type=SEED_RANGE, default=0, show_default=True, help="Of the sampler and of every trial."
 )
@@ -56,9 +56,7 @@ Running the same command again goes on where it stopped; a larger --trials adds 
     show_default=True,
     help="held-out (a part of the training split), or a split such as val; stamped on every output.",
 )
-@click.option(
-    "--held-out", "share", type=Real(), default=0.2, show_default=True, help="Share that is held out."
-)
+@HELD_OUT_SHARE
 @click.option(
     "--grid-points", type=click.IntRange(2, 1000), default=3, show_default=True, help="Grid: per number."
 )

@@ -10,7 +10,17 @@ import click
 
 from harness.basics.files import whole_file
 from harness.cli.completing import RECIPES
-from harness.cli.options import JSON, SEED_RANGE, SET, OutputPath, Real, aside, ended, execution
+from harness.cli.options import (
+    EARLY_STOPPING,
+    HELD_OUT_SHARE,
+    JSON,
+    SEED_RANGE,
+    SET,
+    OutputPath,
+    aside,
+    ended,
+    execution,
+)
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
@@ -45,7 +55,7 @@ stopped, and takes over what `wsss search` has run with the same options.""",
     help="Seeds of either configuration in the end.",
 )
 @click.option("--sampler", default="random", show_default=True, help="random, tpe, cmaes or gp.")
-@click.option("--scheduler", default="asha", show_default=True, help="Early stopping: asha, median or none.")
+@EARLY_STOPPING
 @click.option("--seed", type=SEED_RANGE, default=0, show_default=True, help="Of samplers and of every trial.")
 @click.option(
     "--objective-split",
@@ -53,9 +63,7 @@ stopped, and takes over what `wsss search` has run with the same options.""",
     show_default=True,
     help="held-out (a part of the training split), or a split with masks that no recipe reports on.",
 )
-@click.option(
-    "--held-out", "share", type=Real(), default=0.2, show_default=True, help="Share that is held out."
-)
+@HELD_OUT_SHARE
 @SET
 @click.option(
     "--out",

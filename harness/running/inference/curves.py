@@ -14,7 +14,6 @@ import torch
 
 from harness.basics import finite, interruption
 from harness.basics.errors import UserError
-from harness.basics.reading import Damaged
 from harness.basics.registry import DATASETS, METHODS
 from harness.data.sets.own import register
 from harness.engine.method import Method
@@ -28,8 +27,8 @@ from harness.recipes.given import one
 from harness.recipes.resolving import resolve
 from harness.recipes.specs import EvaluationSpec
 from harness.records.records import Store
-from harness.running.inference.scoring import finished_records
-from harness.running.jobs.calls import Call, results
+from harness.running.inference.scoring import finished_records, of_sound_records
+from harness.running.jobs.calls import Call
 from harness.running.jobs.job import Event, Resources
 from harness.running.trials.trial import Options, Trial, forget_data, prepare
 
@@ -140,12 +139,7 @@ def threshold_curve(
     sweeps: list[tuple[np.ndarray, ...]] = []
     notes: dict[str, None] = {}
     number = 0
-    for record, found in zip(records, results(calls, resources, "records"), strict=True):
-        if isinstance(found, Damaged):  # the other seeds go on
-            at.note(found)
-            continue
-        if isinstance(found, UserError):
-            raise found
+    for record, found in of_sound_records(records, calls, resources, at):
         sweep, number, told = found
         notes |= dict.fromkeys(told)
         if sweep is not None:

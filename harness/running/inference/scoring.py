@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable, sha256_of, write_json
@@ -36,6 +36,8 @@ from harness.running.jobs.job import Event, Resources
 from harness.running.trials.mending import make_way
 from harness.running.trials.trial import Options, Trial, choose_device, forget_data, prepare
 from harness.running.trials.work import evaluate_into_record
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,6 @@ def evaluate(
     )
     if checkpoint is None:
         at = store or options.store
-        options = options if resources is None else options.absolute()
         yield from _records(recipe, spec, options, resources, at, dict(overrides or {}), say)
     else:
         yield _checkpoint(resolved, checkpoint, table, spec, options, save, encoding, say, progress)
@@ -236,13 +237,7 @@ def _records(
         )
         for number, record in enumerate(records)
     ]
-    for call, found in zip(calls, results(calls, resources, "records"), strict=True):
-        if isinstance(found, Damaged):  # the other seeds go on
-            store.note(found)
-            continue
-        if isinstance(found, UserError):
-            raise found
-        place, title, notes = found
+    for call, (place, title, notes) in of_sound_records(calls, calls, resources, store):
         for note in notes:
             say(note)
         if title is None:
@@ -252,6 +247,24 @@ def _records(
         done = store.get(place)
         assert done is not None
         yield Scored(f"{call.label}: {title}", done.evaluations[title].data)
+
+
+def of_sound_records(
+    items: Sequence[_Item], calls: Sequence[Call], resources: Resources | None, store: Store
+) -> Iterator[tuple[_Item, Any]]:
+    """What calls on records give, each beside its item; a damaged record is noted in the store, and the other
+    seeds go on.
+
+    Raises:
+        UserError: that of a call.
+    """
+    for item, found in zip(items, results(calls, resources, "records"), strict=True):
+        if isinstance(found, Damaged):
+            store.note(found)
+        elif isinstance(found, UserError):
+            raise found
+        else:
+            yield item, found
 
 
 def _score(trial: Trial, spec: EvaluationSpec, digest: str, options: Options) -> Iterator[Event]:

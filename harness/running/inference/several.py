@@ -93,7 +93,6 @@ def _of_seeds(
 ) -> Iterator[OfSeed]:
     asked = one(recipe, named.get("overrides"))
     options: Options = named.get("options") or Options()
-    options = options if resources is None else options.absolute()
     records = finished_records(asked.name, options.store, asked.overrides)
     found = sorted({record.seed for record in records})
     wanted = found if seeds is None else list(dict.fromkeys(seeds))

@@ -121,17 +121,7 @@ class Options:
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process may stand in another folder: places are sent from the root on."""
-        sent = []
-        for root in self.data_roots:
-            name, equals, path = root.partition("=")
-            named = bool(equals) and not Path(root).exists()
-            sent.append(f"{name}={expanded(path).absolute()}" if named else str(expanded(root).absolute()))
-        return vars(self) | {
-            "results": self.results if is_uri(self.results) else expanded(self.results).absolute(),
-            "cache": self.cache.absolute(),
-            "data_roots": tuple(sent),
-            "tracking_root": None if self.tracking_root is None else self.tracking_root.absolute(),
-        }
+        return vars(self.absolute())
 
     @property
     def tracking(self) -> Path:
@@ -147,8 +137,13 @@ class Options:
 
     def absolute(self) -> Options:
         """The same for processes that stand in another folder."""
-        at = self.results if is_uri(self.results) else Path(self.results).absolute()
-        return replace(self, results=at, data_roots=tuple(map(own.absolute_root, self.data_roots)))
+        return replace(
+            self,
+            results=self.results if is_uri(self.results) else expanded(self.results).absolute(),
+            cache=self.cache.absolute(),
+            data_roots=tuple(map(own.absolute_root, self.data_roots)),
+            tracking_root=None if self.tracking_root is None else self.tracking_root.absolute(),
+        )
 
 
 @dataclass(frozen=True)
