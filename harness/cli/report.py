@@ -378,17 +378,19 @@ Examples:
   wsss compare agmm/mini-scribble agmm/mini-scribble@mine    against the configuration that was called so
   wsss compare agmm/mini-scribble 'agmm/mini-scribble (crop=48)'    against a row as the tables print it
   wsss compare pce/mini-point agmm/mini-point --set dataset=birds --data-root birds=~/birds
+  wsss compare agmm/mini-scribble pce/mini-scribble --metric boundary-iou    further figures of both
 
 Exit codes: 0 done, whatever the verdict; 1 done, and damaged files were left out; 2 nothing to compare.""",
 )
 @click.argument("first", shell_complete=A_RECIPE)
 @click.argument("second", shell_complete=A_RECIPE)
 @click.option("--evaluation", metavar="NAME", help="Only this evaluation, such as val-single.")
-@together(SET, DATA_ROOT, RESULTS, JSON)
+@together(_METRICS, SET, DATA_ROOT, RESULTS, JSON)
 def compare_verb(
     first: str,
     second: str,
     evaluation: str | None,
+    metrics: tuple[str, ...],
     assignments: tuple[str, ...],
     data_roots: tuple[str, ...],
     results: Path | str,
@@ -407,9 +409,11 @@ def compare_verb(
     from leaderboards.judge.comparison import as_plain
     from leaderboards.judge.comparison import compare as compared
     from leaderboards.rows.gathering import gather_records
+    from leaderboards.rows.metrics import metrics as metrics_named
     from leaderboards.write import listings
     from leaderboards.write.report import require_records
 
+    asked = metrics_named(metrics)
     store = Store(results)
     frame = gather_records(store)
     require_records(frame, store)
@@ -417,7 +421,9 @@ def compare_verb(
         frame, _recipes(), first, second, evaluation=evaluation, overrides=parse_overrides(assignments)
     )
     click.echo(
-        json.dumps([as_plain(one) for one in found], indent=1) if as_json else listings.comparison(found)
+        json.dumps([as_plain(one, asked) for one in found], indent=1)
+        if as_json
+        else listings.comparison(found, asked)
     )
     return ended(store)
 

@@ -413,7 +413,7 @@ TABLE: Mapping[str, Usage] = {
         "results out dataset suites metrics label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
-    "compare": Usage("first second evaluation assignments data_roots results as_json"),
+    "compare": Usage("first second evaluation metrics assignments data_roots results as_json"),
     "import": Usage(
         "folder metadata results",
         (

@@ -34,11 +34,11 @@ def class_pairs(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> n
     The label decides the row, of K + 2: classes, no class, not counted. The prediction decides the column, of
     K + 1: classes, no decision.
     """
-    labels = _bytes(mask, num_classes)
+    labels = as_bytes(mask, num_classes)
     rows = np.minimum(labels, num_classes)
     rows += labels == IGNORE
     found = np.multiply(rows, num_classes + 1, dtype=np.uint16)
-    found += np.minimum(_bytes(prediction, num_classes), num_classes)
+    found += np.minimum(as_bytes(prediction, num_classes), num_classes)
     return found
 
 
@@ -51,7 +51,7 @@ def pair_counts(pairs: np.ndarray, num_classes: int) -> tuple[np.ndarray, ...]:
     return both.copy(), counted.sum(-2)[..., :k], counted.sum(-1)[..., :k]
 
 
-def _bytes(values: np.ndarray, num_classes: int) -> np.ndarray:
+def as_bytes(values: np.ndarray, num_classes: int) -> np.ndarray:
     """Integers as bytes: classes and 255 as they are, any other one as a number that is no class."""
     if values.dtype == np.uint8:
         return values

@@ -5,7 +5,7 @@ Layout of a trial's folder, ``<root>/<method>/<recipe>/<digest>/seed-<n>/``::
     history.csv                                 loss terms, learning rate, rate of every logged step
     checkpoint/last.pt                          resumable until the run is finished, then weights only
     evaluations/<name>-<digest>/per_image.npz   ids; per image and class: intersection, predicted, labelled
-    evaluations/<name>-<digest>/boundary.npz    the same within bands around boundaries, summed (segmentation)
+    evaluations/<name>-<digest>/boundary.npz    the same near boundaries, summed over the pictures
     evaluations/<name>-<digest>/evaluation.json the number with everything that defines it
     record.json                                 written last: the record exists when this file does
 
@@ -482,9 +482,14 @@ class Store:
         return Record(folder, {"schema": SCHEMA, **data})
 
     @staticmethod
-    def write_evaluation(folder: Path, per_image: PerImage, data: Mapping[str, Any]) -> EvaluationRecord:
-        """Write an evaluation below a trial's folder: counts first, the JSON last."""
+    def write_evaluation(
+        folder: Path, per_image: PerImage, data: Mapping[str, Any], boundary: Any = None
+    ) -> EvaluationRecord:
+        """Write an evaluation below a trial's folder: counts first (``boundary``: those near boundaries, a
+        :class:`harness.evaluation.boundary.Boundary`), the JSON last."""
         place = folder / "evaluations" / f"{data['name']}-{data['digest']}"
+        if boundary is not None:
+            boundary.save(place / "boundary.npz")
         per_image.save(place / "per_image.npz")
         write_json(place / "evaluation.json", {"schema": SCHEMA, **data})
         return EvaluationRecord(place, {"schema": SCHEMA, **data})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from leaderboards.judge.claims import Judged, compare_rows, comparison_lines
 from leaderboards.judge.differing import what_differs
 from leaderboards.judge.statements import Claim, Pair
 from leaderboards.rows.configurations import Configurations
+from leaderboards.rows.metrics import Metric, metric_spread, metric_text
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import PERMUTATIONS, RESAMPLES, holm
 from leaderboards.rows.tables import leaderboard
@@ -160,19 +161,34 @@ def _alike(a: Row, b: Row) -> bool:
     return a.evaluation == b.evaluation or "external" in (a.verdict, b.verdict)
 
 
-def as_plain(compared: Compared) -> dict[str, Any]:
-    """A comparison as plain values: columns of the claims' table, IoU by class, and what else differs."""
+def as_plain(compared: Compared, asked: Sequence[Metric] = ()) -> dict[str, Any]:
+    """A comparison as plain values: columns of the claims' table, IoU by class, metrics, and what differs."""
     (line,) = comparison_lines([compared.judged])
     left_out = ("claim", "statement", "paper", "place", "suites", "command", "direction", "margin")
     plain = {k: None if v != v else v for k, v in line.items() if k not in left_out}
     for side, row in (("better", compared.a), ("worse", compared.b)):
         means = [None if v != v else round(v, 6) for v in row.class_spread[0].tolist()]
         plain[f"iou_{side}"] = dict(zip(row.runs[0].data["classes"], means, strict=True))
+        for metric in asked:
+            mean = metric_spread(metric, row)[0]
+            plain[f"{metric.name}_{side}"] = None if math.isnan(mean) else mean
     plain["differing"] = [
         dict(zip(("what", "better", "worse"), one, strict=True))
         for one in what_differs(compared.a, compared.b)
     ]
     return plain
+
+
+def metric_lines(a: Row, b: Row, asked: Sequence[Metric]) -> list[list[str]]:
+    """Metric, its figure over the seeds of either row, and the difference of their means."""
+    return [
+        [
+            metric.title,
+            *(metric_text(metric, row) for row in (a, b)),
+            number(metric_spread(metric, a)[0] - metric_spread(metric, b)[0], sign=True),
+        ]
+        for metric in asked
+    ]
 
 
 def difference_lines(a: Row, b: Row) -> list[list[str]]:

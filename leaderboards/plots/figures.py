@@ -15,11 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from harness.basics.reading import Damaged, damaged
 from harness.basics.scores import iou_from_counts
 from harness.data.base import SUPERVISIONS
-from harness.evaluation.boundary import Boundary
-from harness.records.records import EvaluationRecord, Record
 from leaderboards.plots.drawing import (
     COLOURS,
     STYLE,
@@ -34,6 +31,7 @@ from leaderboards.plots.drawing import (
     style,
 )
 from leaderboards.plots.hover import figures_of, published_words, says
+from leaderboards.rows.metrics import near_boundaries
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import spread
 from leaderboards.rows.text import mean_text, memory_text, number, time_text
@@ -254,21 +252,6 @@ def seeds_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> F
 # --- boundaries -----------------------------------------------------------------------------------------
 
 
-def _bands(run: EvaluationRecord, record: Record) -> Boundary | None:
-    """Counts by band; None, and a note, where they are missing, damaged or not of the same evaluation."""
-    file = run.path / "boundary.npz"
-    try:
-        found = Boundary.load(file)
-        if found is not None:
-            counts = run.load()
-            if not found.fits((counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))):
-                raise damaged(file, "more pixels lie in its bands than were counted", "evaluate again")
-    except Damaged as error:
-        record.note(error)
-        return None
-    return found
-
-
 def boundary_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> Figure | None:
     """mIoU within bands around the boundaries of the truth, mean and range over seeds.
 
@@ -282,7 +265,7 @@ def boundary_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -
     entries = entries_of(rows) if entries is None else entries
     drawn = []
     for row in rows:
-        found = [_bands(run, record) for run, record in zip(row.runs, row.records, strict=True)]
+        found = [near_boundaries(run, record) for run, record in zip(row.runs, row.records, strict=True)]
         bands = [b for b in found if b is not None]
         if bands and len(bands) == len(found):
             drawn.append((row, bands))

@@ -25,7 +25,7 @@ from harness.basics.reading import Damaged, damaged, read_bytes, read_object
 from harness.basics.schema import Neutral, digest, dump, load, schema
 from harness.data.base import Dataset, Supervision
 from harness.evaluation import evaluator
-from harness.evaluation.boundary import Boundary
+from harness.evaluation.boundary import Boundary, BoundaryCounter
 from harness.recipes import foreign, protocols
 from harness.records.records import EvaluationRecord, Record, Store
 from leaderboards.rows.gathering import external_digest
@@ -117,7 +117,8 @@ def import_predictions(
     notes = saved_notes(folder)
     encoding = None if metadata.encoding == "found" else metadata.encoding
     pairs = FolderPredictions(dataset, folder, split, encoding, say='encoding = "{}" in the metadata')
-    counts = evaluator.gather(pairs, info.num_classes)
+    bands = BoundaryCounter(info.num_classes)
+    counts = evaluator.gather(bands.following(pairs), info.num_classes)
     if text := pairs.warning():
         notes = [*notes, text]
         say(f"warning: {text}")
@@ -157,6 +158,7 @@ def import_predictions(
                 **({"notes": notes} if notes else {}),
                 **evaluator.summarise(counts, info.classes, protocol),
             },
+            bands.result(),
         )
         return store.write_record(
             place,

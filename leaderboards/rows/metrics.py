@@ -15,12 +15,17 @@ from typing import Literal
 import numpy as np
 
 from harness.basics.errors import UserError, nearest, words
+from harness.basics.reading import Damaged, damaged
 from harness.basics.registry import METRICS
 from harness.basics.scores import iou_from_counts
 from harness.evaluation.boundary import WIDTHS, Boundary
-from harness.records.records import EvaluationRecord
+from harness.records.records import EvaluationRecord, Record
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import spread
+from leaderboards.rows.text import spread_text
+
+#: Stands in place of a figure for which records were written before its counts were kept.
+UNCOUNTED = "not counted"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Metric:
         best: which end is the better one.
         band: only pixels at most so far from a boundary of the truth count (one of
             :data:`harness.evaluation.boundary.WIDTHS`); all of them by default.
+        contours: only pixels of a class near its contour in the same map count, those of the prediction as
+            predicted and those of the truth as labelled (:func:`harness.evaluation.boundary.contour_counts`).
     """
 
     name: str
@@ -68,6 +75,14 @@ class Metric:
     meaning: str = ""
     best: Literal["", "high", "low"] = "high"
     band: int | None = None
+    contours: bool = False
+
+    @property
+    def told(self) -> str:
+        """Its meaning, with what a reader of a column must know."""
+        if self.band is None and not self.contours:
+            return self.meaning
+        return f"{self.meaning}; {UNCOUNTED!r} where a record is older than these counts"
 
 
 def _precision(c: ClassCounts) -> float:
@@ -123,6 +138,14 @@ _OURS = (
         _pixel_accuracy,
         "labelled pixels that are predicted right",
     ),
+    Metric(
+        "boundary-iou",
+        "Boundary IoU (%)",
+        _miou,
+        "IoU of the pixels of a class near its contour (2 % of the picture's diagonal) in the prediction and "
+        "in the truth, mean over classes",
+        contours=True,
+    ),
     *(
         Metric(
             f"trimap-{w}",
@@ -172,13 +195,28 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def metric_value(metric: Metric, run: EvaluationRecord) -> float:
-    """A metric of one evaluation; NaN where its counts are not on disk.
+def near_boundaries(run: EvaluationRecord, record: Record) -> Boundary | None:
+    """Counts near boundaries; None where there are none, or damaged ones, which are noted."""
+    file = run.path / "boundary.npz"
+    try:
+        found = Boundary.load(file)
+        if found is not None:
+            counts = run.counts()
+            if not found.fits((counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))):
+                raise damaged(file, "more pixels lie in its bands than were counted", "evaluate again")
+    except Damaged as error:
+        record.note(error)
+        return None
+    return found
+
+
+def metric_value(metric: Metric, run: EvaluationRecord, record: Record) -> float:
+    """A metric of one evaluation; NaN where there is none, or its counts are not on disk or damaged.
 
     Raises:
         UserError: the function of a package raises, or gives no number.
     """
-    counts = _counts(run, metric.band)
+    counts = _counts(metric, run, record)
     if counts is None:
         return math.nan
     try:
@@ -194,19 +232,29 @@ def metric_value(metric: Metric, run: EvaluationRecord) -> float:
 @lru_cache(maxsize=1024)
 def metric_spread(metric: Metric, row: Row) -> tuple[float, float]:
     """Mean and standard deviation over the seeds of a row; NaN where there is none."""
-    return spread([metric_value(metric, run) for run in row.runs]) if row.runs else (math.nan, math.nan)
+    return spread([metric_value(metric, *pair) for pair in zip(row.runs, row.records, strict=True)])
 
 
-def _counts(run: EvaluationRecord, band: int | None) -> ClassCounts | None:
-    classes = run.data["protocol"]["classes"]
-    if band is None:
+def metric_text(metric: Metric, row: Row) -> str:
+    """The cell of a metric: mean and deviation over seeds, or that records hold no counts for it."""
+    figures = metric_spread(metric, row)
+    pairs = zip(row.runs, row.records, strict=True)
+    if math.isnan(figures[0]) and any(_counts(metric, *pair) is None for pair in pairs):
+        return UNCOUNTED
+    return spread_text(row.n, *figures)
+
+
+def _counts(metric: Metric, run: EvaluationRecord, record: Record) -> ClassCounts | None:
+    """What a metric is computed from; None where the evaluation was scored before such counts were kept."""
+    if metric.band is None and not metric.contours:
         read = run.counts()
-        totals = [part.sum(0) for part in (read.intersection, read.predicted, read.labelled)]
+        parts = [part.sum(0) for part in (read.intersection, read.predicted, read.labelled)]
     else:
-        bands = Boundary.load(run.path / "boundary.npz")
-        if bands is None or band not in bands.widths:
+        near = near_boundaries(run, record)
+        found = None if near is None else near.contours if metric.contours else near.within(metric.band)
+        if found is None:
             return None
-        at = int(np.flatnonzero(bands.widths == band)[0])
-        totals = [part[at] for part in (bands.intersection, bands.predicted, bands.labelled)]
-    iou, _ = iou_from_counts(totals[0], totals[1], totals[2], classes)
-    return ClassCounts(totals[0], totals[1], totals[2], ~np.isnan(iou))
+        parts = list(found)
+    hit, predicted, labelled = parts
+    iou, _ = iou_from_counts(hit, predicted, labelled, run.data["protocol"]["classes"])
+    return ClassCounts(hit, predicted, labelled, ~np.isnan(iou))

@@ -12,9 +12,9 @@ from typing import Literal
 
 from leaderboards.rows.configurations import row_text
 from leaderboards.rows.gathering import dataset_title
-from leaderboards.rows.metrics import Metric, metric_spread
+from leaderboards.rows.metrics import Metric, metric_spread, metric_text
 from leaderboards.rows.row import Row, trainings
-from leaderboards.rows.text import DASH, mean_text, memory_text, number, spread_text, time_text
+from leaderboards.rows.text import DASH, mean_text, memory_text, number, time_text
 
 #: Heading of the numbers of a row's notes; every writer fills it in itself.
 NOTES = "Notes"
@@ -294,9 +294,9 @@ def metric_column(metric: Metric) -> Column:
     return Column(
         metric.title,
         "right",
-        lambda row: spread_text(row.n, *metric_spread(metric, row)),
+        lambda row: metric_text(metric, row),
         lambda row: metric_spread(metric, row)[0],
-        metric.meaning,
+        metric.told,
         metric.best,
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from harness.basics.listing import Styled, cells, columns, fitted_table, heading, prose, remark, state
 from leaderboards.judge.claims import Judged, p_text, verdict_counts
-from leaderboards.judge.comparison import Compared, difference_lines
+from leaderboards.judge.comparison import Compared, difference_lines, metric_lines
 from leaderboards.judge.differing import what_differs
+from leaderboards.rows.metrics import Metric
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, mean_text, number
 from leaderboards.write.columns import (
@@ -138,8 +139,8 @@ def interval(low: float, high: float) -> str:
     return DASH if math.isnan(low) else f"{number(low, sign=True)} to {number(high, sign=True)}"
 
 
-def comparison(found: Sequence[Compared]) -> str:
-    """Figures of every comparison, and its classes sorted by difference."""
+def comparison(found: Sequence[Compared], asked: Sequence[Metric] = ()) -> str:
+    """Figures of every comparison, those of metrics asked for included, and its classes by difference."""
     texts = []
     for compared in found:
         a, b, judged = compared.a, compared.b, compared.judged
@@ -155,6 +156,9 @@ def comparison(found: Sequence[Compared]) -> str:
         ]
         texts.append(f"{heading(f'{a.evaluation}, {judged.images} images')}\n{fitted_table(lines, ('', ''))}")
         texts += [remark(note) for note in judged.notes]
+        if further := metric_lines(a, b, asked):
+            texts.append(fitted_table(further, ("metric", "first", "second", "difference"), right=(1, 2, 3)))
+            texts += [prose(f"{metric.title}: {metric.told}") for metric in asked]
         classes = difference_lines(a, b)
         if classes:
             texts.append(fitted_table(classes, ("class", "first", "second", "difference"), right=(1, 2, 3)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from damage import ANY, changed
 from runs import ONE, RECIPE, TINY, assert_same_numbers, only, wsss
 
+from harness.evaluation.boundary import Boundary
 from harness.records.records import Record
 
 
@@ -82,6 +84,17 @@ def test_figures_that_their_counts_deny_are_computed_again(first: Record, copy: 
     (place.parent / "boundary.npz").unlink()
     assert again(copy, small) == 0
     assert_same_numbers(first, only(copy.path.parents[3]))
+
+
+def test_a_record_of_before_contours_were_counted_is_kept_as_it_is(copy: Record, small: Path) -> None:
+    (file,) = copy.path.rglob("boundary.npz")
+    counted = Boundary.load(file)
+    assert counted is not None
+    assert counted.contours is not None
+    replace(counted, contours=None).save(file)
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in copy.path.rglob("*") if f.is_file()}
+    assert again(copy, small) == 0
+    assert before == {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in copy.path.rglob("*") if f.is_file()}
 
 
 @pytest.mark.parametrize("values", [{"schema": 999}, {"seed": 5}, {"name": "agmm/other"}])

@@ -83,7 +83,8 @@ def test_it_is_listed_trained_compared_judged_and_exported(
     assert set(steady.evaluations) == {"val-single", "val-single-teacher"}
     assert "note.taught" in steady.history()
     assert set(sizes.evaluations) == {"val-single", "train-single-cam"}
-    rows = door.table("results", metrics=["f1"])
+    rows = door.table("results", metrics=["f1", "boundary-iou"])
+    assert (rows["boundary-iou"] > 0).all()  # of pseudo labels too
     (row,) = rows[
         (rows["recipe"] == "steady/mini-scribble") & (rows["evaluation"] == "val-single")
     ].itertuples()

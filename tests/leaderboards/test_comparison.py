@@ -22,10 +22,11 @@ from harness.records.records import PerImage, Store
 from harness.running.inference.scoring import finished_records
 from harness.running.trials.trial import open_dataset
 from leaderboards.judge.claims import judge
-from leaderboards.judge.comparison import compare
+from leaderboards.judge.comparison import compare, metric_lines
 from leaderboards.judge.statements import read_claims
 from leaderboards.rows.external import import_predictions, import_records, read_metadata
 from leaderboards.rows.gathering import gather_records
+from leaderboards.rows.metrics import metrics
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write import listings
 
@@ -192,6 +193,9 @@ def test_an_external_row_can_be_compared(factory: Factory, predictions: Path, tm
     (found,) = compare(gather_records(factory.store), {}, "external/theirs", "pce/unshipped", resamples=50)
     assert found.judged.difference == pytest.approx(found.a.mean - found.b.mean)
     assert found.judged.low > 0
+    ((_, figure, other, _),) = metric_lines(found.a, found.b, metrics(["boundary-iou"]))
+    assert 0 < float(figure.split()[0]) <= 100
+    assert other == "not counted"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from synthetic import Factory
 
 import wsss as door
 from harness.basics.errors import UserError
-from harness.evaluation.boundary import WIDTHS, BoundaryCounter
+from harness.evaluation.boundary import WIDTHS, Boundary, BoundaryCounter
 from harness.evaluation.evaluator import tally
+from harness.records.records import Record
 from leaderboards.judge.checking import check_package
 from leaderboards.rows.metrics import ClassCounts, Metric, metric_names, metrics
 
@@ -83,6 +84,98 @@ def test_a_band_is_that_of_pixels_near_another_value(width: int) -> None:
     (metric,) = metrics([f"trimap-{width}"])
     found = metric.of(ClassCounts(*parts, parts[1] + parts[2] > 0))
     assert found == pytest.approx(100 * jaccard_score(y, p, labels=used, average="macro", zero_division=0))
+
+
+def test_boundary_iou_is_that_of_pixels_near_either_contour() -> None:
+    truth, guess = pixels(3)
+    counter = BoundaryCounter(K)
+    hit, either = np.zeros(K), np.zeros(K)
+    for one, other in zip(truth, guess, strict=True):
+        counter.add(other, one)
+        valid = one != 255
+        near = []
+        for labels in (one, other):
+            padded = np.pad(np.where(valid, labels.astype(int), -1), 1, constant_values=-2)
+            around = [np.roll(padded, (a, b), (0, 1))[1:-1, 1:-1] for a in (-1, 0, 1) for b in (-1, 0, 1)]
+            near.append(valid & np.any([(part != labels) & (part != -1) for part in around], axis=0))
+        for k in range(K):
+            regions = [(one == k) & near[0], (other == k) & near[1]]
+            hit[k] += (regions[0] & regions[1]).sum()
+            either[k] += (regions[0] | regions[1]).sum()
+    contours = counter.result().contours
+    assert contours is not None
+    (metric,) = metrics(["boundary-iou"])
+    found = metric.of(ClassCounts(*contours, contours[1] + contours[2] > 0))
+    assert found == pytest.approx(100 * (hit[either > 0] / either[either > 0]).mean())
+
+
+def counted_near_boundaries(record: Record, contours: bool) -> Path:
+    """Counts near boundaries of a synthetic record, as a run writes them."""
+    (run,) = record.evaluations.values()
+    counts = run.per_image
+    totals = np.stack([a.sum(0) for a in (counts.intersection, counts.predicted, counts.labelled)])
+    bands, file = np.stack([totals // 3] * len(WIDTHS), 1), run.path / "boundary.npz"
+    Boundary(np.array(WIDTHS), *bands, contours=totals // 4 if contours else None).save(file)
+    return file
+
+
+@pytest.fixture
+def near(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Path]:
+    """Two recipes: one with both kinds of counts near boundaries, one seed of the other without contours."""
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
+    files = {}
+    for name, seed in (("agmm/mini-point", 0), ("agmm/mini-point", 1), ("pce/mini-point", 0)):
+        record = factory.record(factory.resolved(name), seed, quality=0.8 if name[0] == "a" else 0.5)
+        files[name, seed] = counted_near_boundaries(record, contours=name[0] == "a")
+    return files
+
+
+BOTH = ["--metric", "boundary-iou", "--metric", "trimap-4"]
+
+
+def test_figures_near_boundaries_stand_wherever_metrics_do_and_older_records_say_so(
+    near: dict, tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+) -> None:
+    root, out = str(factory.store.root), tmp_path / "out"
+    where = ["--results", root, "--out", str(out)]
+    assert wsss("leaderboard", *where, *BOTH, "--format", "md,csv,tex,json") == 0
+    said = capsys.readouterr().out
+    assert "Boundary IoU (%)" in said
+    assert "not counted" in said
+    lines = {r["recipe"]: r for r in csv.DictReader((out / "leaderboard.csv").open()) if r["n"] != "0"}
+    assert float(lines["agmm/mini-point"]["boundary-iou"]) > 0
+    assert float(lines["agmm/mini-point"]["boundary-iou_std"]) >= 0
+    assert lines["pce/mini-point"]["boundary-iou"] == ""
+    assert float(lines["pce/mini-point"]["trimap-4"]) > 0
+    text = (out / "leaderboard.md").read_text()
+    assert "2 % of the picture's diagonal" in text
+    assert "'not counted' where a record is older" in text
+    assert wsss("report", *where, "--no-plots", *BOTH) == 0
+    assert "Boundary IoU (%)" in (out / "report.html").read_text()
+    capsys.readouterr()
+    pair = ["agmm/mini-point", "pce/mini-point", "--results", root]
+    assert wsss("compare", *pair, *BOTH) == 0
+    said = capsys.readouterr().out
+    assert "not counted" in said
+    assert "mIoU within 4 px (%)" in said
+    assert wsss("compare", *pair, *BOTH, "--json") == 0
+    (plain,) = json.loads(capsys.readouterr().out)
+    assert plain["boundary-iou_worse"] is None
+    assert plain["trimap-4_better"] > plain["trimap-4_worse"] > 0
+    assert wsss("compare", *pair, "--metric", "boundary_iou") == 2
+    assert "did you mean 'boundary-iou'" in capsys.readouterr().err
+
+
+def test_damaged_counts_near_boundaries_are_left_out_and_named(
+    near: dict, tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+) -> None:
+    file = near["agmm/mini-point", 1]
+    file.write_bytes(b"PK")
+    where = ["--results", str(factory.store.root), "--out", str(tmp_path / "out")]
+    assert wsss("leaderboard", *where, *BOTH) == 1
+    said = capsys.readouterr()
+    assert "not counted" in said.out
+    assert str(file) in said.err
 
 
 def test_where_nothing_was_counted_there_is_no_figure() -> None:

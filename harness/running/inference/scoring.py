@@ -23,6 +23,7 @@ from harness.data.sets.roots import open_dataset
 from harness.engine.networks import build_method, load_noted
 from harness.engine.outputs import SEGMENTATION, check_scored
 from harness.evaluation import evaluator
+from harness.evaluation.boundary import BoundaryCounter
 from harness.recipes import protocols
 from harness.recipes.given import one
 from harness.recipes.names import run_command
@@ -325,10 +326,12 @@ def _checkpoint(
                 save_index(save / "predictions" / f"{name}.png", written, palette)
             yield name, prediction, mask
 
-    counts = evaluator.gather(saved(), dataset.info.num_classes)
+    bands = BoundaryCounter(dataset.info.num_classes)
+    counts = evaluator.gather(bands.following(saved()), dataset.info.num_classes)
     figures = evaluator.summarise(counts, dataset.info.classes, protocol)
     if save is not None:
         counts.save(save / "per_image.npz")
+        bands.result().save(save / "boundary.npz")
         facts: dict[str, Any] = {
             "spec": dump(spec),
             "encoding": encoding,

@@ -353,10 +353,8 @@ def _segmentation(
     )
     seconds: list[float] = []
     clock = time.monotonic()
-    for name, prediction, mask in found:
-        evaluator.gather([(name, prediction, mask)], num_classes)
-        assert mask is not None  # gather has refused pictures without one
-        bands.add(prediction, mask)
+    for pair in found:
+        evaluator.gather(bands.following([pair]), num_classes)
         seconds.append(time.monotonic() - clock)
         clock = time.monotonic()
     return statistics.mean(seconds[1:] or seconds)  # the first is large, and waits for the compiler
@@ -369,12 +367,14 @@ def _pseudo_labels(
     found = evaluator.pseudo_labels(
         method, dataset, split, outputs, device=device, ids=_sample(dataset, split)
     )
+    num_classes = dataset.info.num_classes
+    bands = BoundaryCounter(num_classes)
     seconds: list[float] = []
     clock = time.monotonic()
     for name, labels, mask in found:
         if scored:
             for output in outputs:
-                evaluator.gather([(name, labels[output], mask)], dataset.info.num_classes)
+                evaluator.gather(bands.following([(name, labels[output], mask)]), num_classes)
         seconds.append(time.monotonic() - clock)
         clock = time.monotonic()
     return statistics.mean(seconds[1:] or seconds)

@@ -27,16 +27,14 @@ def is_scored(prepared: Prepared, spec: EvaluationSpec) -> bool:
         counts = read_evaluation(place, _checkpoint(prepared, spec) if record is None else record.data).load()
         if counts.ids != tuple(prepared.dataset.ids(spec.split)):
             return False
-        if spec.output != "segmentation":
-            return True
         bands = Boundary.load(place / "boundary.npz")
     except Damaged as error:
         if not error.mendable:
             raise
         return False
-    return bands is not None and bands.fits(
-        (counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0))
-    )
+    if bands is None:  # of pseudo labels they are counted since boundary IoU is, and no record is scored anew
+        return spec.output != "segmentation"
+    return bands.fits((counts.intersection.sum(0), counts.predicted.sum(0), counts.labelled.sum(0)))
 
 
 def _checkpoint(prepared: Prepared, spec: EvaluationSpec) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from harness.records import origin
 from harness.records.counts import PerImage
 from harness.records.history import gaps
 from harness.records.locks import Elsewhere, trial_lock
-from harness.records.records import EvaluationRecord, Store
+from harness.records.records import Store
 from harness.running.jobs.job import ERROR, write_trace
 from harness.running.trials.mending import make_way
 from harness.running.trials.tracked import tracked
@@ -252,23 +252,18 @@ class _Score:
         self.spec, self.folder = spec, prepared.evaluation_folder(spec)
         self.info, self.save = prepared.dataset.info, prepared.options.save_predictions
         self.parts: list[PerImage] = []
-        self.bands = BoundaryCounter(self.info.num_classes) if spec.output == "segmentation" else None
+        self.bands = BoundaryCounter(self.info.num_classes)
 
     def add(self, pairs: Sequence[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
         """Count (and keep) some predictions."""
         if self.save:
             for image_id, prediction, _ in pairs:
                 save_index(self.folder / "predictions" / f"{image_id}.png", prediction, self.info.palette)
-        self.parts.append(evaluator.tally(pairs, self.info.num_classes))
-        if self.bands is not None:
-            for _, prediction, mask in pairs:
-                assert mask is not None  # tally has refused pictures without one
-                self.bands.add(prediction, mask)
+        self.parts.append(evaluator.tally(self.bands.following(pairs), self.info.num_classes))
 
     def whole(self, ids: Sequence[str]) -> PerImage:
-        """Counts of all processes, those in bands included."""
-        if self.bands is not None:
-            self.bands.counts = np.sum(distributed.collected(self.bands.counts), axis=0)
+        """Counts of all processes, those near boundaries included."""
+        self.bands.together(distributed.collected(self.bands))
         none = evaluator.tally([], self.info.num_classes)
         return evaluator.of_all_processes(evaluator.joined([none, *self.parts]), ids)
 
@@ -313,19 +308,18 @@ def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationS
         return
     seconds, sha256 = (time.monotonic() - clock) / len(specs), sha256_of(checkpoint)
     for output, score in scores.items():
-        if score.bands is not None:  # before the JSON, which makes the evaluation exist
-            score.bands.result().save(score.folder / "boundary.npz")
-        write_evaluation(prepared, score.spec, counts[output], sha256, seconds)
+        _write_evaluation(prepared, score, counts[output], sha256, seconds)
     prepared.store.save(prepared.folder)
 
 
-def write_evaluation(
-    prepared: Prepared, spec: EvaluationSpec, counts: Any, checkpoint_sha256: str, seconds: float
-) -> EvaluationRecord:
+def _write_evaluation(
+    prepared: Prepared, score: _Score, counts: PerImage, checkpoint_sha256: str, seconds: float
+) -> None:
     """Add an evaluation to the trial's folder."""
+    spec = score.spec
     p = protocols.protocol(spec.protocol)
     split = prepared.facts["data"]["splits"][spec.split]
-    return Store.write_evaluation(
+    Store.write_evaluation(
         prepared.folder,
         counts,
         {
@@ -342,4 +336,5 @@ def write_evaluation(
             **foreign.recorded_packages(prepared.resolved),
             **evaluator.summarise(counts, prepared.dataset.info.classes, p),
         },
+        score.bands.result(),
     )
