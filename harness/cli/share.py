@@ -77,6 +77,8 @@ def pack_verb(
         weights=weights,
         predictions=predictions,
     )
+    for text in done.lacking:
+        aside(one_line(text, 600))
     click.echo(f"{done.records} records in {done.file}, {done.file.stat().st_size:,} bytes")
     click.echo(f"sha256 {done.sha256}")
     return ended(store)

@@ -3,7 +3,7 @@
 ``driver.json`` beside the records says which process runs trials. It is written anew once a minute and
 deleted in the end. A driver that died is taken over from at once on its own machine, elsewhere when its
 last sign of life is :data:`STALE_SECONDS` old. Two that start within the same second may both get through:
-the file is a warning, not a lock.
+the file is a warning, not a lock. One that would rather wait for its turn gives others that second.
 """
 
 from __future__ import annotations
@@ -29,21 +29,31 @@ BEAT = 60.0
 STALE_SECONDS = 300.0
 
 
+#: Seconds between two looks at the claim of another.
+LOOK = 1.0
+
+
 @contextmanager
-def only_driver(files: Files, folder: str = "") -> Iterator[None]:
+def only_driver(files: Files, folder: str = "", patience: float = 0.0) -> Iterator[None]:
     """Hold the claim on a store, or on one folder of it, for the length of the block.
+
+    Args:
+        files: the store.
+        folder: relative to it.
+        patience: seconds to wait while another driver is at work.
 
     Raises:
         UserError: another driver is at work, or the store cannot be written to.
     """
     own, name = uuid.uuid4().hex, f"{folder}/{NAME}".lstrip("/")
-    other = _read(files, name)
-    if other and _alive(other):
-        _refuse(files, name, other)
-    _write(files, name, own)
-    other = _read(files, name)
-    if other and other.get("id") != own:
-        _refuse(files, name, other)
+    deadline, told = time.monotonic() + patience, False
+    while (other := _claimed(files, name, own, patience > 0)) is not None:
+        if time.monotonic() >= deadline:
+            _refuse(files, name, other)
+        if not told:
+            told = True
+            say(f"waiting for process {other.get('pid')} on {other.get('host')}, which writes here too")
+        time.sleep(LOOK)
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(files, name, own, stop), daemon=True)
     thread.start()
@@ -55,6 +65,18 @@ def only_driver(files: Files, folder: str = "") -> Iterator[None]:
         with suppress(UserError):  # it goes stale by itself
             if _read(files, name).get("id") == own:
                 files.delete(name)
+
+
+def _claimed(files: Files, name: str, own: str, patient: bool) -> Mapping[str, Any] | None:
+    """Whose the claim is, None where it is ours now."""
+    other = _read(files, name)
+    if other and _alive(other):
+        return other
+    _write(files, name, own)
+    if patient:  # whoever has looked before us writes meanwhile, and the last one stays
+        time.sleep(LOOK)
+    other = _read(files, name)
+    return other if other and other.get("id") != own else None
 
 
 def _read(files: Files, name: str) -> Mapping[str, Any]:

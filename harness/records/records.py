@@ -42,7 +42,7 @@ from harness.records.documents import (
 from harness.records.driver_claim import only_driver
 from harness.records.history import read_curve
 from harness.records.object_store import is_uri
-from harness.records.remote import Mirror, for_readers, mirror_of
+from harness.records.remote import Mirror, for_readers, for_work, mirror_of
 from harness.records.truth import Truth, truth_of
 
 if TYPE_CHECKING:
@@ -422,9 +422,10 @@ class Store:
             self.mirror.refresh(*patterns)
 
     @contextmanager
-    def work(self, folder: Path) -> Iterator[None]:
-        """Hold a trial's folder to write in it: up to date in the beginning, stored in the end."""
-        with self.mirror.work(folder) if self.mirror is not None and self.holds(folder) else nullcontext():
+    def work(self, folder: Path, wanted: Callable[[str], bool] = for_work) -> Iterator[None]:
+        """Hold a trial's folder to write in it: what is wanted is brought first, all stored in the end."""
+        held = self.mirror is not None and self.holds(folder)
+        with self.mirror.work(folder, wanted) if self.mirror is not None and held else nullcontext():
             yield
 
     def save(self, folder: Path) -> None:
@@ -458,14 +459,14 @@ class Store:
             self.mirror.push(folder)
 
     @contextmanager
-    def only_driver(self, folder: Path | None = None) -> Iterator[None]:
-        """Run trials on the store, or a search in one of its folders; another driver that does is refused
-        with a UserError."""
+    def only_driver(self, folder: Path | None = None, patience: float = 0.0) -> Iterator[None]:
+        """Run trials on the store, or a search in one of its folders; while another driver does, wait so many
+        seconds, then refuse with a UserError."""
         place = self.root if folder is None else folder
         if self.mirror is None or not self.holds(place):
             yield
             return
-        with only_driver(self.mirror.files, place.relative_to(self.root).as_posix().strip(".")):
+        with only_driver(self.mirror.files, place.relative_to(self.root).as_posix().strip("."), patience):
             yield
 
     def sizes(self, folder: Path) -> dict[str, int]:

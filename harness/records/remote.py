@@ -187,8 +187,12 @@ class Mirror:
     # --- a trial's folder -----------------------------------------------------------------------------
 
     @contextmanager
-    def work(self, folder: Path) -> Iterator[None]:
+    def work(self, folder: Path, wanted: Callable[[str], bool] = for_work) -> Iterator[None]:
         """Work in a trial's folder: brought up to date first, stored in the end, and at every :meth:`save`.
+
+        Args:
+            folder: of the trial.
+            wanted: which of its files the work needs.
 
         Raises:
             UserError: another process of this machine works there; the store cannot be read, or cannot
@@ -197,7 +201,7 @@ class Mirror:
         name = self._name(folder)
         with self._held(name):
             self.remote[name] = self._list(name)
-            self._bring_locked(name, self.remote[name], for_work)
+            self._bring_locked(name, self.remote[name], wanted)
             self._brought.add(name)
             self._background[name] = _Background(self, name)
             try:

@@ -27,6 +27,7 @@ from harness.data.base import Dataset, Supervision
 from harness.evaluation import evaluator
 from harness.evaluation.boundary import Boundary, BoundaryCounter
 from harness.recipes import foreign, protocols
+from harness.records.adding import adding
 from harness.records.records import EvaluationRecord, Record, Store
 from leaderboards.rows.gathering import external_digest
 
@@ -143,7 +144,7 @@ def import_predictions(
         "evaluation": [spec],
     }
     words = [f"source {metadata.source}", f"made with {metadata.protocol}", metadata.notes]
-    with store.work(place):
+    with adding(store, place):
         store.write_evaluation(
             place,
             counts,
@@ -253,7 +254,7 @@ def import_records(source: Path | str | Store, store: Store) -> tuple[list[Path]
         except Damaged as error:
             origin.note(error)
             continue
-        with store.work(place):
+        with adding(store, place):
             for name, content in parts:
                 write_with(place / name, partial(_put, content))
         if lacking is None:

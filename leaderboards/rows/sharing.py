@@ -19,7 +19,7 @@ import numpy as np
 import harness
 from harness.basics.errors import UserError
 from harness.basics.files import check_writable, write_with
-from harness.basics.reading import damaged, read_bytes
+from harness.basics.reading import Damaged, damaged, read_bytes
 from harness.basics.text import one_line
 from harness.data.base import Dataset
 from harness.data.predictions import FolderPredictions
@@ -27,13 +27,16 @@ from harness.evaluation import evaluator
 from harness.evaluation.verification import Open, verify_store
 from harness.recipes import protocols
 from harness.recipes.row_names import row_name
+from harness.records.adding import adding
 from harness.records.bundles import MOST_BYTES, Bundle, open_bundle, write_bundle
 from harness.records.records import EvaluationRecord, Record, Store
+from harness.records.remote import for_readers
 from leaderboards.rows.gathering import protocol_changes
 
 #: Files of an evaluation that travel.
 _SCORED = ("evaluation.json", "per_image.npz", "boundary.npz")
-_AGAIN = "evaluate again, and pack anew"
+#: Seconds to wait for others who write into a store under a URI.
+PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Packed:
         file, sha256: the bundle.
         records: how many.
         left_out: what was damaged, or is not whole.
+        lacking: records without what was asked for.
     """
 
     file: Path
     sha256: str
     records: int
     left_out: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 def pack(
@@ -84,11 +89,20 @@ def pack(
     check_writable(file, file=True)
     files: dict[str, Path | bytes] = {}
     listed: list[dict[str, Any]] = []
+    lacking: list[str] = []
     for record in store.records():
         if not record.finished or not chosen(record):
             continue
         place = record.path.relative_to(store.root).as_posix()
+        store.pull(record.path, partial(_wanted, weights=weights, predictions=predictions))
         own = _files(record, weights, predictions)
+        label = f"{row_name(record.name, record.data.get('overrides', {}))} seed {record.seed}"
+        kinds = (("weights", weights, "weights.safetensors"), ("predictions", predictions, "/predictions/"))
+        lacking += [
+            f"{label} has no {what}"
+            for what, asked, part in kinds
+            if asked and not any(part in n for n in own)
+        ]
         files |= {f"records/{place}/{name}": content for name, content in own.items()}
         listed.append({"name": record.name, "digest": record.digest, "seed": record.seed})
     if not listed:
@@ -107,7 +121,16 @@ def pack(
         software=f"wsss-bench {harness.__version__}",
     )
     left = tuple(error.brief for error in store.left_out.values())
-    return Packed(file, sha256, len(listed), left)
+    return Packed(file, sha256, len(listed), left, tuple(lacking))
+
+
+def _wanted(name: str, *, weights: bool, predictions: bool) -> bool:
+    """Whether a file of a record travels, or is read for what does."""
+    return (
+        for_readers(name)
+        or (weights and name == "checkpoint/last.pt")
+        or (predictions and name.startswith("evaluations/") and "/predictions/" in name)
+    )
 
 
 def _files(record: Record, weights: bool, predictions: bool) -> dict[str, Path | bytes]:
@@ -346,40 +369,76 @@ def merge(files: Sequence[Path], store: Store, *, say: Callable[[str], None] = w
             origins.append((bundle, Store(root)))
             done.bundles.append(bundle)
         check_writable(store.root)
-        store.refresh(*{record.name for bundle in done.bundles for record in bundle.manifest.records})
-        for bundle in done.bundles:
-            for said in bundle.manifest.records:  # one that is damaged here is met before anything is written
-                store.get(store.folder(said.name, said.digest, said.seed))
-        for bundle, origin in origins:
-            who = bundle.manifest.made_by
-            for record in origin.records():
-                _merged(record, bundle, store, done)
-                done.makers[who] = done.makers.get(who, 0) + 1
+        with store.only_driver(patience=PATIENCE):
+            store.refresh(*{record.name for bundle in done.bundles for record in bundle.manifest.records})
+            for bundle in done.bundles:
+                for (
+                    said
+                ) in bundle.manifest.records:  # one that is damaged here is met before a byte is written
+                    store.get(store.folder(said.name, said.digest, said.seed))
+            for bundle, origin in origins:
+                who = bundle.manifest.made_by
+                for record in origin.records():
+                    try:
+                        _merged(record, bundle, store, done)
+                    except Damaged as error:  # in use just now: others go on
+                        store.note(error)
+                    else:
+                        done.makers[who] = done.makers.get(who, 0) + 1
     return done
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a record of a bundle is to the store.
+
+    Attributes:
+        new: whether there is none of its digest and seed.
+        data: what ``record.json`` shall hold; None where it holds that.
+        runs: evaluations to copy.
+        found: what the two do not agree on.
+    """
+
+    new: bool
+    data: Mapping[str, Any] | None
+    runs: Sequence[EvaluationRecord]
+    found: Sequence[Disagreement]
 
 
 def _merged(record: Record, bundle: Bundle, store: Store, done: Merged) -> None:
     place = store.folder(record.name, record.digest, record.seed)
+    change = _change(store.get(place), record, bundle)
+    if change.data is not None or change.runs:
+        with adding(store, place):  # others may have added to it since
+            change = _change(store.get(place), record, bundle)
+            for run in change.runs:
+                _copy_evaluation(run, place)
+            if change.new and not record.history().empty:
+                _put(record.path / "history.csv", place / "history.csv")
+            if change.data is not None:
+                store.write_record(place, {k: v for k, v in change.data.items() if k != "schema"})
+    else:
+        store.push(place)  # what a merge that was killed had not stored yet
+    done.disagreements += change.found
+    done.written += change.new
+    done.present += not change.new and not change.found
+
+
+def _change(own: Record | None, record: Record, bundle: Bundle) -> _Change:
     who = {"made_by": bundle.manifest.made_by, "bundle": bundle.name, "sha256": bundle.sha256}
-    own = store.get(place)
     if own is None or not own.finished:
-        with store.work(place):
-            _copy(record, place, {**record.data, "shared": [*record.data.get("shared", []), who]})
-        done.written += 1
-        return
+        data = {**record.data, "shared": [*record.data.get("shared", []), who]}
+        return _Change(True, data, list(record.sound.values()), ())
     found, lacking = _compared(own, record, who["made_by"])
-    done.disagreements += found
-    done.present += not found
-    data = dict(own.data)
-    shared = list(data.get("shared", []))
-    notes = list(data.get("notes", []))
-    shared += [who] if who["sha256"] not in {s["sha256"] for s in shared} else []
-    notes += [one.text for one in found if one.text not in notes]
-    with store.work(place):
-        for run in lacking:
-            _copy_evaluation(run, place)
-        if (shared, notes) != (data.get("shared", []), data.get("notes", [])):
-            store.write_record(place, {**data, "shared": shared, **({"notes": notes} if notes else {})})
+    shared, notes = list(own.data.get("shared", [])), list(own.data.get("notes", []))
+    added = who["sha256"] not in {s["sha256"] for s in shared}
+    texts = [one.text for one in found if one.text not in notes]
+    if not added and not texts:
+        return _Change(False, None, lacking, found)
+    data = {**own.data, "shared": [*shared, *([who] if added else [])]}
+    if texts:
+        data["notes"] = [*notes, *texts]
+    return _Change(False, data, lacking, found)
 
 
 def _compared(own: Record, other: Record, who: str) -> tuple[list[Disagreement], list[EvaluationRecord]]:
@@ -408,14 +467,6 @@ def _counts(run: EvaluationRecord) -> bytes:
     for part in (counts.intersection, counts.predicted, counts.labelled):
         content.update(np.ascontiguousarray(part[order]).tobytes())
     return content.digest()
-
-
-def _copy(record: Record, place: Path, data: Mapping[str, Any]) -> None:
-    for run in record.sound.values():
-        _copy_evaluation(run, place)
-    if not record.history().empty:
-        _put(record.path / "history.csv", place / "history.csv")
-    Store.write_record(place, {k: v for k, v in data.items() if k != "schema"})
 
 
 def _copy_evaluation(run: EvaluationRecord, place: Path) -> None:

@@ -170,6 +170,82 @@ def test_a_search_with_two_processes_per_trial_finds_what_one_process_finds(clus
         assert two["miou"] == pytest.approx(one["miou"], abs=0.5)
 
 
+def test_a_grid_goes_on_after_its_driver_and_a_node_died(cluster, small, tmp_path):
+    """The same records and the same table as in this process."""
+    arguments = ["grid", RECIPE, "--set", "schedule.steps=100", "--set", "batch.per_group=4"]
+    arguments += ["--set", "crop=32,48", "--seed", 0, "--device", "cpu", "--checkpoint-seconds", 0]
+    one, two = (
+        [*arguments, "--data-root", small, "--results", tmp_path / n, "--out", tmp_path / n]
+        for n in ("one", "two")
+    )
+    assert wsss(*one, "--local") == 0
+    two += ["--address", cluster.address]
+    process = driver(*two, prepare=_no_token)
+    training(tmp_path / "two")
+    os.kill(process.pid, signal.SIGKILL)
+    exit_code(process)
+    meanwhile(lambda: training(tmp_path / "two") and _lose_a_node_of(cluster))
+    assert wsss(*two) == 0
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    assert any(
+        record.data["resumed"] > 0 for record in assert_equal_stores(tmp_path / "one", tmp_path / "two")
+    )
+    for ending in (".csv", ".md"):
+        alone, shared = (
+            (tmp_path / n / f"grid-agmm-mini-scribble{ending}").read_text() for n in ("one", "two")
+        )
+        assert alone == shared
+
+
+def test_an_equal_budget_goes_on_after_its_driver_and_a_node_died(cluster, small, tmp_path):
+    """Trials of both searches, and the trainings behind them, have the values of this process."""
+    recipes = ("pce/mini-scribble", "pce/mini-point")
+    arguments = ["tune", *recipes, "--set", "schedule.steps=60", "--set", "batch.per_group=4"]
+    arguments += ["--set", "crop=32", "--set", "weights=none", "--scheduler", "none", "--device", "cpu"]
+    arguments += ["--trials", 2, "--then-seeds", 1, "--checkpoint-seconds", 0, "--data-root", small]
+    one, two = (
+        [*arguments, "--results", tmp_path / n / "results", "--out", tmp_path / n] for n in ("one", "two")
+    )
+    assert wsss(*one, "--local") == 0
+    two += ["--address", cluster.address]
+
+    def begun(recipe):
+        return lambda: list((tmp_path / "two" / "search" / recipe).glob("*/trials/*/checkpoint/last.pt"))
+
+    process = driver(*two, prepare=_no_token)
+    wait_for(begun(recipes[0]))
+    os.kill(process.pid, signal.SIGKILL)
+    exit_code(process)
+    meanwhile(lambda: wait_for(begun(recipes[1])) and _lose_a_node_of(cluster))
+    assert wsss(*two) == 0
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    alone, shared = (
+        {f.parts[-4:-2]: _trials(f) for f in (tmp_path / n / "search").rglob("search.json")}
+        for n in ("one", "two")
+    )
+    assert len(alone) == 2
+    assert alone == shared
+    assert_equal_stores(tmp_path / "one" / "results", tmp_path / "two" / "results")
+
+
+def assert_equal_stores(one, two):
+    """The records of the second, which are those of the first."""
+    left, right = (list(Store(place).records()) for place in (one, two))
+    assert len(left) == len(right) >= 2
+    for a, b in zip(left, right, strict=True):
+        assert_same_numbers(a, b)
+    return right
+
+
+def _lose_a_node_of(cluster):
+    """It trains just now."""
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+
+def _trials(file):
+    return [(t["values"], t["state"], t["miou"]) for t in json.loads(file.read_text())["trials"]]
+
+
 def test_records_are_scored_while_a_node_dies(cluster, small, tmp_path, capfd):
     """Another protocol for thirty records: none twice, and none lost with the node. Then eight of their
     networks export label maps while another node dies."""
