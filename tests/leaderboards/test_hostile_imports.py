@@ -140,4 +140,4 @@ def test_hostile_names_of_other_files_are_not_copied(
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
     names = {p.name for p in target.rglob("*") if p.is_file()}
-    assert names <= {"record.json", "evaluation.json", "per_image.npz"}
+    assert names <= {"record.json", "evaluation.json", "per_image.npz", "trial.lock"}
