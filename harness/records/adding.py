@@ -12,7 +12,7 @@ from harness.records.records import Store
 from harness.records.remote import for_readers
 
 #: Seconds to wait for a trial's folder: others who add to it are done by then, a training is not.
-PATIENCE = 10.0
+_PATIENCE = 10.0
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def adding(store: Store, folder: Path) -> Iterator[None]:
         UserError: the store cannot be read or written to.
     """
     try:
-        with trial_lock(folder, PATIENCE), store.work(folder, for_readers):
+        with trial_lock(folder, _PATIENCE), store.work(folder, for_readers):
             yield
     except Elsewhere as error:
         raise Damaged(

@@ -36,7 +36,7 @@ from leaderboards.rows.gathering import protocol_changes
 #: Files of an evaluation that travel.
 _SCORED = ("evaluation.json", "per_image.npz", "boundary.npz")
 #: Seconds to wait for others who write into a store under a URI.
-PATIENCE = 600.0
+_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def merge(files: Sequence[Path], store: Store, *, say: Callable[[str], None] = w
             origins.append((bundle, Store(root)))
             done.bundles.append(bundle)
         check_writable(store.root)
-        with store.only_driver(patience=PATIENCE):
+        with store.only_driver(patience=_PATIENCE):
             store.refresh(*{record.name for bundle in done.bundles for record in bundle.manifest.records})
             for bundle in done.bundles:
                 for (

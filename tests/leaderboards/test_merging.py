@@ -151,13 +151,13 @@ def test_a_merge_waits_for_another_one_under_a_uri_and_for_no_trial(both, tmp_pa
     assert wsss("merge", both[0], "--results", bucket.as_uri()) == 0
     assert "waiting for process 1 on elsewhere" in capsys.readouterr().err
     (bucket / "driver.json").write_text(json.dumps(claim))
-    monkeypatch.setattr("leaderboards.rows.sharing.PATIENCE", 0.1)
+    monkeypatch.setattr("leaderboards.rows.sharing._PATIENCE", 0.1)
     before = names_below(bucket)
     assert wsss("merge", both[1], "--results", bucket.as_uri()) == 2
     assert "another driver is at work" in capsys.readouterr().err
     assert names_below(bucket) == before
 
-    monkeypatch.setattr(adding, "PATIENCE", 0.1)
+    monkeypatch.setattr(adding, "_PATIENCE", 0.1)
     place = tmp_path / "folder"
     (record,) = Store(tmp_path / "Ada").records("agmm/ada")
     with trial_lock(Store(place).folder(record.name, record.digest, record.seed)):
