@@ -31,6 +31,7 @@ from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
 from harness.nn.upernet import PyramidPooling, UPerDecoder
 from methods.blpseg_config import BLPSEG_DECLARED, BLPSegConfig
+from methods.parts.cross_entropy import total_cross_entropy
 from methods.parts.local_aggregation import local_aggregation
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def annotation_loss(annotation: Tensor, labels: Tensor, unlabelled_weight: float
     target = annotation_targets(labels, last)
     weight = annotation.new_ones(last + 1)
     weight[last] = unlabelled_weight
-    total = F.cross_entropy(annotation, target, weight, ignore_index=IGNORE, reduction="sum")
+    total = total_cross_entropy(annotation, target, weight)
     mass = (weight[target.clamp(max=last)] * (target != IGNORE)).sum()
     return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
 

@@ -56,8 +56,10 @@ def environment() -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine and the device that a trial ran on."""
+    """The machine and the device that a trial ran on, and torch's switches as they are now."""
     import torch
+
+    from harness.basics import devices
 
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -65,12 +67,18 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found["gpu"] = properties.name
         found["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()
+        found["driver"] = devices.machine().driver
+        found["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
+        found["tf32_matrix_products"] = torch.backends.cuda.matmul.allow_tf32
+        found["cudnn_benchmark"] = torch.backends.cudnn.benchmark
     return found
 
 

@@ -255,6 +255,12 @@ _EXECUTION = (
         help="Least time between checkpoints.",
     ),
     click.option(
+        "--deterministic",
+        is_flag=True,
+        help="Kernels that give the same bits every time, on GPUs too, where torch has them; operations "
+        "that have none are named, in the record as well. Slower.",
+    ),
+    click.option(
         "--tensorboard",
         is_flag=True,
         help="Write event files to tensorboard/RECIPE/DIGEST/seed-N beside the record store; "
@@ -333,6 +339,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         address: str | None,
         threads: int,
         checkpoint_seconds: float,
+        deterministic: bool,
         tensorboard: bool,
         track: tuple[str, ...],
         **own: Any,
@@ -364,6 +371,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
             tracking_root=Path.cwd() if isinstance(results, str) else None,
             trackers=(*(["tensorboard"] if tensorboard else []), *dict.fromkeys(track)),
             processes=processes,
+            deterministic=deterministic,
         ).absolute()
         resources = Resources(
             cpus_per_process=workers + 1 if cpus_per_trial is None else cpus_per_trial / processes,

@@ -30,6 +30,7 @@ Examples:
   wsss run mini --dry-run                           what would run, and for how long
   wsss run paper --smoke --data-root ~/data         try every recipe at full size for twenty steps
   wsss run 'agmm/voc-*' --data-root ~/data --gpus-per-trial 1
+  wsss run 'agmm/voc-*' --data-root ~/data --fast   in mixed precision, as a configuration of its own
   wsss run ./mine.toml                              a recipe file of your own; tables say (mine)
   wsss run agmm/mini-scribble --set optimiser.lr=0.02 --set crop=80 --name mine
   wsss run agmm/voc-point-r101 --set batch.groups=1 --set batch.per_group=16
@@ -52,6 +53,12 @@ it says so where other code of a method's own package had trained it. --again tr
     metavar="TEXT",
     default="",
     help="What tables and legends call this configuration, in place of its --set values.",
+)
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="On a GPU: bfloat16, TF32, channels last, cuDNN's search (amp and precision.*, as by --set, which "
+    "has the last word). Another configuration, with records of its own.",
 )
 @execution
 @click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
@@ -77,6 +84,7 @@ def run_verb(
     as_json: bool,
     again: bool,
     called: str,
+    fast: bool,
     save_predictions: bool,
     options: Options,
     resources: Resources | None,
@@ -89,9 +97,13 @@ def run_verb(
     """
     from harness.recipes.names import configuration_name
     from harness.recipes.resolving import parse_overrides
+    from harness.recipes.specs import FAST
     from harness.running.trials.execution import execute, plan
 
     overrides = parse_overrides(assignments)
+    if fast:
+        called = called or ("" if overrides else "fast")
+        overrides = {**FAST, **overrides}
     trials = plan(targets, chosen or range(seeds), overrides)
     options = replace(options, called=configuration_name(called, trials[0].overrides))
     if smoke:

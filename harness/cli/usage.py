@@ -181,7 +181,7 @@ _WITHOUT_RAY = Only(
     "with --local, where trials run one after another in this process",
     "without it: drop --local",
 )
-_PLACES = "data_roots results device workers local threads checkpoint_seconds"
+_PLACES = "data_roots results device workers local threads checkpoint_seconds deterministic"
 _OF_CHECKPOINT = Only("table", _has("checkpoint"), "without --checkpoint", "with --checkpoint FILE")
 _OF_RECIPE = Only(
     "checkpoint table seeds every_seed results",
@@ -221,7 +221,7 @@ TABLE: Mapping[str, Usage] = {
     "check": Usage("package data_roots as_json"),
     # --dry-run describes the command that it stands in, and --smoke tries it: both take its options.
     "run": Usage(
-        f"targets chosen assignments called {_PLACES} dry_run",
+        f"targets chosen assignments fast called {_PLACES} dry_run",
         (
             _WITHOUT_RAY,
             Only("seeds", _lacks("chosen"), "with --seed, which names the seeds", "without --seed"),

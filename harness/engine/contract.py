@@ -158,7 +158,7 @@ def misnamed(error: BaseException, method: Method) -> UserError | None:
 
 
 #: Columns of the history that are not loss terms.
-RESERVED = ("step", "lr", "loss", "steps_per_second")
+RESERVED = ("step", "lr", "loss", "steps_per_second", "amp.scale", "amp.skipped")
 
 
 def check_terms(terms: Any, method: Method, device: torch.device | None) -> None:

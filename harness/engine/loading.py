@@ -9,7 +9,8 @@ themselves (:func:`in_worker`), so that a lack of it is an error like any other.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,3 +117,25 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
             where="--workers",
             remedy=faults.WORKERS_REMEDY,
         ) from error
+
+
+class Waits:
+    """What a loader gives, and the seconds for which it was waited for."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.seconds += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def taken(self) -> float:
+        """Seconds since this was asked last."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,13 @@ from harness.basics.finite import require_finite_weights
 from harness.basics.reading import Damaged, Misplaced, damaged, set_damaged_aside
 from harness.basics.schema import digest
 from harness.engine import distributed, trained
+from harness.engine.arithmetic import Arithmetic
 from harness.engine.batch import Batch, Progress
 from harness.engine.contract import check_terms, checked_note
 from harness.engine.loader import StepSampler, TrainingSet, training_loader
+from harness.engine.loading import Waits
 from harness.engine.optimisers import create_optimiser
+from harness.engine.scaling import Scaler
 from harness.nn.torch_files import read_torch
 from harness.recipes.specs import Recipe, ScheduleSpec
 from harness.records.history import History, gaps
@@ -83,6 +86,7 @@ class Status:
         memory_mib: largest memory allocated on the GPU so far.
         warnings: what the user shall be told once.
         waiting: share of the time since the last one in which the loader's pictures were waited for.
+        noted: further columns of the history's row: notes of the method, the scale of gradients.
     """
 
     step: int
@@ -95,6 +99,7 @@ class Status:
     memory_mib: float | None = None
     warnings: tuple[str, ...] = ()
     waiting: float = 0.0
+    noted: dict[str, float] = field(default_factory=dict)
 
     def after(self, earlier: Status) -> Status:
         """This one with what an earlier one of the same run knew and it does not say."""
@@ -130,6 +135,7 @@ class Trainer:
         log_every: steps between two rows of the history.
         saved: called after each checkpoint.
         facts: plain values that every checkpoint carries.
+        deterministic: ask torch for kernels that give the same bits every time, where it has them.
     """
 
     def __init__(
@@ -146,6 +152,7 @@ class Trainer:
         log_every: int = LOG_EVERY,
         saved: Callable[[], None] = lambda: None,
         facts: Mapping[str, Any] | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.saved, self.facts = saved, dict(facts or {})
         self.method, self.recipe, self.data, self.seed, self.folder = method, recipe, data, seed, folder
@@ -155,7 +162,8 @@ class Trainer:
         self.optimiser = create_optimiser(method.parameter_groups(), recipe.optimiser, method)
         amp = _AMP.get(recipe.amp)
         self.amp = amp
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
+        self.scaler = Scaler(self.device, enabled=amp is torch.float16)
+        self.arithmetic = Arithmetic(method, recipe.precision, self.device, deterministic=deterministic)
         per_epoch = StepSampler(len(data), recipe.batch.size, 1, seed).steps_per_epoch
         self.total = recipe.schedule.total_steps(per_epoch)
         self.steps_per_epoch = per_epoch
@@ -297,6 +305,10 @@ class Trainer:
         Raises:
             UserError: the loss breaks the contract of a method (:mod:`harness.engine.contract`).
         """
+        with self.arithmetic:
+            return self._optimise(groups, progress)
+
+    def _optimise(self, groups: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
         self.optimiser.zero_grad(set_to_none=True)
         self.statistics.before()
         mean: dict[str, Tensor] = {}
@@ -360,7 +372,7 @@ class Trainer:
         pending: deque[tuple[int, list[str], dict[str, Tensor]]] = deque()
         every = self.log_every if self.device.type == "cuda" else 1  # reading a loss waits for the device
         since = saved = time.monotonic()
-        waits = _Waits(loader)
+        waits = Waits(loader)
         first = self.step
         if not self.sums:
             self.logged = self.step
@@ -383,6 +395,8 @@ class Trainer:
                 means = {f"note.{name}": float(total) / n for name, (total, n) in self.notes.items()}
                 noted = {name: value for name, value in means.items() if math.isfinite(value)}
                 self.notes = {}
+                noted |= self.scaler.read(self.step)
+                told = self.arithmetic.take_told()
                 if history is not None:
                     history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row, **noted})
                 miou = self._select()
@@ -390,7 +404,8 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 since = time.monotonic()
-                yield Status(self.step, self.total, rate, row, lr=lr, miou=miou, waiting=waiting)
+                known = {"lr": lr, "miou": miou, "waiting": waiting, "noted": noted, "warnings": told}
+                yield Status(self.step, self.total, rate, row, **known)  # type: ignore[arg-type]
             # Between rows the terms of other processes are not known here.
             if interruption.noted() and (at_row or distributed.world_size() == 1):
                 _checked(pending, self.sums)
@@ -398,6 +413,7 @@ class Trainer:
                 raise interruption.error()
         if self.step < self.total:
             raise RuntimeError(f"the loader ended after step {self.step} of {self.total}")
+        self.arithmetic.end()
         if not self.ended:
             self.save(final=True)
         elif distributed.first():
@@ -421,28 +437,6 @@ class Trainer:
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou
-
-
-class _Waits:
-    """What a loader gives, and the seconds for which it was waited for."""
-
-    def __init__(self, loader: Iterable[list[Batch]]) -> None:
-        self.loader, self.seconds = loader, 0.0
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        batches = iter(self.loader)
-        while True:
-            began = time.monotonic()
-            groups = next(batches, None)
-            self.seconds += time.monotonic() - began
-            if groups is None:
-                return
-            yield groups
-
-    def taken(self) -> float:
-        """Seconds since this was asked last."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 def _pieces(batch: Batch, number: int) -> Iterator[Batch]:

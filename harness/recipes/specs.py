@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -123,6 +124,34 @@ class PixelSpec:
     """Of R, G and B."""
     std: tuple[_Spread, _Spread, _Spread] = STD
     """Deviation of R, G and B."""
+
+
+@schema
+class PrecisionSpec:
+    """How a training step computes, beside `amp`. Scoring computes as it always does, in float32."""
+
+    tf32: Annotated[Literal["off", "convolutions", "all"], Neutral("convolutions")] = "convolutions"
+    """On GPUs that have it, TF32 (10 bits of mantissa) in place of float32: nowhere, in convolutions, as
+    torch does by itself, or in matrix products too."""
+    channels_last: Annotated[bool, Neutral(False)] = False
+    """Weights and maps in memory with their channels last, which GPUs convolve faster in half precision."""
+    cudnn_benchmark: Annotated[bool, Neutral(False)] = False
+    """Let cuDNN try its algorithms for every size of a convolution first; which one is chosen may change the
+    last bits from run to run."""
+    compile: Annotated[tuple[Literal["encoder", "par"], ...], Neutral(())] = ()
+    """What torch.compile turns into kernels of its own: `encoder`, `par` (refinement of class maps). Needs a
+    compiler, and minutes at the start."""
+
+
+#: Overrides of ``wsss run --fast``: the set whose loss terms are tested to stay within 3 % of the exact ones.
+FAST: Mapping[str, Any] = MappingProxyType(
+    {
+        "amp": "bf16",
+        "precision.tf32": "all",
+        "precision.channels_last": True,
+        "precision.cudnn_benchmark": True,
+    }
+)
 
 
 _Area = Annotated[float, Field(gt=0, le=1)]
@@ -265,6 +294,8 @@ class Recipe:
     """Pictures that are trained on and scored as well: refused, or allowed, and every row says so."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Automatic mixed precision; loss terms compute in float32 whatever this says."""
+    precision: Annotated[PrecisionSpec, Neutral(PrecisionSpec())] = PrecisionSpec()
+    """How a training step computes beside that."""
     accumulate: int = Field(default=1, ge=1, le=MOST)
     """Pieces into which each group's batch is cut to save memory (changes batch statistics)."""
     selection: SelectionSpec | None = None

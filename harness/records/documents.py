@@ -166,6 +166,41 @@ class EnvironmentFacts(Document):
     """Versions of the packages that numbers may depend on; null where one is not installed."""
 
 
+class HardwareFacts(Document):
+    """The machine, and torch's switches while it trained."""
+
+    system: str | None = None
+    """Operating system and architecture."""
+    processor: str | None = None
+    """As the system calls it."""
+    cores: Count | None = None
+    """Of the machine."""
+    threads: Count | None = None
+    """Of arithmetic on the CPU."""
+    device: str | None = None
+    """`cpu` or `cuda`."""
+    processes: Count | None = None
+    """That shared the trial."""
+    deterministic: bool | None = None
+    """Whether deterministic kernels were asked for; operations without one stand in `notes`."""
+    gpu: str | None = None
+    """As its driver calls it."""
+    gpu_memory_gib: Amount | None = None
+    """Of the GPU."""
+    cuda: str | None = None
+    """That torch is built for."""
+    cudnn: Count | None = None
+    """Version, as one number."""
+    driver: str | None = None
+    """Version of NVIDIA's driver."""
+    tf32_convolutions: bool | None = None
+    """Whether float32 convolutions may compute in TF32."""
+    tf32_matrix_products: bool | None = None
+    """Whether float32 matrix products may."""
+    cudnn_benchmark: bool | None = None
+    """Whether cuDNN tried its algorithms first."""
+
+
 class SelectionFacts(Document):
     """How the best network was chosen."""
 
@@ -247,8 +282,8 @@ class RecordDocument(Document):
     """The code that ran."""
     environment: EnvironmentFacts = EnvironmentFacts()
     """Python and packages."""
-    hardware: Plain = Field(default_factory=dict)
-    """Processor, GPU, driver, and how many processes shared the trial."""
+    hardware: HardwareFacts = HardwareFacts()
+    """The machine, and torch's switches while it trained."""
     data: DataFacts = DataFacts()
     """What was trained on and scored."""
     weights: WeightFacts = WeightFacts()

@@ -125,9 +125,9 @@ def curves(row: Row) -> tuple[pd.Index, dict[str, tuple[np.ndarray, np.ndarray, 
     shared = histories[0].index
     for history in histories[1:]:
         shared = shared.intersection(history.index)
-    columns = [
-        c for c in histories[0].columns if c not in ("lr", "steps_per_second") and not c.startswith("note.")
-    ]
+    beside = ("note.", "amp.")
+    columns = [c for c in histories[0].columns if c not in ("lr", "steps_per_second")]
+    columns = [c for c in columns if not c.startswith(beside)]
     found = {}
     for column in columns:
         if any(column not in h for h in histories):

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.engine.batch import IGNORE
+
+
+def total_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum of the cross-entropies of all pixels whose target is not ``IGNORE``.
+
+    CUDA's own sum adds in any order. Where deterministic kernels are asked for, the sum is taken afterwards,
+    at the cost of a map.
+
+    Args:
+        logits: ``(B, K, H, W)`` floating point.
+        targets: ``(B, H, W)`` int64 in ``0..K-1``, or ``IGNORE``.
+        weight: ``(K,)`` of the classes; 1 by default.
+    """
+    options: dict[str, Any] = {"weight": weight, "ignore_index": IGNORE}
+    if torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, targets, reduction="none", **options).sum()
+    return F.cross_entropy(logits, targets, reduction="sum", **options)
 
 
 def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -21,8 +40,7 @@ def partial_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     labelled = labels < logits.shape[1]
     targets = labels.where(labelled, IGNORE)
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return total / labelled.sum().clamp(min=1)
+    return total_cross_entropy(logits, targets) / labelled.sum().clamp(min=1)
 
 
 def two_sided_cross_entropy(logits: Tensor, labels: Tensor, background: int | None) -> tuple[Tensor, Tensor]:

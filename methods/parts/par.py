@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.engine.batch import IGNORE
 from harness.nn.choice import best_class
+from harness.nn.compiling import compiled
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 
@@ -122,6 +123,17 @@ def positions(dilations: Sequence[int], dtype: torch.dtype = torch.float32) -> T
     return torch.tensor([d * math.hypot(*direction) for d in dilations for direction in DIRECTIONS]).to(dtype)
 
 
+def _spread(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
+    """One weighted sum over neighbours, as one expression: a compiler makes it one kernel."""
+    reach, (height, width) = max(dilations), maps.shape[-2:]
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    total = torch.zeros_like(maps)
+    for number, (d, (dy, dx)) in enumerate((d, way) for d in dilations for way in DIRECTIONS):
+        top, left = reach + dy * d, reach + dx * d
+        total = total + weights[number] * padded[..., top : top + height, left : left + width]
+    return total
+
+
 @torch.no_grad()
 def propagate(maps: Tensor, weights: Affinity, iterations: int = 10) -> Tensor:
     """Spread maps ``(B, C, H, W)`` along the weights, without gradient; their sum grows by 1.01 every time.
@@ -129,6 +141,10 @@ def propagate(maps: Tensor, weights: Affinity, iterations: int = 10) -> Tensor:
     Two padded maps are written in turn, so that no neighbour is looked up twice.
     """
     if not iterations:
+        return maps
+    if (spread := compiled("par", _spread)) is not None:
+        for _ in range(iterations):
+            maps = spread(maps, weights.weights, weights.dilations)
         return maps
     each = weights.weights.unbind()
     now, then = (_Surrounded.of(maps, weights.dilations) for _ in range(2))

@@ -229,6 +229,7 @@ def _measure(job: SearchJob) -> Iterator[Event]:
         workers=job.options.workers,
         checkpoint_seconds=job.options.checkpoint_seconds,
         saved=lambda: prepared.store.save(job.folder),
+        deterministic=job.options.deterministic,
     )
 
     def score(points: Sequence[int]) -> Event:

@@ -125,6 +125,7 @@ def _job(
         provenance.environment(),
     ]
     setting += [provenance.hardware(checked.device), options.device, options.workers, options.threads]
+    setting += [options.deterministic]
     setting += [resources, labels_ready(group[0], options), recipe.labels_from]
     row = SmokeRow(
         group[0].name,

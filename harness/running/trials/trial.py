@@ -31,6 +31,7 @@ from harness.engine import distributed
 from harness.engine.loader import StepSampler
 from harness.engine.outputs import check_labels_from
 from harness.engine.rehearsal import check_weights, rehearse, source_output
+from harness.nn.compiling import check_compiler
 from harness.nn.weights import weights_sha256
 from harness.recipes import fitting, protocols
 from harness.recipes.resolving import Resolved, recipe_names, resolve
@@ -104,6 +105,8 @@ class Options:
         tracking_root: folder for trackers that keep files; beside the record store by default, in the cache
             where the store is a URI.
         called: what tables call trials with overrides, in place of these.
+        deterministic: ask torch for kernels that give the same bits every time (they may give other last
+            bits than the usual ones).
     """
 
     results: Path | str = Path("results")
@@ -118,6 +121,7 @@ class Options:
     trackers: tuple[str, ...] = ()
     tracking_root: Path | None = None
     called: str = ""
+    deterministic: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process may stand in another folder: places are sent from the root on."""
@@ -305,6 +309,8 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
         if (source := source_of(trial)) is not None:
             source_output(source.resolved, recipe.labels_from)
     device = choose_device(options.device)
+    if recipe.precision.compile:
+        check_compiler(device)
     dataset = open_dataset(recipe.dataset, options.data_roots, options.cache)
     kept, notes = scorable(recipe, dataset, "evaluation" in trial.overrides or evaluations is not None)
     resolved = replace(resolved, recipe=replace(recipe, evaluation=kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from harness.basics.registry import METHODS
 from harness.basics.schema import dump
 from harness.data.images import save_index
 from harness.engine import distributed, faults
+from harness.engine.arithmetic import nondeterministic
 from harness.engine.loader import TrainingSet
 from harness.engine.networks import build_method, load_weights
 from harness.engine.training import Status, Trainer
@@ -130,9 +131,15 @@ def _common(prepared: Prepared) -> dict[str, Any]:
         "digest": prepared.digest,
         "code": provenance.code() | foreign.recorded_packages(prepared.resolved),
         "environment": provenance.environment(),
-        "hardware": provenance.hardware(prepared.device) | {"processes": distributed.world_size()},
+        "hardware": _hardware(prepared),
         **prepared.facts,
     }
+
+
+def _hardware(prepared: Prepared, arithmetic: AbstractContextManager[object] | None = None) -> dict[str, Any]:
+    """The machine, with torch's switches as they are, or as they were while it trained."""
+    with arithmetic or nullcontext():
+        return provenance.hardware(prepared.device) | {"processes": distributed.world_size()}
 
 
 def record_failure(prepared: Prepared, reason: str, trace: str | BaseException = "") -> str:
@@ -208,6 +215,7 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         facts={
             origin.ORIGIN_KEY: origin.carried(prepared.resolved, prepared.trial.overrides, prepared.dataset),
         },
+        deterministic=options.deterministic,
     )
     code = foreign.note_start(prepared.folder, prepared.resolved) if distributed.first() else {}
     clock = time.monotonic()
@@ -215,9 +223,14 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         yield from trainer.run()
     seconds = time.monotonic() - clock
     fresh = trainer.total - trainer.resumed_at
+    free = distributed.collected(trainer.arithmetic.free)
+    lacking = list(dict.fromkeys(name for names in free for name in names))
+    notes = [*prepared.facts.get("notes", ()), *([nondeterministic(lacking)] if lacking else [])]
     lost = gaps(prepared.folder / "history.csv", trainer.total, trainer.log_every)
     return {
         **({"curve_lacks": lost} if lost else {}),
+        **({"notes": notes} if lacking else {}),
+        "hardware": _hardware(prepared, trainer.arithmetic),
         "code": provenance.code() | code,
         "steps": trainer.total,
         "resumed": trainer.resumed_at,

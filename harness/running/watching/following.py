@@ -156,6 +156,7 @@ def _read_states(file: Path) -> dict[str, dict[str, Any]]:
 def _values(status: Status) -> dict[str, float]:
     found = {f"train/{name}": value for name, value in status.terms.items()}
     found["train/loss"] = sum(status.terms.values())
+    found |= {f"train/{name}": value for name, value in status.noted.items()}
     if status.lr is not None:
         found["train/lr"] = status.lr
     found["train/steps_per_second"] = status.steps_per_second
