@@ -57,7 +57,7 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 refused.""",
     type=OutputPath(),
     default=Path("reports"),
     show_default=True,
-    help="Folder for curve-RECIPE-SPLIT.csv, .md, .png and .svg.",
+    help="Folder for curve-RECIPE-SPLIT.csv, .md, .png and .svg; rows with values add a digest.",
 )
 @together(SET, DATA_ROOT, RESULTS, DEVICE, WORKERS_OPTION, JSON, *ON_REQUEST)
 def curve_verb(
@@ -81,6 +81,7 @@ def curve_verb(
     Every finished record of the recipe is measured in one pass over the split, all thresholds at once.
     """
     from harness.recipes.resolving import parse_overrides
+    from harness.recipes.row_names import row_name, row_stem
     from harness.running.inference.curves import threshold_curve
     from harness.running.trials.trial import Options
     from leaderboards.plots.drawing import save_figure
@@ -100,7 +101,7 @@ def curve_verb(
         say=aside,
     )
     lines = threshold_lines(curve)
-    stem = out / f"curve-{curve.recipe.replace('/', '-')}-{curve.split}"
+    stem = out / f"curve-{row_stem(curve.recipe, curve.overrides)}-{curve.split}"
     heads = ("threshold", "mIoU (%)", "precision (%)", "recall (%)", "")
     chosen = _shown(curve)
     body = [
@@ -113,9 +114,8 @@ def curve_verb(
         ]
         for i in chosen
     ]
-    title = (
-        f"{curve.recipe}, {curve.split}: {curve.pictures} pictures, seeds {', '.join(map(str, curve.seeds))}"
-    )
+    row = row_name(curve.recipe, curve.overrides)
+    title = f"{row}, {curve.split}: {curve.pictures} pictures, seeds {', '.join(map(str, curve.seeds))}"
     with whole_file(Path(f"{stem}.csv")) as file:
         file.write(csv_table(lines, list(lines[0])))
     with whole_file(Path(f"{stem}.md")) as file:

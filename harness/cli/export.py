@@ -122,7 +122,7 @@ def export_verb(
         for one in said_by(export_models(recipe, out, several, resources, options=options, **named)):
             _say_model(one.result)
         return
-    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint)
+    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint, options.store)
     if form != "npy" and output is None:
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol_name, network=network)

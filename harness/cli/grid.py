@@ -75,6 +75,8 @@ def grid_verb(
     """
     from harness.recipes.grids import parse_grid
     from harness.recipes.resolving import resolve
+    from harness.recipes.row_names import row_name
+    from harness.records.called import called_rows
     from harness.running.trials.execution import execute
     from harness.running.trials.trial import Trial
     from leaderboards.rows.gathering import gather_records
@@ -82,7 +84,8 @@ def grid_verb(
     from leaderboards.rows.text import csv_table
     from leaderboards.write.pivots import pivot_listing, pivot_markdown
 
-    grid = parse_grid(recipe, assignments)
+    store = options.store
+    grid = parse_grid(recipe, assignments, called_rows(store))
     resolved = resolve(grid.recipe, grid.fixed)
     names = list(dict.fromkeys(e.name for e in resolved.recipe.evaluation)) or ["val-single"]
     if evaluation is not None and evaluation not in names:
@@ -97,14 +100,13 @@ def grid_verb(
         trials = [Trial(grid.recipe, seed, point) for point in grid.points for seed in wanted]
         outcomes = execute(trials, options, resources)
         failed = sum(outcome.status == "failed" for outcome in outcomes)
-    store = options.store
     frame = gather_records(store, grid.recipe)
     recipes = {grid.recipe: resolve(grid.recipe)}
     shown = evaluation or names[0]
     lines, pages, listing = [], [], ""
     for name in names:
         cells = cells_of(frame, grid, recipes, name)
-        tables, title = pivots(grid, cells), f"{grid.recipe}, {name}: mIoU (%)"
+        tables, title = pivots(grid, cells), f"{row_name(grid.recipe, grid.fixed)}, {name}: mIoU (%)"
         lines += pivot_lines(cells, name)
         pages.append(pivot_markdown(tables, title, len(wanted)))
         if name == shown:

@@ -58,6 +58,15 @@ _SUITE = click.option(
     help="Only recipes of this suite; repeatable.",
 )
 
+_ROWS = click.option(
+    "--recipe",
+    "names",
+    multiple=True,
+    metavar="RECIPE|GLOB|ROW",
+    shell_complete=A_RECIPE,
+    help="Only these rows: recipes, patterns, or 'RECIPE (VALUES)' as tables print it; repeatable.",
+)
+
 
 def _split(text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -86,6 +95,7 @@ Examples:
   wsss leaderboard                               all records below ./results
   wsss leaderboard --dataset mini                those of a data set
   wsss leaderboard --suite mini                  those of a suite
+  wsss leaderboard --recipe 'agmm/*' --recipe 'pce/mini-scribble (crop=48)'    rows by their printed names
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
   wsss leaderboard --metric f1 --metric trimap-4 further columns, for old records too
   wsss leaderboard --validate                    published cells and claims against recipes
@@ -93,7 +103,7 @@ Examples:
 Exit codes: 0 done, 1 done, and damaged files were left out (or --validate found a citation that does not
 hold), 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _SUITE, _METRICS, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _ROWS, _METRICS, _LABEL)
 @click.option(
     "--format",
     "formats",
@@ -110,6 +120,7 @@ def leaderboard_verb(
     out: Path,
     dataset: str | None,
     suites: tuple[str, ...],
+    names: tuple[str, ...],
     metrics: tuple[str, ...],
     label: str,
     formats: str,
@@ -139,6 +150,7 @@ def leaderboard_verb(
         recipes=_recipes(),
         dataset=dataset,
         suites=suites,
+        names=names,
         formats=_split(formats),
         label=label,
         metrics=metrics,
@@ -205,15 +217,7 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to draw."
     help="per-class, difference, overview, seeds, boundary, published, annotation, cost, curves, qualitative "
     "(pictures), or all (but pictures).",
 )
-@click.option(
-    "--recipe",
-    "names",
-    multiple=True,
-    metavar="RECIPE|GLOB|ROW",
-    shell_complete=A_RECIPE,
-    help="Only these rows: recipes, patterns, or 'RECIPE (VALUES)' as tables print it; repeatable.",
-)
-@together(DATA_ROOT, DEVICE)
+@together(_ROWS, DATA_ROOT, DEVICE)
 @click.option(
     "--format",
     "formats",
@@ -239,7 +243,7 @@ def plot_verb(
     """
     from harness.records.records import Store
     from leaderboards.plots.plotting import check_kinds, write_plots
-    from leaderboards.rows.configurations import picked_rows
+    from leaderboards.rows.choosing import picked_rows
     from leaderboards.rows.gathering import gather_records
     from leaderboards.rows.tables import leaderboard as rows_of
     from leaderboards.write.report import check_formats, require_records
@@ -326,7 +330,7 @@ Examples:
 
 Exit codes: 0 done, 1 done, and damaged files were left out, 2 nothing to show.""",
 )
-@together(RESULTS, _OUT, _DATASET, _SUITE, _METRICS, _LABEL)
+@together(RESULTS, _OUT, _DATASET, _SUITE, _ROWS, _METRICS, _LABEL)
 @together(DATA_ROOT, DEVICE)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw, as PNG and SVG.")
 def report_verb(
@@ -334,6 +338,7 @@ def report_verb(
     out: Path,
     dataset: str | None,
     suites: tuple[str, ...],
+    names: tuple[str, ...],
     metrics: tuple[str, ...],
     label: str,
     data_roots: tuple[str, ...],
@@ -356,6 +361,7 @@ def report_verb(
         recipes=_recipes(),
         dataset=dataset,
         suites=suites,
+        names=names,
         plots=plots,
         data_roots=data_roots,
         device=device,

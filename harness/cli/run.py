@@ -104,7 +104,7 @@ def run_verb(
     if fast:
         called = called or ("" if overrides else "fast")
         overrides = {**FAST, **overrides}
-    trials = plan(targets, chosen or range(seeds), overrides)
+    trials = plan(targets, chosen or range(seeds), overrides, options.store)
     options = replace(options, called=configuration_name(called, trials[0].overrides))
     if smoke:
         return _try(trials, options, resources, as_json)

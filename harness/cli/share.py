@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from harness.basics import listing
 from harness.basics.text import one_line
+from harness.cli.completing import A_RECIPE
 from harness.cli.options import (
     DATA_ROOT,
     RESULTS,
@@ -20,9 +20,6 @@ from harness.cli.options import (
     together,
 )
 from harness.cli.usage import Verb
-
-if TYPE_CHECKING:
-    from harness.records.records import Record
 
 _FILES = click.argument(
     "files", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path)
@@ -45,7 +42,12 @@ Exit codes: 0 done, 1 done, and damaged files were left out, 2 refused.""",
 @click.option("--made-by", metavar="TEXT", required=True, help="Who answers for it: a name and an address.")
 @click.option("--notes", metavar="TEXT", default="", help="What a reader must know.")
 @click.option(
-    "--recipe", "patterns", multiple=True, metavar="RECIPE|GLOB", help="Only these records; repeatable."
+    "--recipe",
+    "names",
+    multiple=True,
+    metavar="RECIPE|GLOB|ROW",
+    shell_complete=A_RECIPE,
+    help="Only records of these rows: recipes, patterns, or 'RECIPE (VALUES)' as tables print it.",
 )
 @click.option("--weights", is_flag=True, help="With the weights of each, as safetensors.")
 @click.option("--predictions", is_flag=True, help="With label maps that --save-predictions kept.")
@@ -54,7 +56,7 @@ def pack_verb(
     file: Path,
     made_by: str,
     notes: str,
-    patterns: tuple[str, ...],
+    names: tuple[str, ...],
     weights: bool,
     predictions: bool,
     results: Path | str,
@@ -65,6 +67,7 @@ def pack_verb(
     predictions on request.
     """
     from harness.records.records import Store
+    from leaderboards.rows.choosing import record_chooser
     from leaderboards.rows.sharing import pack
 
     store = Store(results)
@@ -73,7 +76,7 @@ def pack_verb(
         file,
         made_by=made_by,
         notes=notes,
-        chosen=_chosen(patterns),
+        chosen=record_chooser(store, names),
         weights=weights,
         predictions=predictions,
     )
@@ -82,18 +85,6 @@ def pack_verb(
     click.echo(f"{done.records} records in {done.file}, {done.file.stat().st_size:,} bytes")
     click.echo(f"sha256 {done.sha256}")
     return ended(store)
-
-
-def _chosen(patterns: tuple[str, ...]):  # type: ignore[no-untyped-def]
-    from fnmatch import fnmatchcase
-
-    from harness.recipes.row_names import row_name
-
-    def chosen(record: Record) -> bool:
-        names = (record.name, row_name(record.name, record.data.get("overrides", {})))
-        return not patterns or any(fnmatchcase(name, p) or name == p for name in names for p in patterns)
-
-    return chosen
 
 
 @click.command(

@@ -212,7 +212,7 @@ TABLE: Mapping[str, Usage] = {
     "doctor": Usage("data_roots as_json"),
     "open": Usage("folder"),
     "completion": Usage("shell"),
-    "pack": Usage("file made_by notes patterns weights predictions results"),
+    "pack": Usage("file made_by notes names weights predictions results"),
     "check-bundle": Usage("files data_roots"),
     "merge": Usage("files results"),
     "freeze": Usage("name compare out results"),
@@ -390,7 +390,7 @@ TABLE: Mapping[str, Usage] = {
         "check",
         (
             Only(
-                "results out dataset suites metrics label formats as_json",
+                "results out dataset suites names metrics label formats as_json",
                 _lacks("check"),
                 "with --validate, which reads no records and writes nothing",
                 "without --validate",
@@ -410,7 +410,7 @@ TABLE: Mapping[str, Usage] = {
     ),
     "claims": Usage("results out suites formats as_json"),
     "report": Usage(
-        "results out dataset suites metrics label plots",
+        "results out dataset suites names metrics label plots",
         (Only("data_roots device", _has("plots"), "with --no-plots", "to pictures with predictions"),),
     ),
     "compare": Usage("first second evaluation metrics assignments data_roots results as_json"),

@@ -8,7 +8,7 @@ and a changed file is another configuration.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,25 +42,33 @@ class Given:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
+#: Rows of a recipe that somebody has named, by what stands in brackets: that name, and their values; see
+#: :func:`harness.records.called.called_rows`.
+Called = Callable[[str], Mapping[str, tuple[str, Mapping[str, Any]]]]
+
+
 def is_recipe_file(target: str | Path) -> bool:
     """Whether a target is the path of a TOML file, with ``:table`` behind it or not."""
     return _parts(str(target))[0].lower().endswith(_ENDING)
 
 
-def given(target: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Given]:
+def given(
+    target: str | Path, overrides: Mapping[str, Any] | None = None, called: Called | None = None
+) -> list[Given]:
     """What a target names: a recipe, a pattern of them, a suite, a row of a table, or the tables of a file.
 
     Args:
         target: as on the command line; ``mine.toml`` for all tables of a file, ``mine.toml:table`` for one,
             or for those that a pattern fits; ``METHOD/RECIPE (crop=48, ...)`` for a row by its name.
         overrides: dotted key to value, over those of the file.
+        called: of a record store, so that ``METHOD/RECIPE (mine)`` names a row too.
 
     Raises:
         UserError: it names nothing, or what the file says is no recipe; the file is named.
     """
     overrides = dict(overrides or {})
     if (row := row_parts(str(target))) is not None:
-        return [_of_row(*row, overrides)]
+        return [_of_row(*row, overrides, called)]
     if not is_recipe_file(target):
         return [Given(name, overrides) for name in expand([str(target)])]
     path, chosen = _parts(str(target))
@@ -76,14 +84,16 @@ def given(target: str | Path, overrides: Mapping[str, Any] | None = None) -> lis
     return [_read(file, tables, name, overrides) for name in names]
 
 
-def one(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Given:
+def one(
+    target: str | Path, overrides: Mapping[str, Any] | None = None, called: Called | None = None
+) -> Given:
     """As :func:`given`, for a verb that takes a single recipe; a name is not looked up.
 
     Raises:
         UserError: likewise, or a file has several recipes.
     """
     if (row := row_parts(str(target))) is not None:
-        return _of_row(*row, overrides or {})
+        return _of_row(*row, overrides or {}, called)
     if not is_recipe_file(target):
         return Given(str(target), dict(overrides or {}))
     found = given(target, overrides)
@@ -98,16 +108,46 @@ def one(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Given
     return found[0]
 
 
-def _of_row(name: str, inside: str, overrides: Mapping[str, Any]) -> Given:
+def _of_row(name: str, inside: str, overrides: Mapping[str, Any], called: Called | None) -> Given:
     """What a row of a table was trained with, by its name; values of the command line over its own."""
-    values = row_overrides(inside)
+    values: Mapping[str, Any] | None = row_overrides(inside)
+    label = ""
+    if called is not None and (values is None or not _legal(name, values)):
+        known = called(name)
+        if (found := _named(inside, known)) is not None:
+            label, values = found
+        elif values is None:
+            asked, rows = f"{name} ({inside})", [f"{name} ({text})" for text in known]
+            remedy = nearest(asked, rows) if rows else f"write its values, as in '{name} (crop=48)'"
+            raise UserError(f"no row is called {asked!r}", where="recipe name", remedy=remedy)
     if values is None:
         raise UserError(
             f"{inside!r} is what a configuration was called, and does not say its values",
             where=f"{name} ({inside})",
             remedy=f"write them, as in '{name} (crop=48)', or name the folder of its record",
         )
-    return Given(name, {**{k: v for k, v in values.items() if not _replaced(k, overrides)}, **overrides})
+    own = {k: v for k, v in values.items() if not _replaced(k, overrides)}
+    return Given(name, {**own, **overrides}, "" if overrides else label)
+
+
+def _legal(name: str, values: Mapping[str, Any]) -> bool:
+    try:
+        resolve(name, values)
+    except UserError:
+        return False
+    return True
+
+
+def _named(
+    inside: str, known: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> tuple[str, Mapping[str, Any]] | None:
+    """The row that is called so, with what its evaluation alone has behind the name."""
+    if inside in known:
+        return known[inside]
+    for text, (label, values) in known.items():
+        if inside.startswith(f"{text}, ") and (more := row_overrides(inside[len(text) + 2 :])) is not None:
+            return label, {**values, **more}
+    return None
 
 
 def _parts(target: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.basics.errors import UserError
 from harness.basics.schema import digest
-from harness.recipes.given import one
+from harness.recipes.given import Called, one
 from harness.recipes.resolving import parse_overrides, resolve, value_text
 from harness.recipes.row_names import comma_parts, row_name
 
@@ -41,7 +41,7 @@ class AblationGrid:
         ]
 
 
-def parse_grid(recipe: str, assignments: Iterable[str]) -> AblationGrid:
+def parse_grid(recipe: str, assignments: Iterable[str], called: Called | None = None) -> AblationGrid:
     """``config.a=1,2,4`` and the like to a grid.
 
     Values are parted by commas outside of quotes and brackets and read as ``--set`` of ``wsss run`` reads
@@ -51,6 +51,7 @@ def parse_grid(recipe: str, assignments: Iterable[str]) -> AblationGrid:
     Args:
         recipe: its name, a row's name, or a recipe file.
         assignments: as on the command line.
+        called: as for :func:`harness.recipes.given.given`.
 
     Raises:
         UserError: a key or a value that the recipe does not take, no key with several values, a point that
@@ -89,7 +90,7 @@ def parse_grid(recipe: str, assignments: Iterable[str]) -> AblationGrid:
         )
     # of assignments that exclude one another, none is ignored
     parse_overrides([*given, *(f"{key}={value_text(values[0])}" for key, values in axes.items())])
-    asked = one(recipe, fixed)
+    asked = one(recipe, fixed, called)
     grid = AblationGrid(asked.name, asked.overrides, axes)
     seen: dict[str, str] = {}
     for point in grid.points:

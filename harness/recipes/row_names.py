@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.basics.errors import UserError
+from harness.basics.schema import digest
 from harness.recipes.resolving import parse_overrides, value_text
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -34,6 +35,12 @@ def _shown(value: Any) -> str:
 def row_name(name: str, overrides: Mapping[str, Any]) -> str:
     """The name of a row."""
     return f"{name} ({values_text(overrides)})" if overrides else name
+
+
+def row_stem(name: str, overrides: Mapping[str, Any]) -> str:
+    """The beginning of a file's name for a row: short, and its own."""
+    stem = name.replace("/", "-")
+    return f"{stem}-{digest(dict(overrides))[:8]}" if overrides else stem
 
 
 def row_parts(target: str) -> tuple[str, str] | None:

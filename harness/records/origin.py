@@ -17,8 +17,9 @@ from harness.basics.schema import dump
 from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.resolving import Resolved, recipe_names
+from harness.records.called import called_rows
 from harness.records.checkpoints import record_beside
-from harness.records.records import Record, read_record
+from harness.records.records import Record, Store, read_record
 
 #: Key in a checkpoint.
 ORIGIN_KEY = "origin"
@@ -109,16 +110,16 @@ def found(source: Path) -> Origin:
 
 
 def origin_of(
-    source: str | Path, overrides: Mapping[str, Any] | None, checkpoint: Path | None
+    source: str | Path, overrides: Mapping[str, Any] | None, checkpoint: Path | None, store: Store
 ) -> tuple[Origin | None, str, dict[str, Any], Path | None]:
     """What a recipe, record or checkpoint stands for: its origin (None for a recipe), the recipe's name, its
-    overrides with those given on top, and the checkpoint (None: that of the recipe's record).
+    overrides with those given on top, and the checkpoint (None: that of the recipe's record in the store).
 
     Raises:
         UserError: as :func:`found`.
     """
     if not is_network_file(str(source)):
-        recipe = one(source, overrides)
+        recipe = one(source, overrides, called_rows(store))
         return None, recipe.name, dict(recipe.overrides), checkpoint
     came = found(Path(source))
     return came, came.recipe, {**came.overrides, **(overrides or {})}, came.checkpoint

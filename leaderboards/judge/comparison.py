@@ -16,6 +16,7 @@ from harness.recipes.row_names import row_parts
 from leaderboards.judge.claims import Judged, compare_rows, comparison_lines
 from leaderboards.judge.differing import what_differs
 from leaderboards.judge.statements import Claim, Pair
+from leaderboards.rows.choosing import printed_name
 from leaderboards.rows.configurations import Configurations
 from leaderboards.rows.metrics import Metric, metric_spread, metric_text
 from leaderboards.rows.row import Row
@@ -136,9 +137,10 @@ class _Side:
         reasons = [row.notes[0] for row in rows if row.recipe == self.name and row.notes]
         which = " with these values" if self.overrides or self.row else " without overrides"
         why = f" ({reasons[0]})" if len(mine) and reasons else "" if self.digest else which
-        raise UserError(
-            f"no standing record of {self.name!r}{why}", remedy=_remedy(frame, self.name, self.overrides)
-        )
+        remedy = _remedy(frame, self.name, self.overrides)
+        if self.row:
+            remedy = nearest(self.row, {printed_name(self.name, text) for text in own["overrides"]})
+        raise UserError(f"no standing record of {self.row or self.name!r}{why}", remedy=remedy)
 
 
 def _remedy(frame: pd.DataFrame, name: str, asked: Mapping[str, Any]) -> str:

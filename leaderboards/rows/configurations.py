@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from harness.basics.errors import UserError, nearest
+from harness.basics.errors import UserError
 from harness.basics.schema import digest
 from harness.recipes.given import one
 from harness.recipes.resolving import Resolved, resolve
 from harness.recipes.row_names import row_overrides, row_parts, values_text
 from harness.recipes.specs import EvaluationSpec
 from harness.records.records import EvaluationRecord
-from leaderboards.rows.row import Row
 
 #: Of an evaluation, what its name is made of.
 _NAMED = ("split", "protocol", "network", "output", "checkpoint")
@@ -85,42 +83,6 @@ class Configurations:
             except UserError:  # values that are legal no more
                 self._known[key] = None
         return self._known[key]
-
-
-def picked_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows that are named, in their order.
-
-    Args:
-        rows: from :func:`leaderboards.rows.tables.leaderboard`.
-        names: recipes, for all their rows; patterns of recipes; or names of rows as tables print them, whose
-            values may be written otherwise.
-
-    Raises:
-        UserError: a name that is no row's.
-    """
-    found: set[int] = set()
-    for name in names:
-        mine = {id(row) for row in rows if row.n and _is_named(row, name)}
-        if not mine:
-            known = sorted({row_text(row) for row in rows if row.n})
-            raise UserError(f"no row is called {name!r}", where="--recipe", remedy=nearest(name, known))
-        found |= mine
-    return [row for row in rows if id(row) in found]
-
-
-def row_text(row: Row) -> str:
-    """The name of a row as tables print it."""
-    return f"{row.recipe} ({row.overrides})" if row.overrides else row.recipe
-
-
-def _is_named(row: Row, name: str) -> bool:
-    if name == row_text(row) or fnmatchcase(row.recipe, name):
-        return True
-    parts = row_parts(name)
-    if parts is None or parts[0] != row.recipe or not row.overrides:
-        return False
-    values = row_overrides(parts[1])
-    return values is not None and values == row_overrides(row.overrides)
 
 
 def _trained(resolved: Resolved) -> str:

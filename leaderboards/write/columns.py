@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
-from leaderboards.rows.configurations import row_text
+from leaderboards.rows.choosing import row_text
 from leaderboards.rows.gathering import dataset_title
 from leaderboards.rows.metrics import Metric, metric_spread, metric_text
 from leaderboards.rows.row import Row, trainings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.records.records import Store
 from leaderboards.judge import claims
 from leaderboards.judge.claims import Judged, judge
 from leaderboards.judge.statements import check_suites, recipe_of
+from leaderboards.rows.choosing import chosen_rows
 from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
 from leaderboards.rows.metrics import Metric
 from leaderboards.rows.metrics import metrics as metrics_named
@@ -90,6 +91,7 @@ def write_leaderboard(
     known: Published | None = None,
     dataset: str | None = None,
     suites: Sequence[str] = (),
+    names: Sequence[str] = (),
     formats: Sequence[str] = TABLE_FORMATS,
     label: str = "",
     metrics: Sequence[str] = (),
@@ -104,6 +106,7 @@ def write_leaderboard(
         known: published cells, the packaged ones by default.
         dataset: only this data set.
         suites: only recipes of these suites.
+        names: only rows of these names, see :func:`leaderboards.rows.choosing.picked_rows`.
         formats: of ``md``, ``csv``, ``tex`` and ``json``.
         label: stands behind every title, such as ``quick run``.
         metrics: names of further columns, see :mod:`leaderboards.rows.metrics`.
@@ -116,7 +119,8 @@ def write_leaderboard(
     known = published() if known is None else known
     frame = gather_records(store)
     require_records(frame, store, dataset)
-    rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes or {}, dataset, suites)
+    rows = leaderboard(frame, recipes, known)
+    rows, frame = chosen_rows(rows, frame, recipes or {}, dataset, suites, names)
     return _tables(rows, frame, known, out, dataset, formats, label, asked)
 
 
@@ -180,6 +184,7 @@ def write_report(
     known: Published | None = None,
     dataset: str | None = None,
     suites: Sequence[str] = (),
+    names: Sequence[str] = (),
     plots: bool = True,
     data_roots: tuple[str, ...] = (),
     device: str = "cpu",
@@ -196,6 +201,7 @@ def write_report(
         known: published cells, the packaged ones by default.
         dataset: only this data set.
         suites: only recipes of these suites.
+        names: only rows of these names, see :func:`leaderboards.rows.choosing.picked_rows`.
         plots: whether to draw, pictures with predictions included.
         data_roots, device: where pictures are, and where networks predict them.
         label: stands behind every title and below every plot, such as ``quick run``.
@@ -210,10 +216,10 @@ def write_report(
     frame = gather_records(store)
     require_records(frame, store, dataset)
     judged = judge(frame, recipes)
-    rows, frame = _chosen(leaderboard(frame, recipes, known), frame, recipes, dataset, suites)
+    rows, frame = chosen_rows(leaderboard(frame, recipes, known), frame, recipes, dataset, suites, names)
     if dataset is not None:
         judged = [j for j in judged if _dataset_of(j, recipes) == dataset]
-    if suites:
+    if suites or names:
         shown = {row.recipe for row in rows}
         judged = [j for j in judged if set(map(recipe_of, (j.pair.better, j.pair.worse))) <= shown]
     tables = _tables(rows, frame, known, out, dataset, TABLE_FORMATS, label, asked)
@@ -243,37 +249,6 @@ def write_report(
         look=look, asked=asked,
     )  # fmt: skip
     return [*files, _write(out / "report.html", page)]
-
-
-def _chosen(
-    rows: list[Row],
-    frame: pd.DataFrame,
-    recipes: Mapping[str, Any],
-    dataset: str | None,
-    suites: Sequence[str],
-) -> tuple[list[Row], pd.DataFrame]:
-    """What of rows and records is of a data set and of suites; a hole of a suite that is named was asked for.
-
-    Raises:
-        UserError: an unknown suite, or one of which there is no record.
-    """
-    if dataset is not None:
-        rows = [row for row in rows if row.dataset == dataset]
-        frame = frame[frame["dataset"] == dataset]
-    if not suites:
-        return rows, frame
-    members = {name for name, r in recipes.items() if set(suites) & set(r.recipe.suites)}
-    known = {suite for r in recipes.values() for suite in r.recipe.suites}
-    for suite in suites:
-        if suite not in known:
-            raise UserError(f"unknown suite {suite!r}", where="--suite", remedy=nearest(suite, known))
-    frame = frame[frame["name"].isin(members)]
-    if frame.empty:
-        wanted = ", ".join(suites)
-        raise UserError(
-            f"no record of the suite {wanted}", where="--suite", remedy=f"wsss run {' '.join(suites)}"
-        )
-    return [replace(row, asked=True) for row in rows if row.recipe in members], frame
 
 
 def _dataset_of(judged: Judged, recipes: Mapping[str, Any]) -> str:

@@ -165,6 +165,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
             "--out": ["o"],
             "--dataset": ["mini"],
             "--suite": ["mini"],
+            "--recipe": ["agmm/*"],
             "--metric": ["f1"],
             "--label": ["l"],
             "--format": ["md"],

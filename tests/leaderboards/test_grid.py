@@ -16,12 +16,14 @@ from harness.recipes.given import given as targets
 from harness.recipes.given import one
 from harness.recipes.grids import parse_grid
 from harness.recipes.resolving import parse_overrides, resolve
-from harness.recipes.row_names import comma_parts, row_name, row_overrides, row_parts, values_text
+from harness.recipes.row_names import comma_parts, row_name, row_overrides, row_parts, row_stem, values_text
+from harness.records.called import called_rows
 from harness.records.records import Store
+from harness.running.trials.execution import plan
 from leaderboards.judge.claims import judge
 from leaderboards.judge.comparison import compare
 from leaderboards.judge.statements import read_claims, validate_claims
-from leaderboards.rows.configurations import picked_rows
+from leaderboards.rows.choosing import picked_rows, row_text
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.pivot import cells_of, pivots
 from leaderboards.rows.tables import leaderboard
@@ -210,6 +212,91 @@ def test_verbs_that_take_a_recipe_take_the_name_of_a_row(capsys) -> None:
     assert "[48,40]" in capsys.readouterr().out.replace(" ", "").replace("\n", "")
     with pytest.raises(UserError, match="what a configuration was called"):
         one(f"{RECIPE} (mine)")
+
+
+NAMED = "pce/mini-scribble"
+
+
+@pytest.fixture
+def named(factory: Factory) -> Path:
+    """A store with rows that somebody has named, one name twice; they were not trained."""
+    factory.record(resolve(NAMED))
+    for called, overrides in (
+        ("mine, too", {"crop": 48}),
+        ("lr=big", {"optimiser.lr": 0.5}),
+        ("both", {"crop": 40}),
+        ("both", {"crop": [40, 32]}),
+        ("", {"crop": 64}),
+    ):
+        factory.record(resolve(NAMED, overrides), overrides=overrides, called=called)
+    return factory.store.root
+
+
+ROW = "the row"
+HERE = ["--device", "cpu"]
+VERBS = {
+    "run": [ROW, "--dry-run", "--seed", 0, "--local", *HERE],
+    "evaluate": [ROW, *HERE],
+    "predict": [ROW, "pictures", *HERE],
+    "export": [ROW, "--out", "maps", *HERE],
+    "curve": [ROW, *HERE],
+    "search": [ROW, "--local", *HERE],
+    "tune": [ROW, "--local", *HERE],
+    "grid": [ROW, "--set", "optimiser.weight_decay=0.1,0.2", "--only-tables", *HERE],
+    "pack": ["all.wsss", "--made-by", "Ada", "--recipe", ROW],
+    "plot": ["--kind", "seeds", "--format", "png", "--recipe", ROW],
+    "leaderboard": ["--recipe", ROW],
+    "report": ["--no-plots", "--recipe", ROW],
+    "compare": [NAMED, ROW],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_name_of_a_row_gets_the_nearest_ones(
+    verb: str, named: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"{NAMED} (mine, tow)" if word == ROW else word for word in VERBS[verb]]
+    assert wsss(verb, *words, "--results", named) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"'{NAMED} (mine, tow)'" in error
+    assert f"did you mean '{NAMED} (mine, too)'" in error
+    assert not Path("reports").exists()
+
+
+def test_rows_that_were_named_are_found_by_their_printed_names(
+    named: Path, small: Path, tmp_path, capsys
+) -> None:
+    known = called_rows(Store(named))
+    for text, overrides, label in (
+        ("mine, too", {"crop": 48}, "mine, too"),
+        ("lr=big", {"optimiser.lr": 0.5}, "lr=big"),  # looks like values, and is none
+        ("both: crop=40", {"crop": 40}, "both"),
+        ("both: crop=[40, 32]", {"crop": [40, 32]}, "both"),
+        ("crop=64", {"crop": 64}, ""),
+        ("mine, too, config.ignored=1", {"crop": 48, "config.ignored": 1}, "mine, too"),
+    ):
+        found = one(f"{NAMED} ({text})", None, known)
+        assert (found.overrides, found.called) == (overrides, label)
+    with pytest.raises(UserError, match="no row is called"):
+        one(f"{NAMED} (both)", None, known)  # which of the two?
+    printed = {row_text(row) for row in leaderboard(gather_records(Store(named)), resamples=0)}
+    assert {f"{NAMED} ({text})" for text in ("mine, too", "lr=big", "both: crop=40", "crop=64")} < printed
+    for row in (NAMED, f"{NAMED} (both: crop=[40, 32])", f"{NAMED} (mine, too)"):
+        assert wsss("pack", tmp_path / "one.wsss", "--made-by", "A", "--recipe", row, "--results", named) == 0
+        assert f"{6 if row == NAMED else 1} records in" in capsys.readouterr().out
+    written = ["--recipe", f"{NAMED} (crop=6.4e1)", "--recipe", f"{NAMED} (lr=big)", "--results", named]
+    assert wsss("leaderboard", *written, "--out", tmp_path / "out") == 0
+    lines = (tmp_path / "out" / "leaderboard.csv").read_text().splitlines()
+    assert len(lines) == 3
+    (trial,) = plan([f"{NAMED} (mine, too)"], [3], {}, Store(named))
+    assert str(trial) == f"{NAMED}@mine, too seed 3"
+
+
+def test_curves_of_two_rows_have_files_of_their_own() -> None:
+    plain, one, other = (row_stem(RECIPE, values) for values in ({}, {"crop": 48}, {"crop": 64}))
+    assert plain == "agmm-mini-scribble"
+    assert len({plain, one, other}) == 3
 
 
 def test_a_grid_runs_and_goes_on(small: Path, tmp_path: Path, capsys) -> None:

@@ -26,6 +26,7 @@ from harness.nn import pixels
 from harness.recipes.given import one
 from harness.recipes.resolving import resolve
 from harness.recipes.specs import EvaluationSpec
+from harness.records.called import called_rows
 from harness.records.records import Store
 from harness.running.inference.scoring import finished_records, of_sound_records
 from harness.running.jobs.calls import Call
@@ -103,7 +104,7 @@ def threshold_curve(
     forget_data()
     options = options or Options()
     register(options.data_roots)
-    asked = one(recipe, overrides)
+    asked = one(recipe, overrides, called_rows(store or options.store))
     resolved = resolve(asked.name, asked.overrides)
     split = split or resolved.recipe.train_split
     check_scored(resolved, split=split)

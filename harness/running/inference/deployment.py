@@ -105,12 +105,13 @@ def export_model(
         UserError: there is no such record, the weights do not fit, torch cannot export the network, or what
             it exports computes something else.
     """
-    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint)
+    store = Store(results)
+    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint, store)
     with origin.standing_in(came):
         resolved = resolve(recipe, overrides)
         check_scored(resolved, network=network, table=table)
         check_writable(out)
-        file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
+        file = checkpoint or recorded_checkpoint(recipe, seed, store, overrides)
         method, notes = load_noted(resolved, torch.device("cpu"), file, table, say)
         info = method.build.dataset
         protocol = protocols.protocol(resolved.recipe.usual_evaluation.protocol)

@@ -221,7 +221,7 @@ def export(
     """
     forget_data()
     options = options or Options()
-    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint)
+    _, recipe, overrides, checkpoint = origin.origin_of(recipe, overrides, checkpoint, options.store)
     resolved = resolve(recipe, overrides)
     name = resolved.recipe.dataset
     named = None if form == "npy" else output

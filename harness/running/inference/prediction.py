@@ -111,7 +111,8 @@ def predict(
             result of another one, or a file that is none; or, at the end, pictures cannot be decoded.
     """
     register(data_roots)
-    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint)
+    store = Store(results)
+    came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint, store)
     with origin.standing_in(came):
         resolved = resolve(recipe, overrides)
         check_scored(resolved, protocol=protocol, network=network, table=table)
@@ -119,7 +120,7 @@ def predict(
         check_writable(out)
         files = list_pictures(pictures, out)
         targets = _refuse_collisions(files, pictures, out, scores)
-        file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
+        file = checkpoint or recorded_checkpoint(recipe, seed, store, overrides)
         known = DATASETS.get(resolved.recipe.dataset)
         info, exif = known.info, known.exif
         method = load_network(resolved, on, file, table, say=lambda note: say(f"note: {note}"))

@@ -29,6 +29,7 @@ from harness.recipes.given import one
 from harness.recipes.names import run_command
 from harness.recipes.resolving import Resolved, as_assignments, resolve, training_overrides
 from harness.recipes.specs import EvaluationSpec
+from harness.records.called import called_rows
 from harness.records.locks import trial_lock
 from harness.records.records import Record, Store
 from harness.records.remote import reported
@@ -133,7 +134,7 @@ def evaluate(
     forget_data()
     options = options or Options()
     register(options.data_roots)
-    asked = one(recipe, overrides)
+    asked = one(recipe, overrides, called_rows(store or options.store))
     recipe, overrides = asked.name, asked.overrides
     resolved = resolve(recipe, overrides)
     check_scored(resolved, split=split, protocol=protocol, network=network, output=output, table=table)
@@ -176,7 +177,7 @@ def finished_records(
         raise UserError(
             f"no finished record of {recipe}{which}{others}",
             where=store.place,
-            remedy=_there(alike or finished)
+            remedy=_there(alike or finished, overrides)
             or f"train it first: {run_command(recipe, overrides)}; or name a file with --checkpoint",
         )
     return found
@@ -193,10 +194,16 @@ def trained_with(record: Record, asked: Mapping[str, Any], overrides: Mapping[st
         return False
 
 
-def _there(records: Sequence[Record]) -> str:
-    """How those records are named on the command line that are there; empty where there is none."""
+def _there(records: Sequence[Record], asked: Mapping[str, Any]) -> str:
+    """How those records are named on the command line that are there, the nearest first; empty where there is
+    none."""
     seeds: dict[str, set[int]] = {}
-    for record in records:
+
+    def distance(record: Record) -> int:
+        own = record.data["overrides"]
+        return sum(own.get(key) != asked.get(key) for key in {*own, *asked})
+
+    for record in sorted(records, key=distance):
         seeds.setdefault(as_assignments(record.data["overrides"]), set()).add(record.seed)
     found = [
         f"{f'with {text}' if text else 'without --set'} (seed {', '.join(map(str, sorted(own)))})"

@@ -66,12 +66,13 @@ class Segmenter:
         say: Callable[[str], None] = warnings.warn,
     ) -> None:
         register(data_roots)
-        came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint)
+        store = Store(results)
+        came, recipe, overrides, checkpoint = origin.origin_of(source, overrides, checkpoint, store)
         with origin.standing_in(came):
             resolved = resolve(recipe, overrides)
             check_scored(resolved, protocol=protocol, network=network, table=table)
             self.device = choose_device(device)
-            file = checkpoint or recorded_checkpoint(recipe, seed, Store(results), overrides)
+            file = checkpoint or recorded_checkpoint(recipe, seed, store, overrides)
             known = DATASETS.get(resolved.recipe.dataset)
             self.classes, self.palette = known.info.classes, known.info.palette
             self.exif = known.exif

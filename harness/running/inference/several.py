@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.basics.errors import UserError
 from harness.recipes.given import one
+from harness.records.called import called_rows
 from harness.running.inference.deployment import export_model
 from harness.running.inference.export import export
 from harness.running.inference.prediction import predict
@@ -91,8 +92,8 @@ def _of_seeds(
     resources: Resources | None,
     named: Mapping[str, Any],
 ) -> Iterator[OfSeed]:
-    asked = one(recipe, named.get("overrides"))
     options: Options = named.get("options") or Options()
+    asked = one(recipe, named.get("overrides"), called_rows(options.store))
     records = finished_records(asked.name, options.store, asked.overrides)
     found = sorted({record.seed for record in records})
     wanted = found if seeds is None else list(dict.fromkeys(seeds))

@@ -25,6 +25,7 @@ from harness.engine import distributed
 from harness.engine.loader import StepSampler
 from harness.recipes.given import one
 from harness.recipes.resolving import explain, resolve
+from harness.records.called import called_rows
 from harness.records.object_store import beside
 from harness.records.records import Store
 from harness.running.search.objective import HELD_OUT, Objective, choose_objective, held_out
@@ -139,7 +140,7 @@ def plan_search(
     forget_data()
     options = options or Options()
     register(options.data_roots)
-    asked = one(recipe, overrides)
+    asked = one(recipe, overrides, called_rows(options.store))
     recipe, overrides = asked.name, dict(asked.overrides)
     for name, known, option in ((sampler, SAMPLERS, "sampler"), (scheduler, SCHEDULERS, "scheduler")):
         if name not in known:

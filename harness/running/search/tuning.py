@@ -12,6 +12,7 @@ from harness.basics.text import one_line
 from harness.data.sets.own import register
 from harness.recipes.given import Given, given
 from harness.recipes.resolving import resolve
+from harness.records.called import called_rows
 from harness.running.jobs.job import Resources
 from harness.running.search.objective import HELD_OUT, choose_objective
 from harness.running.search.plan import SAMPLERS, plan_search
@@ -110,7 +111,9 @@ def tune(
             where="--sampler",
             remedy=f"one of {', '.join(BUDGET_SAMPLERS)}",
         )
-    asked = {_key(one): one for target in targets for one in given(target, overrides)}
+    asked = {
+        _key(one): one for target in targets for one in given(target, overrides, called_rows(options.store))
+    }
     usual: dict[str, Any] = {
         "sampler": sampler,
         "scheduler": scheduler,

@@ -29,7 +29,9 @@ from harness.recipes import foreign
 from harness.recipes.given import given
 from harness.recipes.specs import Recipe
 from harness.records import aside
+from harness.records.called import called_rows
 from harness.records.locks import Elsewhere, is_free
+from harness.records.records import Store
 from harness.records.remote import reported
 from harness.running.jobs.job import Event, Job, Resources, Source, on
 from harness.running.jobs.run import run_jobs as run_jobs
@@ -52,9 +54,13 @@ from harness.running.watching.trackers import require
 POLL_SECONDS = 2.0
 
 
-def plan(targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any]) -> list[Trial]:
-    """One trial for each recipe of the targets, see :func:`harness.recipes.given.given`, and each seed."""
-    found = [one for target in targets for one in given(target, overrides)]
+def plan(
+    targets: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any], store: Store | None = None
+) -> list[Trial]:
+    """One trial for each recipe of the targets, see :func:`harness.recipes.given.given`, and each seed; rows
+    that were named are those of a store."""
+    called = None if store is None else called_rows(store)
+    found = [one for target in targets for one in given(target, overrides, called)]
     trials = (Trial(one.name, seed, dict(one.overrides), one.called) for one, seed in product(found, seeds))
     return list(dict.fromkeys(trials))
 
@@ -88,7 +94,7 @@ def run_recipes(
     chosen = range(seeds) if isinstance(seeds, int) else seeds
     options = options or Options()
     register(options.data_roots)  # a recipe file may name them
-    return execute(plan(names, chosen, overrides or {}), options, resources, again=again)
+    return execute(plan(names, chosen, overrides or {}, options.store), options, resources, again=again)
 
 
 def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
