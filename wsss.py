@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from harness.engine.batch import Progress as Progress
     from harness.engine.batch import View as View
     from harness.engine.build import Build as Build
+    from harness.engine.build import FurtherSpec as FurtherSpec
     from harness.engine.build import ViewSpec as ViewSpec
     from harness.engine.method import Method as Method
     from harness.engine.method import register_method as register_method
     from harness.engine.networks import load_network as load_network
+    from harness.engine.sampling import Pool as Pool
     from harness.evaluation.evaluator import gather as gather
     from harness.evaluation.evaluator import label_map as label_map
     from harness.evaluation.evaluator import summarise as summarise
@@ -99,7 +101,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "harness": ("__version__",),
     "harness.engine.batch": ("Batch", "Progress", "View"),
-    "harness.engine.build": ("Build", "ViewSpec"),
+    "harness.engine.build": ("Build", "FurtherSpec", "ViewSpec"),
+    "harness.engine.sampling": ("Pool",),
     "harness.running.jobs.job": ("Resources",),
     "harness.data.base": ("IGNORE", "UNLABELLED", "Dataset", "DatasetInfo"),
     "harness.data.predictions": ("folder_pairs",),

@@ -28,6 +28,8 @@ def tensorboard_points(root: Path) -> dict[str, list[tuple[int, float]]]:
             for value in event.summary.value:
                 if value.HasField("simple_value"):
                     points.setdefault(value.tag, []).append((event.step, value.simple_value))
+                if value.HasField("image"):
+                    points.setdefault(value.tag, []).append((event.step, value.image.height))
     return points
 
 
@@ -39,7 +41,7 @@ class FakeWandB(ModuleType):
         self.runs: dict[str, SimpleNamespace] = {}
         self.begun: list[dict] = []
         self.broken, self.offline, self.losing = False, False, False
-        self.Settings = dict
+        self.Settings, self.Image = dict, Path  # a picture is its file
 
     def login(self, prompt: bool) -> bool:
         assert prompt is False, "nobody is there to answer"
@@ -108,6 +110,11 @@ class FakeMLflow(ModuleType):
                 for m in metrics:
                     server.runs[run_id].points.setdefault(m.key, []).append((m.step, m.value))
                 server.runs[run_id].params |= {p.key: p.value for p in params}
+
+            def log_artifact(self, run_id, path, artifact_path):
+                step = int(Path(path).stem.rpartition("-")[2])
+                name = f"{artifact_path}/{Path(path).stem.rpartition('-')[0]}"
+                server.runs[run_id].points.setdefault(name, []).append((step, Path(path)))
 
             def get_run(self, run_id):
                 latest = {k: v[-1][1] for k, v in server.runs[run_id].points.items()}

@@ -18,7 +18,7 @@ __all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "Progress", "View"]
 def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return move(value)
-    if isinstance(value, View):
+    if isinstance(value, View | Batch):
         return replace(value, **{f.name: _moved(getattr(value, f.name), move) for f in fields(value)})
     if isinstance(value, dict):
         return {k: _moved(v, move) for k, v in value.items()}
@@ -41,18 +41,26 @@ class View:
 
 
 class NoView(UserError, KeyError):
-    """A loss asks for a view that its method did not ask a batch to carry."""
+    """A loss asks for a view, or for further pictures, that its method did not ask a batch to carry."""
 
 
-class _Views(dict[str, View]):
-    """Views by name; one that is not there is named, with those that are."""
+class _Carried(dict[str, Any]):
+    """What a batch carries by name; what is not there is named, with what is."""
 
-    def __missing__(self, name: str) -> View:
+    field, what = "views", "view"
+
+    def __missing__(self, name: str) -> Any:
         raise NoView(
-            f"a batch carries no view {name!r}",
-            where="batch.views",
-            remedy=nearest(str(name), self) if self else "let the method's `views` ask for it",
+            f"a batch carries no {self.what} {name!r}",
+            where=f"batch.{self.field}",
+            remedy=nearest(str(name), self) if self else f"let the method's `{self.field}` ask for it",
         )
+
+
+class _Further(_Carried):
+    """Further pictures by name."""
+
+    field, what = "further", "further pictures"
 
 
 @dataclass
@@ -70,6 +78,8 @@ class Batch:
         valid: ``(B, H, W)`` bool, False where padded.
         views: further views by name, only those that the method asked for; another name raises
             :class:`NoView`.
+        further: batches of further pictures by name, likewise: their labels are all 254 (255 where padded)
+            and their tags 0, whatever the supervision; ``views`` are those of the method.
     """
 
     images: Tensor
@@ -79,9 +89,10 @@ class Batch:
     raw: Tensor
     valid: Tensor
     views: dict[str, View] = field(default_factory=dict)
+    further: dict[str, Batch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.views = _Views(self.views)
+        self.views, self.further = _Carried(self.views), _Further(self.further)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on ``device``."""
@@ -104,9 +115,15 @@ class Batch:
         )
 
     def rows(self, rows: slice) -> Batch:
-        """Some of the samples."""
-        values = {f.name: _moved(getattr(self, f.name), lambda t: t[rows]) for f in fields(self)}
-        return replace(self, **{**values, "ids": self.ids[rows]})
+        """Some of the samples, and the same share of further ones."""
+        kept = [f.name for f in fields(self) if f.name != "further"]
+        values = {name: _moved(getattr(self, name), lambda t: t[rows]) for name in kept}
+        first, last, _ = rows.indices(len(self))
+        further = {
+            name: more.rows(slice(first * len(more) // len(self), last * len(more) // len(self)))
+            for name, more in self.further.items()
+        }
+        return replace(self, **{**values, "ids": self.ids[rows], "further": further})
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -45,6 +45,21 @@ class ViewSpec:
 
 
 @dataclass(frozen=True)
+class FurtherSpec:
+    """Further pictures that every step carries beside the labelled ones, without their labels.
+
+    Attributes:
+        split: whose pictures; those of the recipe's training split by default.
+        per_group: samples of each group of a step; as many as labelled ones for 0.
+        augment: draws their crops and colours instead of the recipe's ``[augment]``.
+    """
+
+    split: str = ""
+    per_group: int = 0
+    augment: AugmentSpec | None = None
+
+
+@dataclass(frozen=True)
 class Build:
     """What a method may know when it builds its networks.
 

@@ -238,13 +238,14 @@ def check_optimiser(optimiser: Any, method: Method) -> None:
         )
 
 
-_NOTE = re.compile(r"[\w.-]+")
+#: Names of what a method logs.
+LOGGED = re.compile(r"[\w.-]{1,80}")
 
 
 def checked_note(name: Any, value: Any, method: Method) -> Tensor | float:
     """One number that a method logs. Raises UserError for a name or value that is none."""
     shown = f"{place(method)}.note"
-    if not isinstance(name, str) or not _NOTE.fullmatch(name):
+    if not isinstance(name, str) or not LOGGED.fullmatch(name):
         raise UserError(
             f"a note cannot be called {name!r}", where=shown, remedy="use letters, digits, _, - and ."
         )

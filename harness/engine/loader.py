@@ -1,14 +1,15 @@
 """Training batches: which sample stands where in which step, and how it becomes tensors.
 
-The plan of a run (permutation of every epoch, generator of every sample) follows from the seed and
-the step alone. So a run can start at any step, with any number of loader workers, and sees the same.
+The plan of a run (order of every epoch, generator of every sample) follows from the seed and the step
+alone (:mod:`harness.engine.sampling`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,18 +23,20 @@ from harness.data.base import Dataset
 from harness.engine.augment import Sample, augment, jitter, recolour
 from harness.engine.batch import UNLABELLED, Batch, View
 from harness.engine.loading import in_worker, loaded
+from harness.engine.sampling import Pool, Stream, ordered
 from harness.nn.pixels import normalise
 from harness.recipes.specs import Recipe
 
 if TYPE_CHECKING:
     from harness.data.labels.label_store import LabelStore
-    from harness.engine.build import ViewSpec
+    from harness.engine.build import FurtherSpec, ViewSpec
+    from harness.engine.method import Method
 
 #: A split whose decoded pictures and labels take no more bytes is decoded once (by each loader process).
 KEPT_BYTES = 64 * 2**20
 
-#: One sample of a step: (step, slot in the step, index into the split).
-Slot = tuple[int, int, int]
+#: One sample of a step: step, slot in the step, index into its split; the name of further pictures behind it.
+Slot = tuple[int, int, int] | tuple[int, int, int, str]
 
 
 class StepSampler(Sampler[list[Slot]]):
@@ -46,16 +49,27 @@ class StepSampler(Sampler[list[Slot]]):
         seed: seed of the run.
         start: first step to yield.
         slots: which samples of each step to yield; all by default.
+        order: from epoch and generator to the indices of the epoch; a permutation by default.
+        further: streams of further pictures, of which each step takes some.
 
     Raises:
         UserError: the split has fewer pictures than one step needs.
     """
 
     def __init__(
-        self, length: int, size: int, total: int, seed: int, start: int = 0, slots: range | None = None
+        self,
+        length: int,
+        size: int,
+        total: int,
+        seed: int,
+        start: int = 0,
+        slots: range | None = None,
+        order: Callable[[int, np.random.Generator], np.ndarray] | None = None,
+        further: Sequence[Stream] = (),
     ) -> None:
         self.length, self.size, self.total, self.seed, self.start = length, size, total, seed, start
         self.slots = range(size) if slots is None else slots
+        self.order, self.further = order, further
         if length < size:
             raise UserError(
                 f"one step takes {size} pictures, the training split has {length}",
@@ -76,9 +90,11 @@ class StepSampler(Sampler[list[Slot]]):
         for step in range(self.start, self.total):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.length)
+                rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+                order = rng.permutation(self.length) if self.order is None else self.order(epoch, rng)
             first = step % self.steps_per_epoch * self.size
-            yield [(step, slot, int(order[first + slot])) for slot in self.slots]
+            own = [(step, slot, int(order[first + slot])) for slot in self.slots]
+            yield [*own, *(sample for stream in self.further for sample in stream.at(step))]
 
 
 class TrainingSet(TorchDataset):
@@ -91,6 +107,8 @@ class TrainingSet(TorchDataset):
         recipe: crop and augmentation.
         seed: seed of the run.
         views: further views, by name.
+        further: further pictures, by name. Those of the training split are ``ids``, of which a part may be
+            held out.
     """
 
     def __init__(
@@ -101,41 +119,68 @@ class TrainingSet(TorchDataset):
         recipe: Recipe,
         seed: int,
         views: Mapping[str, ViewSpec],
+        further: Mapping[str, FurtherSpec] | None = None,
     ) -> None:
         self.dataset, self.ids, self.labels, self.recipe = dataset, list(ids), labels, recipe
-        self.seed, self.views = seed, dict(views)
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.seed, self.views, self.further = seed, dict(views), dict(further or {})
+        self._others = {
+            name: self.ids if spec.split in ("", recipe.train_split) else list(dataset.ids(spec.split))
+            for name, spec in self.further.items()
+        }
+        self._kept: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def plan(self, method: Method, total: int, start: int, groups: range) -> StepSampler:
+        """The samples of each step from ``start`` on, of these groups of a step."""
+        batch = self.recipe.batch
+
+        def slots(per_group: int) -> range:
+            return range(groups[0] * per_group, (groups[-1] + 1) * per_group)
+
+        streams = []
+        for name, spec in self.further.items():
+            number = spec.per_group or batch.per_group
+            size = number * batch.groups
+            streams.append(Stream(name, len(self._others[name]), size, self.seed, slots(number)))
+        order = None
+        if method.orders():
+            order = partial(ordered, method, Pool(tuple(self.ids), np.asarray(self.labels.tags)))
+        own = slots(batch.per_group)
+        return StepSampler(len(self), batch.size, total, self.seed, start, own, order, streams)
+
     def __getitem__(self, slot: Slot) -> dict:
-        step, place, index = slot
-        image_id = self.ids[index]
-        rng = random.Random(f"{self.seed}/{step}/{place}")
-        image, label = self._read(index)
-        sample = augment(image, label, self.recipe.crop_size, self.recipe.augment, rng)
+        step, place, index, *names = slot
+        name = str(names[0]) if names else ""
+        image_id = (self._others[name] if name else self.ids)[index]
+        rng = random.Random(f"{self.seed}/{step}/{f'{name}/' if name else ''}{place}")
+        image, label = self._read(index, name)
+        drawn = (self.further[name].augment if name else None) or self.recipe.augment
+        sample = augment(image, label, self.recipe.crop_size, drawn, rng)
         return {
             "id": image_id,
-            "tags": self.labels.tags[index],
+            "further": name,
+            "tags": np.zeros_like(self.labels.tags[0]) if name else self.labels.tags[index],
             "image": sample.image,
             "label": sample.label,
             "valid": sample.valid,
             "views": {name: self._view(spec, sample, image, label, rng) for name, spec in self.views.items()},
         }
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, index: int, name: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Colours ``(H, W, 3)`` and label ``(H, W)`` of a picture; those of small splits stay in memory."""
-        if index in self._kept:
-            return self._kept[index]
-        image, label = self.dataset.read_image(self.ids[index]), self.labels.read(self.ids[index])
+        if (name, index) in self._kept:
+            return self._kept[name, index]
+        ids = self._others[name] if name else self.ids
+        image, label = self.dataset.read_image(ids[index]), None if name else self.labels.read(ids[index])
         if label is None:
             label = np.full(image.shape[:2], UNLABELLED, np.uint8)
         # As if all were of this size: then a large split keeps nothing, rather than some of its pictures.
-        if (image.nbytes + label.nbytes) * len(self) <= KEPT_BYTES:
+        if (image.nbytes + label.nbytes) * len(ids) <= KEPT_BYTES:
             for array in (image, label):
                 array.setflags(write=False)
-            self._kept[index] = image, label
+            self._kept[name, index] = image, label
         return image, label
 
     def _view(
@@ -195,9 +240,18 @@ class Collate:
         self.groups = groups
 
     def __call__(self, samples: Sequence[dict]) -> list[Batch]:
-        per_group = len(samples) // self.groups
-        batches = [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
+        named: dict[str, list[dict]] = {}
+        for sample in samples:
+            named.setdefault(sample.get("further", ""), []).append(sample)
+        batches = self._groups(named.pop(""))
+        for name, own in named.items():
+            for batch, more in zip(batches, self._groups(own), strict=True):
+                batch.further[name] = more
         return [b.share_memory() for b in batches] if in_worker() else batches
+
+    def _groups(self, samples: Sequence[dict]) -> list[Batch]:
+        per_group = len(samples) // self.groups
+        return [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
 
     def _one(self, samples: Sequence[dict]) -> Batch:
         raw = _pictures([s["image"] for s in samples])

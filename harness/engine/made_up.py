@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.engine.batch import IGNORE, UNLABELLED, Batch, View
+from harness.engine.sampling import Pool
 from harness.nn.pixels import normalise
 
 if TYPE_CHECKING:
@@ -73,7 +75,35 @@ def made_up_batch(method: Method, recipe: Recipe, device: torch.device, most: in
     labels[:, -1] = IGNORE
     tags = torch.ones(size, classes, device=device)
     views = {name: view(spec.scale) for name, spec in method.views().items()}
-    return Batch(main.images, labels, tags, ["first", "second"], main.raw, main.valid, views)
+    batch = Batch(main.images, labels, tags, ["first", "second"], main.raw, main.valid, views)
+    return _with_further(batch, method)
+
+
+def _with_further(batch: Batch, method: Method) -> Batch:
+    """A batch with the further pictures that a method asks for: its own, mirrored, without labels."""
+    bare = torch.where(batch.labels == IGNORE, IGNORE, torch.full_like(batch.labels, UNLABELLED)).flip(-1)
+    views = {
+        name: View(view.images.flip(-1), view.raw.flip(-1), view.valid.flip(-1))
+        for name, view in batch.views.items()
+    }
+    for name in method.further():
+        ids = [f"{name}/{i}" for i in batch.ids]
+        rest = (torch.zeros_like(batch.tags), ids, batch.raw.flip(-1), batch.valid.flip(-1), views)
+        batch.further[name] = Batch(batch.images.flip(-1), bare, *rest)
+    return batch
+
+
+def made_up_pool(method: Method) -> Pool:
+    """Sixteen pictures with one or two tags each, for an order of them."""
+    places, classes = np.arange(16), method.build.num_classes
+    tags = np.zeros((len(places), classes), dtype=np.float32)
+    tags[places, places % classes] = tags[places, places * 3 % classes] = 1
+    return Pool(tuple(map(str, places)), tags)
+
+
+def made_up_rng(seed: int = 0) -> np.random.Generator:
+    """A generator as an order is handed one."""
+    return np.random.Generator(np.random.PCG64([seed, 0]))
 
 
 def coloured_batch(method: Method, supervision: str, side: int, size: int = 3) -> Batch:
@@ -115,4 +145,4 @@ def coloured_batch(method: Method, supervision: str, side: int, size: int = 3) -
             colours, inside = colours.flip(-1), inside.flip(-1)
         views[name] = View(normalise(colours), colours, inside)
     ids = [str(i) for i in range(size)]
-    return Batch(normalise(raw), labels, tags, ids, raw, valid, views)
+    return _with_further(Batch(normalise(raw), labels, tags, ids, raw, valid, views), method)

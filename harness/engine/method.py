@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,16 +14,18 @@ from harness.basics.errors import UserError
 from harness.basics.registry import METHODS, refresh
 from harness.data.base import SUPERVISIONS, Supervision
 from harness.engine.batch import Batch, Progress
-from harness.engine.build import Build, ViewSpec
+from harness.engine.build import Build, FurtherSpec, ViewSpec
 from harness.recipes.declared import Declaration, NoConfig, Paper
 
 if TYPE_CHECKING:
+    import numpy as np
     from optuna.distributions import BaseDistribution
     from torch.optim import Optimizer
 
+    from harness.engine.sampling import Pool
     from harness.recipes.specs import OptimiserSpec
 
-__all__ = ["Build", "Method", "NoConfig", "Paper", "ViewSpec"]
+__all__ = ["Build", "FurtherSpec", "Method", "NoConfig", "Paper", "ViewSpec"]
 
 
 def register_method(cls: type[Method]) -> type[Method]:
@@ -187,6 +189,29 @@ class Method(nn.Module, ABC):
         """
         self.__dict__.setdefault("_noted", []).append((name, value))
 
+    def show(self, name: str, picture: Tensor | Callable[[], Tensor]) -> None:
+        """Log a picture, from :meth:`loss` or :meth:`after_step`; it changes no number.
+
+        A run keeps those of twelve steps spread over it, the first of each name, at most eight a step, in
+        ``pictures/`` of its folder and in trackers. At other steps this does nothing: hand over a function
+        where a picture takes time to make. Of several groups and processes, the first one's are kept.
+
+        Args:
+            name: letters, digits, ``_``, ``-`` and ``.``.
+            picture: ``(3, H, W)`` colours or ``(H, W)`` grey in ``[0, 1]`` or uint8; ``(H, W)`` int64 labels,
+                shown in the data set's colours; or a function that makes one.
+        """
+        if self.__dict__.get("_showing"):
+            self.__dict__.setdefault("_shown", []).append((name, picture))
+
+    def showing(self, due: bool) -> None:
+        """Whether pictures are wanted from now on; for the engine."""
+        self.__dict__["_showing"] = due
+
+    def take_pictures(self) -> list[tuple[str, Tensor | Callable[[], Tensor]]]:
+        """What was shown since the last call."""
+        return self.__dict__.pop("_shown", [])
+
     def take_notes(self) -> list[tuple[str, Tensor | float]]:
         """What was noted since the last call."""
         return self.__dict__.pop("_noted", [])
@@ -197,6 +222,31 @@ class Method(nn.Module, ABC):
     def views(self) -> Mapping[str, ViewSpec]:
         """Further views that a batch must carry, by name."""
         return {}
+
+    def further(self) -> Mapping[str, FurtherSpec]:
+        """Further pictures that every batch must carry without their labels, by name (``batch.further``)."""
+        return {}
+
+    def order(self, pool: Pool, epoch: int, rng: np.random.Generator) -> Sequence[int] | np.ndarray:
+        """In which order the pictures of the training split are drawn in one pass over them.
+
+        It may follow from these arguments and the configuration alone, never from what training moves: it is
+        asked anew wherever a run goes on, and by every process.
+
+        Args:
+            pool: ids and tags of the pictures.
+            epoch: passes before this one.
+            rng: for everything random.
+
+        Returns:
+            ``len(pool)`` indices; some may be repeated and others left out.
+        """
+        return rng.permutation(len(pool))
+
+    @classmethod
+    def orders(cls) -> bool:
+        """Whether the method has an order of its own."""
+        return cls.order is not Method.order
 
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> Mapping[str, Tensor]:

@@ -7,10 +7,12 @@ naming parameters, terms and keys. What a method's code raises in between is the
 
 from __future__ import annotations
 
+import random
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +31,11 @@ from harness.basics.schema import (
 from harness.engine.batch import IGNORE, UNLABELLED, Batch, Progress
 from harness.engine.build import Build
 from harness.engine.contract import check_label_map, check_logits, check_parameters
-from harness.engine.made_up import coloured_batch
+from harness.engine.made_up import coloured_batch, made_up_pool, made_up_rng
 from harness.engine.method import Method
 from harness.engine.outputs import SEGMENTATION
 from harness.engine.rehearsal import rehearse
+from harness.engine.sampling import ordered
 from harness.recipes.resolving import recipe_names, resolve
 
 #: Side of the pictures that methods are tried on, in pixels.
@@ -335,6 +338,40 @@ def state_survives(name: str) -> Iterator[str]:
         )
 
 
+def order_repeats_itself(name: str) -> Iterator[str]:
+    """An order of pictures follows from pool, epoch and generator alone, so that a run can go on anywhere."""
+    method = small_method(name)
+    if not method.orders():
+        return
+    pool = made_up_pool(method)
+
+    def drawn(seed: int) -> list[list[int]]:
+        """Orders of two epochs, under other global generators."""
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the one that code of others may use
+        torch.manual_seed(seed)
+        return [ordered(method, pool, epoch, made_up_rng(epoch)).tolist() for epoch in range(2)]
+
+    kept = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        first = drawn(0)
+        if drawn(1) != first:
+            yield "order gives another one the second time: draw from rng alone"
+            return
+        batch = small_batch(method, resolve(name).recipe.supervision)
+        for progress in _phases(method):
+            method.train()(batch, progress)
+            method.after_step(progress)
+        with torch.no_grad():
+            for value in method.state_dict().values():
+                value.add_(1)
+        if drawn(0) != first:
+            yield "order depends on what training moves: a run that goes on would draw other pictures"
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
+
+
 def parameters_are_grouped(name: str) -> Iterator[str]:
     """Every trainable parameter stands in one optimiser group."""
     check_parameters(small_method(name))
@@ -345,6 +382,7 @@ def parameters_are_grouped(name: str) -> Iterator[str]:
 OF_RECIPES: tuple[Promise, ...] = (
     parameters_are_grouped, losses_reach, bare_crops, lambda name: mixed_precision(name, torch.bfloat16),
     inference_values_unread, values_are_marked, predicts, outputs_are_told, state_survives,
+    order_repeats_itself,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ from harness.engine.contract import (
     place,
 )
 from harness.engine.faults import ONE_VALUE, one_picture, smallest_piece
-from harness.engine.made_up import Answers, made_up_batch
+from harness.engine.made_up import Answers, made_up_batch, made_up_pool, made_up_rng
 from harness.engine.networks import build_method
 from harness.engine.optimisers import create_optimiser
 from harness.engine.outputs import check_output
+from harness.engine.sampling import check_further, ordered
 from harness.engine.shapes import ShapeTable
+from harness.engine.shown import as_picture
 from harness.recipes.declared import require_agreement
 from harness.recipes.names import check_network
 
@@ -59,10 +61,12 @@ class Rehearsed:
     Attributes:
         networks: names that ``predict`` serves.
         outputs: names that ``pseudo_labels`` gives.
+        further: splits of the further pictures that it asks for, by name; empty for the training split.
     """
 
     networks: tuple[str, ...]
     outputs: tuple[str, ...]
+    further: Mapping[str, str] = field(default_factory=dict)
 
 
 def rehearse(resolved: Resolved) -> Rehearsed:
@@ -195,6 +199,10 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
         lambda: create_optimiser(method.parameter_groups(), recipe.optimiser, method),
     )
     attempt("cannot give its views", lambda: check_views(method))
+    attempt("cannot name its further pictures", lambda: check_further(method, recipe))
+    if method.orders():  # of numbers that are no tensors of the device
+        order = partial(ordered, method, made_up_pool(method), 0, made_up_rng())
+        _attempt(f"{name} cannot order its pictures", order, device)
     _try_losses(method, resolved, device)
     _probe_encoders(method, recipe.backbone, recipe.crop_size, device)
     side = recipe.crop_size if device == _META else tuple(min(s, _SIDE) for s in recipe.crop_size)
@@ -223,7 +231,8 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
         )
     for output, made in labels.items() if isinstance(labels, dict) else ():  # others make them when asked
         check_label_map(made, images, output, name, place(method))
-    return Rehearsed(tuple(method.networks), tuple(labels))
+    further = {key: spec.split for key, spec in method.further().items()}
+    return Rehearsed(tuple(method.networks), tuple(labels), further)
 
 
 def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> None:
@@ -234,6 +243,7 @@ def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> Non
     """
     batch = made_up_batch(method, resolved.recipe, device, None if device == _META else _SIDE)
     method.train()
+    method.showing(True)
     for fraction in method.probe_steps or (0.0,):
         progress = Progress(int(fraction * 1000), 1000, 10)
         try:
@@ -251,6 +261,8 @@ def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> Non
             check_terms(terms, method, None)
             for name, value in method.take_notes():
                 checked_note(name, value, method)
+            for name, picture in method.take_pictures():
+                as_picture(name, picture, method)
 
 
 def _lacks_values(error: Exception) -> bool:

@@ -25,7 +25,7 @@ from harness.basics.files import sync, write_with
 from harness.basics.finite import require_finite_weights
 from harness.basics.reading import Damaged, Misplaced, damaged, set_damaged_aside
 from harness.basics.schema import digest
-from harness.engine import distributed, trained
+from harness.engine import distributed, shown, trained
 from harness.engine.arithmetic import Arithmetic
 from harness.engine.batch import Batch, Progress
 from harness.engine.contract import check_terms, checked_note
@@ -312,6 +312,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.statistics.before()
         mean: dict[str, Tensor] = {}
+        due = distributed.first() and shown.is_due(self.step + 1, self.total, self.log_every)
+        pictures = shown.Shown(self.method)
         for number, group in zip(self.groups, groups, strict=True):
             torch.manual_seed(step_seed(self.seed, self.step, number))
             batch = group.to(self.device)
@@ -319,7 +321,9 @@ class Trainer:
             for piece in pieces:
                 share = len(piece) / len(batch) / len(groups)
                 last = number == self.groups[-1] and piece is pieces[-1]
+                self.method.showing(due and number == 0 and piece is pieces[0])
                 terms = self._piece_loss(piece, progress, last=last)
+                pictures.take()
                 if not isinstance(terms, Mapping) or frozenset(terms) not in self._known_terms:
                     check_terms(terms, self.method, self.device)  # before the optimiser moves
                     self._known_terms.add(frozenset(terms))
@@ -333,7 +337,10 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optimiser.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        self.method.showing(due)
         self.method.after_step(progress)
+        pictures.take()
+        pictures.save(self.folder, self.step + 1)
         for name, value in self.method.take_notes():
             total, n = self.notes.get(name, (0.0, 0))
             self.notes[name] = (total + checked_note(name, value, self.method), n + 1)
@@ -353,18 +360,9 @@ class Trainer:
         history = self._history() if distributed.first() else None
         if self.told:
             yield Status(self.step, self.total, 0.0, warnings=tuple(self.told))
-        per_group = self.recipe.batch.per_group
-        sampler = StepSampler(
-            len(self.data),
-            self.recipe.batch.size,
-            self.total,
-            self.seed,
-            self.step,
-            slots=range(self.groups[0] * per_group, (self.groups[-1] + 1) * per_group),
-        )
         loader = training_loader(
             self.data,
-            sampler,
+            self.data.plan(self.method, self.total, self.step, self.groups),
             len(self.groups),
             workers=self.workers,
             pin=self.device.type == "cuda",

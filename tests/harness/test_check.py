@@ -106,6 +106,45 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "view",
         f"{_LOSS}        return {{'seg': self.net(batch.views['half'].images).float().mean()}}",
     ),
+    "further pictures that `further` does not ask for": (
+        "more",
+        f"{_LOSS}        return {{'seg': self.net(batch.further['more'].images).float().mean()}}",
+    ),
+    "`further` names a split that the data set does not have": (
+        "trian",
+        "def further(self):\n        from wsss import FurtherSpec\n"
+        "        return {'more': FurtherSpec(split='trian')}",
+    ),
+    "`further` gives anything but specifications": (
+        "nospec",
+        "def further(self):\n        return {'more': 'train'}",
+    ),
+    "`order` gives indices that do not exist": (
+        "beyond",
+        "def order(self, pool, epoch, rng):\n        return [i + 1 for i in range(len(pool))]",
+    ),
+    "`order` leaves pictures out without replacing them": (
+        "fewer",
+        "def order(self, pool, epoch, rng):\n        return [i for i in range(1, len(pool))]",
+    ),
+    "`order` draws from a generator of its own": (
+        "drawn",
+        "def order(self, pool, epoch, rng):\n        return torch.randperm(len(pool))",
+    ),
+    "`order` follows what training moves": (
+        "follows",
+        "def order(self, pool, epoch, rng):\n"
+        "        shift = int(self.net.weight.abs().sum() * 1000)\n"
+        "        return [(i + shift) % len(pool) for i in range(len(pool))]",
+    ),
+    "a picture for the log that is none": (
+        "shows",
+        f"{_LOSS}        self.show('cam', self.net(batch.images)[0, :2])\n        return {{'seg': {_TERM}}}",
+    ),
+    "a note that is no number": (
+        "notes",
+        f"{_LOSS}        self.note('kept', self.net.weight[:2])\n        return {{'seg': {_TERM}}}",
+    ),
     "`predict` gives too few classes": ("classes", f"{_PREDICT}        return self.net(images)[:, 1:]"),
     "`predict` gives half the size": ("size", f"{_PREDICT}        return self.net(images)[..., ::2, ::2]"),
     "`predict` draws random numbers": (

@@ -22,6 +22,7 @@ from harness.basics.schema import load
 from harness.data.sets.mini import Mini
 from harness.engine import distributed
 from harness.engine.batch import Progress
+from harness.engine.method import Method
 from harness.engine.training import Trainer
 from harness.evaluation import evaluator
 from harness.recipes import protocols
@@ -40,23 +41,16 @@ class Length:
         return 100
 
 
-class Toy(nn.Module):
+class Toy(Method):
     """Dropout, live batch statistics, a layer that only some groups use, and one that a stage freezes."""
 
+    loss = predict = None  # the engine calls the module itself
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(None, None)
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8, momentum=0.3), nn.Dropout(0.3))
         self.head, self.seldom = nn.Linear(8, 4), nn.Linear(8, 4)
         self.poison: int | None = None
-
-    def parameter_groups(self):
-        return [{"params": self.parameters()}]
-
-    def make_optimiser(self, groups, spec):
-        return None
-
-    def take_notes(self):
-        return []
 
     def forward(self, batch, progress):
         features = self.body(batch.images).relu().mean((2, 3))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_trackers import FakeMLflow, FakeWandB, events_of, tensorboard_points
+from PIL import Image
 
 from harness.basics.errors import UserError
 from harness.basics.schema import digest
@@ -132,6 +133,19 @@ def assert_every_point_once(place) -> None:
 def test_every_point_is_given_once(place):
     assert follow(place) == []
     assert_every_point_once(place)
+
+
+def test_pictures_go_with_the_rows_of_their_steps_once(place):
+    folder = place.root / "trial/pictures"
+    folder.mkdir(parents=True)
+    for step in (20, 50, 90):
+        Image.new("RGB", (8, step)).save(folder / f"cam-{step:07d}.png")
+    (folder / "notes.png").write_bytes(b"of somebody else")
+    assert follow(place, upto=60, killed=True) == []
+    assert follow(place, resumed=40) == []
+    assert follow(place, resumed=100) == []
+    assert_every_point_once(place)
+    assert [step for step, _ in place.points()["pictures/cam"]] == [20, 50, 90]
 
 
 @pytest.mark.parametrize("delivering", ["at once", "late"])

@@ -18,6 +18,7 @@ from harness.basics.errors import NonFiniteLossError, UserError
 from harness.basics.schema import load
 from harness.engine.batch import Batch
 from harness.engine.loader import Collate, StepSampler, TrainingSet
+from harness.engine.method import Method
 from harness.engine.training import Trainer, create_optimiser, lr_factor
 from harness.recipes.specs import OptimiserSpec, Recipe, ScheduleSpec
 from harness.records.history import gaps
@@ -89,26 +90,19 @@ class Labels:
         return None
 
 
-class Toy(nn.Module):
+class Toy(Method):
     """A method that uses random numbers, batch statistics and tags."""
 
+    loss = predict = None  # the engine calls the module itself
+
     def __init__(self, pool=False):
-        super().__init__()
+        super().__init__(None, None)
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3))
         self.head = nn.Linear(8, 4)
         self.pool, self.poison, self.after = pool, None, 0
 
     def parameter_groups(self):
         return [{"params": self.body.parameters(), "lr_scale": 0.1}, {"params": self.head.parameters()}]
-
-    def make_optimiser(self, groups, spec):
-        return None
-
-    def take_notes(self):
-        return []
-
-    def views(self):
-        return {}
 
     def forward(self, batch, progress):
         features = self.body(batch.images).mean((2, 3))

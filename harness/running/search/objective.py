@@ -223,6 +223,7 @@ def _measure(job: SearchJob) -> Iterator[Event]:
             recipe,
             job.trial.seed,
             method.views(),
+            method.further(),
         ),
         seed=job.trial.seed,
         folder=job.folder,

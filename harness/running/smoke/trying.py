@@ -231,7 +231,7 @@ def _stages(job: SmokeJob, found: _Found) -> Iterator[str]:
 
     def create() -> tuple[Method, Trainer]:
         method = build_method(resolved, device, seed)
-        data = TrainingSet(dataset, ids, labels, recipe, seed, method.views())
+        data = TrainingSet(dataset, ids, labels, recipe, seed, method.views(), method.further())
         kept = {"folder": job.place, "workers": options.workers, "deterministic": options.deterministic}
         return method, Trainer(method, recipe, data, seed=seed, log_every=ROW, **kept)  # type: ignore[arg-type]
 

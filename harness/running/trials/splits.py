@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from harness.basics.errors import UserError
+from harness.basics.schema import digest
 from harness.data.base import Dataset
 from harness.data.prepare.verify import SplitReport, overlap, sound_split
 from harness.data.sets import own
@@ -70,8 +72,10 @@ def scorable(
     return tuple(kept), tuple(dict.fromkeys(notes))
 
 
-def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]) -> tuple[str, ...]:
-    """Refuse to score pictures that were trained on, unless a recipe means to.
+def separate(
+    recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport], further: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Refuse to score pictures that were trained on, with labels or without, unless a recipe means to.
 
     Pseudo labels are made for pictures that are trained on: those of a part of them, as VOC's ``train`` is of
     ``train_aug``, are scored like those of all.
@@ -80,21 +84,26 @@ def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]
         recipe: what is trained on and scored.
         dataset: the data set.
         splits: what was found in the splits.
+        further: splits that are trained on without labels, by what they are for.
 
     Returns:
-        What stays with the numbers where ``overlap = "allow"``.
+        What stays with the numbers: which pictures else are trained on, and what is scored of those that are
+        where ``overlap = "allow"``.
 
     Raises:
         UserError: pictures of a scored split are trained on, by id or by content.
     """
-    train = recipe.train_split
-    trained = set(splits[train].pictures)
-    segmented = {e.split for e in recipe.evaluation if e.output == "segmentation"}
+    train, segmented = recipe.train_split, {e.split for e in recipe.evaluation if e.output == "segmentation"}
     segmented |= {recipe.selection.split} if recipe.selection is not None else set()
-    notes = []
-    for split in splits:
+    scored = dict.fromkeys([*(e.split for e in recipe.evaluation), *segmented])
+    others = [split for split in dict.fromkeys(further.values()) if split != train]
+    trained = {picture for split in (train, *others) for picture in splits[split].pictures}
+    notes = [f"{len(splits[s].pictures)} pictures of {s}, without labels, are trained on too" for s in others]
+    for split, source in product(scored, (train, *others)):
         labels = split not in segmented and set(splits[split].pictures) <= trained
-        shared = "" if split == train or labels else overlap(splits[train], splits[split])
+        shared = "" if split == train or labels else overlap(splits[source], splits[split])
+        if shared and split == source:
+            shared = f"the pictures of {split} are trained on, without labels"
         if shared and recipe.overlap == "refuse":
             raise UserError(
                 shared,
@@ -104,6 +113,13 @@ def separate(recipe: Recipe, dataset: Dataset, splits: Mapping[str, SplitReport]
         if shared:
             notes.append(shared)
     return tuple(notes)
+
+
+def pictures_of(splits: Mapping[str, SplitReport], train: str, further: Mapping[str, str]) -> str:
+    """What a training digest holds of the pictures that are trained on, with labels and without."""
+    own = splits[train].of_pictures
+    others = {name: splits[split].of_pictures for name, split in further.items()}
+    return digest([own, others]) if others else own
 
 
 def split_facts(dataset: Dataset, found: SplitReport) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from harness.records.object_store import beside, is_uri
 from harness.records.records import Record, Store
 from harness.running.trials.mending import is_scored
 from harness.running.trials.sources import labels_by
-from harness.running.trials.splits import look, scorable, separate, split_facts
+from harness.running.trials.splits import look, pictures_of, scorable, separate, split_facts
 
 #: Values of an evaluation that its digest holds one by one, and those that decide nothing.
 _SPEC = ("split", "protocol", "network", "output", "checkpoint", "cells", "tolerance")
@@ -270,6 +270,7 @@ class Checked:
         resolved: its recipe, without evaluations of splits that have no masks.
         splits: what was found in the splits that it touches.
         notes: what a user should know before it starts, and a reader of its numbers after it.
+        further: splits of the further pictures that its method asks for, by name.
     """
 
     resolved: Resolved
@@ -278,6 +279,7 @@ class Checked:
     splits: Mapping[str, SplitReport]
     weights: str | None
     notes: tuple[str, ...] = ()
+    further: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -303,7 +305,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     if evaluations is not None:
         resolved = replace(resolved, recipe=replace(resolved.recipe, evaluation=evaluations))
     recipe = resolved.recipe
-    rehearse(resolved)
+    further = {name: split or recipe.train_split for name, split in rehearse(resolved).further.items()}
     if recipe.labels_from is not None:
         check_labels_from(recipe.labels_from, f"{resolved.file} labels_from")
         if (source := source_of(trial)) is not None:
@@ -320,23 +322,20 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
     require_masks(dataset, recipe.train_split, recipe.supervision, recipe.labels, recipe.labels_from)
     length = len(dataset.ids(recipe.train_split))
     StepSampler(length, recipe.batch.size, 1, trial.seed)  # refuses a split smaller than a step
-    read = {*scored}
-    if reads_masks(recipe.supervision, recipe.labels, recipe.labels_from):
-        read.add(recipe.train_split)
+    trained = reads_masks(recipe.supervision, recipe.labels, recipe.labels_from)
+    read = {*scored, *([recipe.train_split] if trained else [])}
     splits = {
         split: look(dataset, split, options.cache, options.workers, split in read)
-        for split in dict.fromkeys([recipe.train_split, *scored])
+        for split in dict.fromkeys([recipe.train_split, *further.values(), *scored])
     }
-    notes += separate(recipe, dataset, splits)
+    notes += separate(recipe, dataset, splits, further)
     for found in splits.values():
         notes += found.warnings
-        if own.is_own(
-            recipe.dataset
-        ):  # who owns the pictures can mend them; official ones are as all read them
+        if own.is_own(recipe.dataset):  # whose they are can mend them; official ones are as all read them
             notes += tuple(text for text in found.dropped if text not in notes)
     weights = weights_sha256(recipe.backbone, recipe.weights)
     check_weights(resolved, weights)
-    checked = Checked(resolved, device, dataset, splits, weights, notes)
+    checked = Checked(resolved, device, dataset, splits, weights, notes, further)
     recipe.schedule.check(checked.steps)
     return checked
 
@@ -433,11 +432,11 @@ def _digest(checked: Checked, labels: str, trial: Trial, options: Options) -> st
     Masks of the training split count by what is trained on, the labels. Before version 0.2 they counted
     themselves: where the store holds results of such a digest, they are gone on with.
     """
-    split, weights = checked.resolved.recipe.train_split, checked.weights or ""
-    dataset, found = checked.dataset, checked.splits[split]
-    own = checked.resolved.digest(found.of_pictures, labels, weights)
+    split, weights, dataset = checked.resolved.recipe.train_split, checked.weights or "", checked.dataset
+    own = checked.resolved.digest(pictures_of(checked.splits, split, checked.further), labels, weights)
     place = options.store.folder(trial.name, own, 0).parent
-    if place.exists() or not place.parent.exists() or len(dataset.masked(split)) < len(dataset.ids(split)):
+    masked = len(dataset.masked(split)) == len(dataset.ids(split)) and not checked.further
+    if place.exists() or not place.parent.exists() or not masked:
         return own
     with_masks = look(dataset, split, options.cache, options.workers, True).fingerprint or ""
     earlier = checked.resolved.digest(with_masks, labels, weights)

@@ -190,6 +190,7 @@ def _train(prepared: Prepared, method: Method) -> Generator[Status, None, dict[s
         recipe,
         prepared.trial.seed,
         method.views(),
+        method.further(),
     )
 
     def validate() -> float:

@@ -20,9 +20,10 @@ from harness.basics.files import write_json
 from harness.basics.reading import remembered
 from harness.engine import distributed
 from harness.engine.faults import first_line
+from harness.engine.shown import shown_pictures
 from harness.engine.training import Status
 from harness.records.history import read_rows
-from harness.running.watching.trackers import TRACKERS, Point, Subject, Tracker
+from harness.running.watching.trackers import TRACKERS, Point, ShownPictures, Subject, Tracker
 
 #: Seconds between two deliveries.
 FLUSH_SECONDS = 5.0
@@ -92,7 +93,8 @@ class Following:
 
             def begin(name: str = name, tracker: Tracker = tracker) -> None:
                 there = self._there[name] = tracker.open(start)
-                tracker.rows([p for p in earlier if p[0] > there])
+                lacking = [p for p in earlier if p[0] > there]
+                tracker.rows(lacking, self._pictures(lacking))
                 tracker.state["step"] = max([there, *(s for s, _ in earlier)])
 
             self._try(name, begin)
@@ -113,13 +115,17 @@ class Following:
 
             def deliver(name: str = name, tracker: Tracker = tracker) -> None:
                 if late := [p for p in rows if p[0] > self._there[name]]:
-                    tracker.rows(late)
+                    tracker.rows(late, self._pictures(late))
                     tracker.state["step"] = late[-1][0]
                 if points:
                     tracker.scores(points)
 
             self._try(name, deliver)
         self._write_states()
+
+    def _pictures(self, points: Sequence[Point]) -> ShownPictures:
+        """What the run has shown at these steps."""
+        return shown_pictures(self.subject.folder, {step for step, _ in points}) if points else {}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

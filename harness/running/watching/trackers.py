@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.basics.errors import UserError
+from harness.data.images import read_rgb
 from harness.engine.faults import first_line
 
 #: Project or experiment under which runs are filed, unless the package's own variable names another.
@@ -26,6 +27,9 @@ PROJECT = "wsss-bench"
 
 #: A step and what was measured there.
 Point = tuple[int, dict[str, float]]
+#: PNG files by step and name.
+ShownPictures = Mapping[int, Mapping[str, Path]]
+_NONE: ShownPictures = {}
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Tracker(ABC):
         """
 
     @abstractmethod
-    def rows(self, points: Sequence[Point]) -> None:
-        """Points of the training curve, in order."""
+    def rows(self, points: Sequence[Point], pictures: ShownPictures = _NONE) -> None:
+        """Points of the training curve, in order, with the pictures of their steps."""
 
     @abstractmethod
     def scores(self, points: Sequence[Point]) -> None:
@@ -130,13 +134,15 @@ class TensorBoard(Tracker):
 
         self.file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
-    def rows(self, points: Sequence[Point]) -> None:
-        """As scalars."""
-        from tensorboardX.summary import scalar
+    def rows(self, points: Sequence[Point], pictures: ShownPictures = _NONE) -> None:
+        """As scalars and images."""
+        from tensorboardX.summary import image, scalar
 
         for step, values in points:
             for name, value in values.items():
                 self._write(scalar(name, value), step)
+            for name, file in pictures.get(step, {}).items():
+                self._write(image(f"pictures/{name}", read_rgb(file), dataformats="HWC"), step)
         self.file.flush()
 
     def scores(self, points: Sequence[Point]) -> None:
@@ -174,13 +180,15 @@ class WandB(Tracker):
             settings=wandb.Settings(silent=True, console="off"),
             **given,
         )
+        self.picture = wandb.Image
         self.there = int(self.run.step) - 1
         return self.there
 
-    def rows(self, points: Sequence[Point]) -> None:
+    def rows(self, points: Sequence[Point], pictures: ShownPictures = _NONE) -> None:
         """Each as one row of the history."""
         for step, values in points:
-            self.run.log(values, step=step)
+            shown = {f"pictures/{name}": self.picture(str(f)) for name, f in pictures.get(step, {}).items()}
+            self.run.log({**values, **shown}, step=step)
 
     def scores(self, points: Sequence[Point]) -> None:
         """As rows too, and as the run's summary, which takes them at any step."""
@@ -220,14 +228,17 @@ class MLflow(Tracker):
             return -1
         return max(m.step for m in self.client.get_metric_history(self.state["id"], _safe(name)))
 
-    def rows(self, points: Sequence[Point]) -> None:
-        """As metrics, at most 1,000 in one request."""
+    def rows(self, points: Sequence[Point], pictures: ShownPictures = _NONE) -> None:
+        """As metrics, at most 1,000 in one request; pictures as artifacts under the names of their files."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         found = [Metric(_safe(k), v, now, step) for step, values in points for k, v in values.items()]
         for part in _batched(found, 1000):
             self.client.log_batch(self.state["id"], metrics=list(part))
+        for step, _ in points:
+            for file in pictures.get(step, {}).values():
+                self.client.log_artifact(self.state["id"], str(file), "pictures")
 
     def scores(self, points: Sequence[Point]) -> None:
         """As metrics; what is there already is left out."""
