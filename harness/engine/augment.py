@@ -90,8 +90,12 @@ def resampled(
 
 def crop(
     image: Image.Image, label: Image.Image, size: tuple[int, int], pad: str, rng: random.Random
-) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Pad to at least ``size`` = (height, width), then cut a random window; also returns validity."""
+) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """Pad to at least ``size`` = (height, width), then cut a random window.
+
+    Returns:
+        The picture, its label ``(height, width)`` uint8, and where both are no padding, bool.
+    """
     height, width = size
     short = (max(width - image.width, 0), max(height - image.height, 0))
     before = (0, 0)
@@ -99,14 +103,15 @@ def crop(
         before = (short[0] // 2, short[1] // 2)
     elif pad == "random":
         before = (rng.randint(0, short[0]), rng.randint(0, short[1]))
-    border = (*before, short[0] - before[0], short[1] - before[1])
-    valid = ImageOps.expand(Image.new("L", image.size, 1), border, fill=0)
-    image = ImageOps.expand(image, border, fill=(0, 0, 0))
-    label = ImageOps.expand(label, border, fill=IGNORE)
-    left = rng.randint(0, image.width - width)
-    top = rng.randint(0, image.height - height)
-    box = (left, top, left + width, top + height)
-    return image.crop(box), label.crop(box), valid.crop(box)
+    left = rng.randint(0, max(image.width - width, 0)) - before[0]
+    top = rng.randint(0, max(image.height - height, 0)) - before[1]
+    box = (left, top, left + width, top + height)  # beyond the picture's edges, PIL cuts black
+    valid = np.zeros(size, dtype=bool)
+    valid[max(-top, 0) : image.height - top, max(-left, 0) : image.width - left] = True
+    marks = np.array(label.crop(box))
+    if any(short):
+        marks[~valid] = IGNORE
+    return image.crop(box), marks, valid
 
 
 def area_box(
@@ -142,14 +147,14 @@ def area_box(
 
 def area_crop(
     image: Image.Image, label: Image.Image, size: tuple[int, int], spec: AugmentSpec, rng: random.Random
-) -> tuple[Image.Image, Image.Image, Image.Image]:
+) -> tuple[Image.Image, np.ndarray, np.ndarray]:
     """Cut out :func:`area_box` and resize it to ``size`` = (height, width); everything is valid."""
     box = area_box(image.size, spec.area, spec.aspect, rng)
     target = (size[1], size[0])
     inside, marks = image.crop(box), label.crop(box)
     factors = (target[0] / inside.width, target[1] / inside.height)
     picture, mask = resampled(inside, marks, target, spec.resample, factors)
-    return picture, mask, Image.new("L", target, 1)
+    return picture, np.array(mask), np.ones(size, dtype=bool)
 
 
 def turned_hue(image: Image.Image, turn: float) -> Image.Image:
@@ -206,19 +211,18 @@ def augment(
         spec: what may happen, and how often.
         rng: the sample's generator.
     """
-    picture, mask = Image.fromarray(image), Image.fromarray(label)
+    picture, marks = Image.fromarray(image), Image.fromarray(label)
     if spec.crop_mode == "area":
-        picture, mask, valid = area_crop(picture, mask, size, spec, rng)
+        picture, mask, valid = area_crop(picture, marks, size, spec, rng)
     else:
         if spec.scale != (1.0, 1.0):
-            picture, mask = random_long_side(picture, mask, spec.scale, rng, spec.resample)
-        picture, mask, valid = crop(picture, mask, size, spec.pad, rng)
+            picture, marks = random_long_side(picture, marks, spec.scale, rng, spec.resample)
+        picture, mask, valid = crop(picture, marks, size, spec.pad, rng)
     if rng.random() < spec.flip:
-        mirror = Image.Transpose.FLIP_LEFT_RIGHT
-        picture, mask, valid = picture.transpose(mirror), mask.transpose(mirror), valid.transpose(mirror)
-    inside = np.array(valid, dtype=bool)
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mask, valid = mask[:, ::-1].copy(), valid[:, ::-1].copy()
     coloured = recolour(picture, spec, rng)
     array = np.array(coloured)
     if coloured is not picture:
-        array[~inside] = 0  # padding stays black whatever the colours do
-    return Sample(array, np.array(mask), inside, array if coloured is picture else np.array(picture))
+        array[~valid] = 0  # padding stays black whatever the colours do
+    return Sample(array, mask, valid, array if coloured is picture else np.array(picture))

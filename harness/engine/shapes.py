@@ -25,14 +25,16 @@ class ShapeTable(TorchDispatchMode):
 
     Torch works out the shapes of many operations in Python, step by step (a batch normalisation takes
     milliseconds); a second time they are looked up. Gradients are recorded as ever, since they are dealt
-    with above; what fails, changes its arguments or gives a view is not remembered.
+    with above. An operation that fills its first argument and leaves its shape (``relu_``) succeeds as it did
+    before; what fails, changes anything else or gives a view is not remembered.
     """
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping | None = None
     ) -> Any:
         options = kwargs or {}
-        if not _pure(func):
+        fills = _fills(func)
+        if not (fills or _pure(func)):
             return func(*args, **options)
         try:
             key = (func, _described(args), _described(tuple(options.items())))
@@ -49,6 +51,8 @@ class ShapeTable(TorchDispatchMode):
                 _known.clear()
             _known[key] = (type(result), described)
             return result
+        if fills:
+            return args[0]
         kind, described = found
         return _empty(described) if issubclass(kind, Tensor) else kind(_empty(d) for d in described)
 
@@ -64,6 +68,20 @@ def _pure(func: Any) -> bool:
             r.alias_info is None and str(r.type) in ("Tensor", "Tensor[]", "List[Tensor]")
             for r in schema.returns
         )
+    )
+
+
+@cache
+def _fills(func: Any) -> bool:
+    """Whether an operation gives its first argument with other values in it, and alters nothing else."""
+    schema = func._schema
+    changed = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None]
+    return (
+        changed == [0]
+        and schema.arguments[0].alias_info.is_write
+        and len(schema.returns) == 1
+        and schema.returns[0].alias_info is not None
+        and torch.Tag.inplace_view not in func.tags
     )
 
 

@@ -76,6 +76,23 @@ def test_errors_are_raised_each_time_and_other_devices_compute():
         assert kept.view(3, 1)._base is kept
 
 
+def test_what_fills_its_argument_gives_that_argument_and_what_moves_its_axes_moves_them():
+    with ShapeTable(), torch.device("meta"):
+        for _ in range(3):
+            x = torch.empty(2, 3)
+            assert x.add_(1).clamp_(0, 6).normal_() is x
+            assert x.unsqueeze_(0).shape == (1, 2, 3)
+            assert x.transpose_(1, 2).shape == (1, 3, 2)
+            with pytest.raises(RuntimeError):  # the sum does not fit into its argument
+                torch.empty(2, 3).add_(torch.empty(5, 2, 3))
+            with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+                torch.empty(2, requires_grad=True).add_(1)
+            exponential = torch.empty(2, 3, requires_grad=True).exp()
+            exponential.add_(1)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                exponential.sum().backward()
+
+
 def test_no_more_is_kept_than_is_allowed(monkeypatch):
     monkeypatch.setattr(shapes, "_MOST", 5)
     with ShapeTable():
