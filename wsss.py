@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.engine.build import Build as Build
     from harness.engine.build import FurtherSpec as FurtherSpec
     from harness.engine.build import ViewSpec as ViewSpec
+    from harness.engine.distributed import of_all_processes as of_all_processes
     from harness.engine.method import Method as Method
     from harness.engine.method import register_method as register_method
     from harness.engine.networks import load_network as load_network
@@ -141,6 +142,7 @@ _PLACES = {
     "leaderboards.rows.frames": ("class_table", "record_table", "table"),
     "leaderboards.rows.metrics": ("ClassCounts", "Metric"),
     "leaderboards.write.report": ("write_claims", "write_leaderboard", "write_report"),
+    "harness.engine.distributed": ("of_all_processes",),
     "harness.engine.method": ("Method", "register_method"),
     "harness.recipes.declared": ("Declaration", "NoConfig", "Paper"),
     "methods.parts.configs": ("DeepLabConfig", "ViTConfig"),

@@ -7,6 +7,7 @@ be shared by (up to the order of sums). With one process nothing here does anyth
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -129,6 +130,44 @@ def collected(value: _T) -> list[_T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def of_all_processes(value: _T) -> list[_T]:
+    """What every process of a trial has, by rank and so in the order of its groups, on every process.
+
+    For what a method keeps of a step beside gradients (memory banks, prototypes): note it in ``loss``, group
+    by group, and put it together in ``after_step``, which every process calls once a step.
+
+    Args:
+        value: anything picklable; tensors in lists, tuples and dictionaries are handed over on the CPU.
+
+    Returns:
+        One value for each process, ``[value]`` of a trial on one.
+    """
+    return [value] if world_size() == 1 else collected(_on_cpu(value))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
+
+
+def unequal_buffers(method: nn.Module) -> list[str]:
+    """Buffers of which processes hold different values; running statistics are put together elsewhere."""
+    if world_size() == 1:
+        return []
+    layers = {name for name, module in method.named_modules() if isinstance(module, _BatchNorm)}
+    persistent = method.state_dict().keys()
+    own = {
+        name: hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        for name, value in method.named_buffers()
+        if name in persistent and name.rpartition(".")[0] not in layers
+    }
+    everyone = collected(own)
+    return sorted(name for name in own if any(theirs.get(name) != own[name] for theirs in everyone))
 
 
 def from_first(value: _T) -> _T:

@@ -321,8 +321,7 @@ def state_survives(name: str) -> Iterator[str]:
     one, other = small_method(name, seed=0), small_method(name, seed=1)
     batch = small_batch(one, resolve(name).recipe.supervision)
     progress = list(_phases(one))[-1]
-    with torch.no_grad():
-        one.train()(batch, progress)  # moves running statistics
+    one.train()(batch, progress)  # moves running statistics
     one.after_step(progress)
     other.load_state_dict(one.state_dict())
     losses = []
@@ -398,7 +397,10 @@ def defaults_are_told(cls: type[Method]) -> Iterator[str]:
         )
     elif (meant := resolve(cls.reference_recipe).config) != (own := cls.Config()):
         differ = [f for f in fields(cls.Config) if getattr(meant, f, None) != getattr(own, f, None)]
-        yield f"the defaults of Config are not those of {cls.reference_recipe}: {_few(differ)}"
+        yield (
+            f"the defaults of Config are not those of {cls.reference_recipe}: {_few(differ)}; change them, "
+            "or let reference_recipe name the recipe whose [config] they are, such as that at full scale"
+        )
     bare = [field for field, told in documentation(cls.Config).items() if not told]
     if bare:
         yield f"Config documents no meaning of {_few(bare)}: write a docstring below each field"

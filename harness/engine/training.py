@@ -412,6 +412,12 @@ class Trainer:
         if self.step < self.total:
             raise RuntimeError(f"the loader ended after step {self.step} of {self.total}")
         self.arithmetic.end()
+        if differ := distributed.unequal_buffers(self.method):
+            said = (
+                f"the processes ended with different values of {', '.join(differ[:5])}; those of the first "
+            )
+            said += "are kept: see wsss.of_all_processes"
+            yield Status(self.step, self.total, 0.0, note="comparing processes", warnings=(said,))
         if not self.ended:
             self.save(final=True)
         elif distributed.first():

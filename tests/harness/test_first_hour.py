@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from installed import installed
+from PIL import Image
 from runs import wsss
 
 import wsss as door
@@ -67,7 +69,7 @@ def test_the_example_of_the_readme_trains() -> None:
 def test_the_package_of_the_page_keeps_its_promises(package: Path) -> None:
     found = check_package("steady")
     assert found.breaches == ()
-    assert found.counts == {"methods": 2, "recipes": 4, "published cells": 1, "claims": 1}
+    assert found.counts == {"methods": 2, "recipes": 4, "published cells": 1, "claims": 1, "metrics": 1}
 
 
 def test_it_is_listed_trained_compared_judged_and_exported(
@@ -83,7 +85,8 @@ def test_it_is_listed_trained_compared_judged_and_exported(
     assert set(steady.evaluations) == {"val-single", "val-single-teacher"}
     assert "note.taught" in steady.history()
     assert set(sizes.evaluations) == {"val-single", "train-single-cam"}
-    rows = door.table("results", metrics=["f1", "boundary-iou"])
+    rows = door.table("results", metrics=["f1", "boundary-iou", "worst-class"])
+    assert (rows["worst-class"] <= rows["mean"]).all()
     assert (rows["boundary-iou"] > 0).all()  # of pseudo labels too
     (row,) = rows[
         (rows["recipe"] == "steady/mini-scribble") & (rows["evaluation"] == "val-single")
@@ -99,6 +102,17 @@ def test_it_is_listed_trained_compared_judged_and_exported(
     labels = segmenter(picture)
     assert labels.ndim == 2
     assert segmenter.coloured(labels).size == labels.shape[::-1]
+    assert (
+        wsss(
+            "export", "two_sizes/mini-image", "--output", "cam", "--split", "val", "--out", "cams", *SHORT[:6]
+        )
+        == 0
+    )
+    with Image.open(next(Path("cams").rglob("*.png"))) as label:
+        assert set(np.unique(np.array(label))) <= {*range(7), 255}
+    capsys.readouterr()
+    assert wsss("leaderboard", "--metric", "worst-class") == 0
+    assert "Worst class (%)" in capsys.readouterr().out
     capsys.readouterr()
     assert wsss("claims", "--suite", "steady", "--json") == 0
     (judged,) = json.loads(capsys.readouterr().out)
@@ -130,9 +144,15 @@ def test_under_ray_it_is_trained_searched_and_reproduced(
     assert row.verdict == "reproduced"
     assert row.low < row.mean < row.high
     capsys.readouterr()
-    assert wsss("compare", *pair) == 0
-    assert wsss("claims", "--suite", "steady") == 0
+    assert wsss("compare", *pair, "--metric", "worst-class") == 0
+    assert wsss("report", "--metric", "worst-class", "--no-plots") == 0
+    assert "Worst class (%)" in Path("reports/report.html").read_text(encoding="utf-8")
     said = capsys.readouterr().out
     assert "interval" in said
-    assert "steady-scribble" in said
+    assert "Worst class (%)" in said
+    assert wsss("claims", "--suite", "steady", "--json") == 0
+    (judged,) = json.loads(capsys.readouterr().out)
+    assert judged["verdict"] in ("holds", "does not hold", "undecided")
+    assert wsss("export", pair[0], "--seed", "1", "--model", "--out", "deployed") == 0
+    assert Path("deployed/model.pt2").is_file()
     command(package, "search", pair[0], "--trials", "2", *SHORT[:6])
