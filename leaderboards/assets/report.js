@@ -80,9 +80,25 @@ const seen = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "-10% 0px -80% 0px" });
 for (const part of document.querySelectorAll("main > section")) seen.observe(part);
+// Pictures below the first screen come once the page is there, one after the other.
+function fetched(image) {
+  if (image.dataset.src) image.src = image.dataset.src;
+  image.removeAttribute("data-src");
+}
+const waiting = "img[data-src]";
+addEventListener("load", () => {
+  const next = () => {
+    const image = document.querySelector(waiting);
+    if (!image) return;
+    fetched(image);
+    setTimeout(next);
+  };
+  next();
+});
+addEventListener("beforeprint", () => document.querySelectorAll(waiting).forEach(fetched));
 // A plot becomes part of the page when it is looked at, so that its marks can say their numbers.
 function inline(image) {
-  const text = new TextDecoder().decode(Uint8Array.from(atob(image.src.split(",")[1]), (c) => c.charCodeAt(0)));
+  const text = new TextDecoder().decode(Uint8Array.from(atob((image.dataset.src ?? image.src).split(",")[1]), (c) => c.charCodeAt(0)));
   const drawing = document.importNode(new DOMParser().parseFromString(text, "image/svg+xml").documentElement, true);
   if (drawing.localName !== "svg") return;
   const prefix = `${image.dataset.plot}-${document.querySelectorAll(".plot").length}-`, box = document.createElement("div");

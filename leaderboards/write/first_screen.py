@@ -42,14 +42,14 @@ def first_screen(
         members = list(group)
         evaluation = usual_evaluation(members)
         tables.append(_tables([row for row in members if row.evaluation == evaluation], indices))
-    beside = [drawn(stem, plots[stem], caption=False) for stem in overviews]
+    beside = [drawn(stem, plots[stem], first=True) for stem in overviews]
     fallen = "".join(f"<li>{html_escape(one.text)}</li>" for one in collapsed(shown))
     if fallen:
         beside.append(f"<h3>Collapsed seeds</h3><ul class='notes'>{fallen}</ul>")
     beside.append(_claims(judged))
     if picture:
         text = '<p class="notes">Weak label, truth, predictions and errors.</p>'
-        tables.append(f"<h3>Three pictures</h3>{drawn(picture, plots[picture], caption=False)}{text}")
+        tables.append(f"<h3>Three pictures</h3>{drawn(picture, plots[picture], first=True)}{text}")
     facts = "".join(f"<div><dt>{name}</dt><dd>{html_escape(text)}</dd></div>" for name, text in _facts(shown))
     columns = f'<div class="two"><div>{"".join(tables)}</div><div>{"".join(beside)}</div></div>'
     return f'<dl class="facts">{facts}</dl>{columns}'

@@ -144,7 +144,8 @@ def html_report(
 <header>
 <h1>{title}</h1>
 <p class="notes">{html_escape(provenance)} Every underlined figure opens its provenance.</p>
-<noscript><p>Sorting, filtering and provenance need JavaScript; all figures stand below.</p></noscript>
+<noscript><p>Sorting, filtering, provenance and plots further down need JavaScript; all figures stand in
+the tables, all plots beside this page.</p></noscript>
 </header>
 <div class="frame">
 <nav class="toc" aria-label="Contents"><ul>{links}</ul></nav>

@@ -35,16 +35,22 @@ def title_of(stem: str) -> str:
     return f"{what[0].upper()}{what[1:]}: {where}"
 
 
-def drawn(stem: str, data: bytes, caption: bool = True) -> str:
-    """A figure of the page: a picture, which the page's script makes part of it once it is looked at."""
+def drawn(stem: str, data: bytes, first: bool = False) -> str:
+    """A figure of the page: a picture, which the page's script makes part of it once it is looked at.
+
+    A browser reads every picture that is in the page before it says that the page is there, far below as
+    well (``loading="lazy"`` is for pictures that come over a network). So the script fetches this one from
+    an attribute afterwards, unless it stands on the ``first`` screen, where it has no caption either.
+    """
     text = html_escape(title_of(stem), quote=True)
-    below = f"<figcaption>{text}</figcaption>" if caption else ""
+    below = f"<figcaption>{text}</figcaption>" if not first else ""
     vector = not data.startswith(b"\x89PNG")
     source = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(data).decode()}"
     name = f"{text}; the figures stand in the tables" if vector else text
     mark = f' data-plot="{html_escape(stem, quote=True)}"' if vector else ""
     size = _size(data)
-    image = f'<img src="{source}" alt="{name}"{mark}{size} loading="lazy" decoding="async">'
+    place = f'src="{_NOTHING}" data-src="{source}"' if size and not first else f'src="{source}"'
+    image = f'<img {place} alt="{name}"{mark}{size} decoding="async">'
     return f"<figure>{image}{below}</figure>"
 
 
@@ -56,7 +62,9 @@ def _size(data: bytes) -> str:
         width, height = (round(float(one)) for one in found.groups())
     else:
         return ""
-    return f' width="{width}" height="{height}"'
+    return f' width="{width}" height="{height}" style="aspect-ratio:{width}/{height}"'
 
 
+#: A picture of one transparent pixel.
+_NOTHING = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 _OF_SVG = re.compile(rb'<svg [^>]*\bviewBox="0 0 ([\d.]+) ([\d.]+)"')

@@ -98,6 +98,18 @@ def test_the_page_is_whole_and_needs_nothing_else(rows: list[Row]) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_pictures_below_the_first_screen_wait_until_the_page_is_there(rows: list[Row]) -> None:
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 200.4"><path d="M0 0"/></svg>'
+    parsed = Page(page(rows, plots={"overview-mini-val-single": drawing, "cost-mini": drawing}))
+    first, later = sorted(parsed.all("img"), key=lambda image: "data-src" in image)
+    assert str(first["src"]) == str(later["data-src"])
+    assert len(str(later["src"])) < 100
+    for image in (first, later):  # nothing moves when it comes
+        assert (image["width"], image["height"]) == ("300", "200")
+        assert image["style"] == "aspect-ratio:300/200"
+        assert image["data-plot"]
+
+
 def test_the_page_can_be_read_without_sight(rows: list[Row]) -> None:
     parsed = Page(page(rows, plots={"overview-mini": b"<svg/>"}))
     assert all(image["alt"] for image in parsed.all("img"))
