@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from harness.recipes.resolving import all_recipes as all_recipes
     from harness.recipes.resolving import recipe_names as recipe_names
     from harness.recipes.resolving import resolve as resolve
+    from harness.recipes.specs import AugmentSpec as AugmentSpec
     from harness.records.counts import PerImage as PerImage
     from harness.records.records import EvaluationRecord as EvaluationRecord
     from harness.records.records import Record as Record
@@ -135,6 +136,7 @@ _PLACES = {
     "harness.running.search.tuning": ("tune",),
     "harness.running.inference.curves": ("threshold_curve",),
     "leaderboards.rows.sharing": ("check_bundle", "merge", "pack"),
+    "harness.recipes.specs": ("AugmentSpec",),
     "harness.records.counts": ("PerImage",),
     "harness.records.records": ("EvaluationRecord", "Record", "Store"),
     "leaderboards.judge.checking": ("check_package",),

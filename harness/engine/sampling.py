@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.basics.errors import UserError
 from harness.engine.build import FurtherSpec
-from harness.engine.contract import place
+from harness.engine.contract import LOGGED, place
 
 if TYPE_CHECKING:
     from harness.engine.method import Method
@@ -103,6 +103,18 @@ def check_further(method: Method, recipe: Recipe) -> None:
         )
     splits = method.build.dataset.splits
     for name, spec in given.items():
+        if not isinstance(name, str) or not LOGGED.fullmatch(name):
+            raise UserError(
+                f"further pictures cannot be called {name!r}",
+                where=shown,
+                remedy="use letters, digits, _, - and .",
+            )
+        if not isinstance(spec.split, str) or type(spec.per_group) is not int or spec.per_group < 0:
+            raise UserError(
+                f"the further pictures {name!r} have split {spec.split!r} and per_group {spec.per_group!r}",
+                where=shown,
+                remedy="name a split ('' for that of the recipe), and a number (0 for that of the recipe)",
+            )
         if spec.split and spec.split not in splits:
             raise UserError(
                 f"the further pictures {name!r} are of split {spec.split!r}, which "

@@ -66,6 +66,7 @@ def _section(section: Section) -> str:
     wanted = [*_WANTED[:2], *(c.name for c in section.columns if c.name not in usual), *_WANTED[2:]]
     shown = [i for i in layout.columns if section.columns[i].name in wanted]
     shown.sort(key=lambda i: wanted.index(section.columns[i].name))
+    asked = [i for i in shown if section.columns[i].name not in usual]
     while len(shown) > _KEPT and _natural(section.texts, section.columns, shown) > columns():
         shown.pop()
     shown.sort()
@@ -83,6 +84,8 @@ def _section(section: Section) -> str:
                 lines[-1].append(state(text) if column is VERDICT else Styled(text))
     right = [k for k, i in enumerate(shown) if section.columns[i].align == "right"]
     said = ["* best, + second"] if marks else []
+    if lost := [section.columns[i].name for i in asked if i not in shown]:
+        said.append(f"no room here for {', '.join(lost)}: leaderboard.md and leaderboard.csv have it")
     if section.missing:
         said.append(f"not run: {', '.join(missing_texts(section.missing, section.rows))}")
     body = fitted_table(lines, [section.columns[i].name for i in shown], right=right)

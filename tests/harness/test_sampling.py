@@ -233,6 +233,10 @@ def test_an_order_that_is_none_is_refused(given: Callable[[int], Any], said: str
         ({"extra": 3}, "further gives no FurtherSpec"),
         ([FurtherSpec()], "further gives no FurtherSpec"),
         ({"more": FurtherSpec("trian")}, "'more' are of split 'trian', which birds does not have"),
+        ({"": FurtherSpec("extra")}, "further pictures cannot be called ''"),
+        ({"a/b": FurtherSpec("extra")}, "cannot be called 'a/b'"),
+        ({"more": FurtherSpec(None)}, "have split None and per_group 0"),  # type: ignore[arg-type]
+        ({"more": FurtherSpec("extra", -1)}, "have split 'extra' and per_group -1"),
         ({"more": FurtherSpec("extra", 1)}, "1 further pictures 'more' cannot be cut into 2 pieces"),
     ],
 )

@@ -134,7 +134,11 @@ BOTH = ["--metric", "boundary-iou", "--metric", "trimap-4"]
 
 
 def test_figures_near_boundaries_stand_wherever_metrics_do_and_older_records_say_so(
-    near: dict, tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture
+    near: dict,
+    tmp_path: Path,
+    factory: Factory,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, out = str(factory.store.root), tmp_path / "out"
     where = ["--results", root, "--out", str(out)]
@@ -150,6 +154,9 @@ def test_figures_near_boundaries_stand_wherever_metrics_do_and_older_records_say
     text = (out / "leaderboard.md").read_text()
     assert "2 % of the picture's diagonal" in text
     assert "'not counted' where a record is older" in text
+    monkeypatch.setenv("COLUMNS", "60")
+    assert wsss("leaderboard", *where, *BOTH) == 0
+    assert "no room here for mIoU within 4 px (%)" in capsys.readouterr().out.replace("\n", " ")
     assert wsss("report", *where, "--no-plots", *BOTH) == 0
     assert "Boundary IoU (%)" in (out / "report.html").read_text()
     capsys.readouterr()
