@@ -361,7 +361,7 @@ def joined(parts: Sequence[PerImage]) -> PerImage:
     )
 
 
-def of_all_processes(own: PerImage, ids: Sequence[str]) -> PerImage:
+def counts_of_all(own: PerImage, ids: Sequence[str]) -> PerImage:
     """Counts of all processes of a trial, each of which has scored its share.
 
     Args:
@@ -417,5 +417,5 @@ def miou(
         workers=workers,
         ids=distributed.share(ids),
     )
-    counts = of_all_processes(tally(pairs, dataset.info.num_classes), ids)
+    counts = counts_of_all(tally(pairs, dataset.info.num_classes), ids)
     return summarise(counts, dataset.info.classes, p)["miou"]

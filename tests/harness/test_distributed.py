@@ -145,7 +145,7 @@ def score(root) -> tuple[evaluator.PerImage, np.ndarray]:
         bands.add(pair[1], pair[2])
         pairs.append(pair)
     own = evaluator.tally(pairs, 7)
-    return evaluator.of_all_processes(own, ids), np.sum(distributed.collected(bands.counts), axis=0)
+    return evaluator.counts_of_all(own, ids), np.sum(distributed.collected(bands.counts), axis=0)
 
 
 def work(number: int, world: int, port: int, root, folder) -> None:

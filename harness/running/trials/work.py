@@ -279,7 +279,7 @@ class _Score:
         """Counts of all processes, those near boundaries included."""
         self.bands.together(distributed.collected(self.bands))
         none = evaluator.tally([], self.info.num_classes)
-        return evaluator.of_all_processes(evaluator.joined([none, *self.parts]), ids)
+        return evaluator.counts_of_all(evaluator.joined([none, *self.parts]), ids)
 
 
 def evaluate_into_record(prepared: Prepared, method: Method, *specs: EvaluationSpec) -> Iterator[Status]:
