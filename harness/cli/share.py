@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -21,6 +22,8 @@ from harness.cli.options import (
 )
 from harness.cli.usage import Verb
 
+#: So many breaches of a bundle are printed.
+_SHOWN = 100
 _FILES = click.argument(
     "files", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path)
 )
@@ -119,8 +122,10 @@ def check_bundle_verb(files: tuple[Path, ...], data_roots: tuple[str, ...]) -> i
             continue
         manifest = found.bundle.manifest
         click.echo(listing.heading(f"{file}: {one_line(manifest.made_by)}, {one_line(manifest.made)}"))
-        for where, why in found.breaches.items():
+        for where, why in islice(found.breaches.items(), _SHOWN):
             click.echo(listing.remark(f"{one_line(where, 600)}: {one_line(why, 600)}"))
+        if len(found.breaches) > _SHOWN:
+            click.echo(listing.remark(f"and {len(found.breaches) - _SHOWN:,} more"))
         for text in found.remarks:
             click.echo(listing.remark(text))
         for what, why in found.unseen.items():

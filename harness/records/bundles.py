@@ -45,10 +45,10 @@ _MEMBERS: Sequence[tuple[re.Pattern[str], int]] = tuple(
     (re.compile(pattern), most)
     for pattern, most in (
         (re.escape(MANIFEST), 64 << 20),
-        (rf"{_TRIAL}/record\.json", 64 << 20),
+        (rf"{_TRIAL}/record\.json", 8 << 20),
         (rf"{_TRIAL}/history\.csv", 300 << 20),
         (rf"{_TRIAL}/weights\.safetensors", MOST_BYTES),
-        (rf"{_SCORED}/evaluation\.json", 64 << 20),
+        (rf"{_SCORED}/evaluation\.json", 8 << 20),
         (rf"{_SCORED}/(per_image|boundary)\.npz", 512 << 20),
         (rf"{_SCORED}/predictions/(?:{PART}/){{0,6}}{PART}\.png", 256 << 20),
     )
@@ -334,8 +334,6 @@ def _read(reader: _Reader, whole: int, into: Path | None) -> Bundle:
         if manifest is None:
             manifest = _manifest(path, content)
             left = dict(manifest.files)
-            if len(left) > MOST_FILES:
-                raise damaged(path, f"it has {len(left):,} files, {MOST_FILES:,} are the most", _ASK)
         else:
             del left[name]
     place = reader.place
@@ -421,7 +419,18 @@ def _manifest(path: Path, text: bytes) -> BundleManifest:
     if canonical != text:
         raise damaged(path, "its manifest is written otherwise than a bundle's", _ASK)
     files = values.get("files")
+    if isinstance(files, dict) and len(files) > MOST_FILES:
+        raise damaged(path, f"it has {len(files):,} files, {MOST_FILES:,} are the most", _ASK)
     for name in files if isinstance(files, dict) else ():
         if fault := member_fault(name):
             raise damaged(path, f"the member {name[:80]!r} of its manifest is refused: {fault}", _ASK)
-    return checked(cleaned(values), BundleManifest, path)
+    found = checked(cleaned(values), BundleManifest, path)
+    there = sum(name.endswith("/record.json") for name in found.files)
+    if len(found.records) > there:
+        problem = f"its manifest lists {len(found.records):,} records and {there:,} of their files"
+        raise damaged(path, problem, _ASK)
+    for record in found.records:
+        name = f"records/{record.name}/{record.digest}/seed-{record.seed}/record.json"
+        if name not in found.files:
+            raise damaged(path, f"its manifest lists a record without {name!r}", _ASK)
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 from harness.basics.arrays import read_arrays
 from harness.basics.files import write_with
 from harness.basics.reading import damaged
+from harness.data.naming import stays_inside
 
 #: The arrays beside the ids.
 COUNTS = ("intersection", "predicted", "labelled")
@@ -54,11 +55,19 @@ class PerImage:
         whole = (a.astype(np.int64, copy=False) for a in counts)
         try:
             return cls(_names(ids.tobytes(), ids.dtype.str), *whole)
-        except ValueError as error:  # no Unicode
+        except ValueError as error:
             raise damaged(path, f"damaged file: {error}", "evaluate again") from None
 
 
 @lru_cache(maxsize=64)
 def _names(data: bytes, dtype: str) -> tuple[str, ...]:
-    """Image ids of a split: evaluations of one split share the tuple."""
-    return tuple(np.frombuffer(data, dtype=dtype).tolist())
+    """Image ids of a split: evaluations of one split share the tuple.
+
+    Raises:
+        ValueError: they are no Unicode, or one would lead out of a folder of pictures.
+    """
+    names = tuple(np.frombuffer(data, dtype=dtype).tolist())
+    for name in names:
+        if ("/" in name or "\\" in name) and not stays_inside(name):
+            raise ValueError(f"{name[:60]!r} is the id of no picture")
+    return names

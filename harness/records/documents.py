@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.basics.reading import LONGEST_NAME, PART, damaged, read_object
 from harness.basics.scores import figures
+from harness.data.base import Supervision
 
 #: Version of both files. Readers accept every version ever written.
 SCHEMA = 1
@@ -224,7 +225,7 @@ class RecipeFacts(Document):
 
     dataset: PathPart
     """Name of the data set."""
-    supervision: str
+    supervision: Supervision
     """`full`, `scribble`, `point`, `block`, `box` or `image`."""
     backbone: str
     """The encoder."""

@@ -314,9 +314,10 @@ def _protocol(name: str) -> Any:
 
 def protocol_changes(then: Mapping[str, Any], now: Any) -> list[str]:
     """Keys in which a recorded protocol differs from a :class:`harness.recipes.protocols.Protocol`, so that
-    numbers may."""
-    decisive = {k: v for k, v in dump(now).items() if k not in marks(type(now), Aside)}
-    return differing(then, decisive, neutral_values(now))
+    numbers may; those that only another version knows are among them."""
+    known = dump(now)
+    decisive = {k: v for k, v in known.items() if k not in marks(type(now), Aside)}
+    return differing(then, decisive, neutral_values(now)) + sorted(then.keys() - known.keys())
 
 
 def stale_reason(record: Record, run: EvaluationRecord, current: Current) -> str:

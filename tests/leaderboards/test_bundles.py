@@ -313,6 +313,19 @@ def test_a_hostile_file_is_refused_by_every_verb(kind: str, tmp_path: Path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["b.wsss"]
 
 
+def test_a_manifest_that_lists_more_than_there_is_is_refused_at_once(tmp_path: Path, capsys) -> None:
+    """A stranger's list of a million records is no page of a million lines."""
+    records = [{"name": "a/b", "digest": "c", "seed": i} for i in range(3000)]
+    _said(records=records)(tmp_path / "b.wsss")
+    assert wsss("check-bundle", tmp_path / "b.wsss") == 2
+    assert "3,000 records and 0 of their files" in " ".join(capsys.readouterr().err.split())
+    listed = {record_name(f"a/{i}").decode(): {"sha256": "0" * 64, "size": 1} for i in range(3)}
+    records = [{"name": "a/1", "digest": "abc", "seed": i} for i in range(3)]
+    _said(records=records, files=listed)(tmp_path / "c.wsss")
+    with pytest.raises(Damaged, match="lists a record without"):
+        open_bundle(tmp_path / "c.wsss")
+
+
 def test_many_members_are_refused_before_they_are_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(bundles, "MOST_FILES", 20)
     members = [(record_name(f"agmm/r{i:03d}"), b"{}") for i in range(40)]
@@ -359,6 +372,41 @@ def _pickled(place: Path) -> None:
     np.savez(file, ids=np.array([print], dtype=object))
 
 
+def _ids(*names: str) -> Callable[[Path], None]:
+    """Pictures that are called so, the others as before."""
+
+    def change(place: Path) -> None:
+        (file,) = place.rglob("per_image.npz")
+        arrays = dict(np.load(file))
+        arrays["ids"] = np.array([*names, *arrays["ids"][len(names) :]])
+        np.savez_compressed(file, **arrays)
+
+    return change
+
+
+def _array(name: str, value: object, kind: str = "") -> Callable[[Path], None]:
+    """One count is another value, or all of another type."""
+
+    def change(place: Path) -> None:
+        (file,) = place.rglob("per_image.npz")
+        arrays = dict(np.load(file))
+        if kind:
+            arrays[name] = arrays[name].astype(kind)
+        arrays[name][0, 0] = value
+        np.savez_compressed(file, **arrays)
+
+    return change
+
+
+def _recipe(key: str, value: object) -> Callable[[Path], None]:
+    def change(place: Path) -> None:
+        data = json.loads((place / "record.json").read_text())
+        data["recipe"][key] = value
+        (place / "record.json").write_text(json.dumps(data))
+
+    return change
+
+
 def _deep(place: Path) -> None:
     (place / "record.json").write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
 
@@ -386,6 +434,19 @@ def _inflates(place: Path) -> None:
         _edit("record.json", "status", "failed"),
         _edit("record.json", "shared", "me"),
         _edit("record.json", "seconds", float("nan")),
+        _edit("record.json", "shared", [{"made_by": "me"}]),
+        _edit("record.json", "overrides", {"x": 10**400}),
+        _edit("evaluation.json", "name", "../../../x"),
+        _recipe("dataset", "../../etc"),
+        _recipe("supervision", "<b>"),
+        _ids("../../../../etc/passwd"),
+        _ids("a/../../b"),
+        _ids("/etc/passwd"),
+        _ids("..\\b"),
+        _array("intersection", float("nan"), "float64"),
+        _array("predicted", -5),
+        _array("labelled", 2**62),
+        _array("labelled", 3, "uint64"),
         _counts,
         _pickled,
     ],
@@ -401,6 +462,57 @@ def test_a_bundle_that_lies_about_its_content_is_found_and_not_merged(
     with pytest.raises(UserError, match="check-bundle names"):
         merge([file], Store(tmp_path / "merged"))
     assert not (tmp_path / "merged").exists()
+
+
+EVIL = "<img src=x>\\input{x}\x1b[2J|`"
+SAID = [
+    _edit("record.json", "overrides", {EVIL: EVIL, "a": json.loads("[" * 300 + "]" * 300)}),
+    _edit("record.json", "called", EVIL * 3),
+    _edit("record.json", "ended", EVIL),
+    _edit("record.json", "checkpoint", {"file": "../../../../etc/passwd"}),
+    _edit("record.json", "hardware", {"gpu": EVIL}),
+    _edit("record.json", "weights", {"name": "/etc/passwd", "backbone": EVIL}),
+    _edit("evaluation.json", "notes", [EVIL] * 50),
+    _recipe("backbone", EVIL),
+    _recipe("labels_from", "../../../etc/passwd"),
+    _recipe("config", {EVIL: EVIL}),
+    _recipe("train_split", "../../x"),
+    _ids("\x1b[2J<img src=x>"),
+]
+
+
+def test_what_a_stranger_says_breaks_no_verb_and_stays_text(factory: Factory, tmp_path: Path, capsys) -> None:
+    def change(place: Path) -> None:
+        for one in SAID:
+            one(place)
+
+    factory.record(factory.resolved("agmm/a", dataset="strangers"), classes=(EVIL, "\x1b[2J", "|", "x"))
+    file = rewritten(factory.store, tmp_path / "b.wsss", change)
+    where = ["--results", tmp_path / "merged"]
+    out = tmp_path / "out"
+    assert wsss("merge", file, *where) == 0
+    assert wsss("leaderboard", *where, "--out", out, "--format", "md,csv,tex,json") == 0
+    assert wsss("freeze", "now", *where, "--out", tmp_path / "frozen") == 0
+    assert wsss("compare", "agmm/a", "agmm/a", *where) in (0, 2)
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    for written in (p for p in out.iterdir() if p.suffix in (".md", ".tex")):
+        text = written.read_text()
+        assert "\x1b" not in text
+        assert "<img" not in text or written.suffix != ".md"
+        assert "\\input{" not in text or written.suffix != ".tex"
+
+
+def test_a_protocol_of_a_later_version_is_said_and_stands_in_no_table(
+    factory: Factory, tmp_path: Path
+) -> None:
+    """Numbers that something unknown has changed are not set beside others."""
+    factory.record(factory.resolved("agmm/a"), protocol={"later": 3})
+    file = rewritten(factory.store, tmp_path / "b.wsss", lambda place: None)
+    (remark,) = check_bundle(file).remarks
+    assert "has changed since: later" in remark
+    (row,) = leaderboard(gather_records(factory.store), resamples=0)
+    assert row.verdict == "stale"
 
 
 def test_names_of_strangers_reach_no_terminal_table_or_page_unescaped(tmp_path: Path, capsys) -> None:
