@@ -135,7 +135,6 @@ def leaderboard_verb(
     leaderboard.json; `wsss report` writes everything.
     """
     from harness.records.records import Store
-    from leaderboards.rows.gathering import gather_records
     from leaderboards.rows.metrics import metrics as metrics_named
     from leaderboards.rows.tables import row_lines
     from leaderboards.write import listings
@@ -157,7 +156,7 @@ def leaderboard_verb(
     )
     if as_json:
         asked = metrics_named(metrics)
-        click.echo(plain_json(done.rows, row_lines(done.rows, asked), gather_records(store), label), nl=False)
+        click.echo(plain_json(done.rows, row_lines(done.rows, asked), done.frame, label), nl=False)
         return ended(store)
     click.echo(listings.leaderboard_listing(done.rows, done.parts) + "\n")
     _wrote(done.files)
@@ -412,16 +411,15 @@ def compare_verb(
     """
     from harness.recipes.resolving import parse_overrides
     from harness.records.records import Store
-    from leaderboards.judge.comparison import as_plain
+    from leaderboards.judge.comparison import as_plain, compared_records
     from leaderboards.judge.comparison import compare as compared
-    from leaderboards.rows.gathering import gather_records
     from leaderboards.rows.metrics import metrics as metrics_named
     from leaderboards.write import listings
     from leaderboards.write.report import require_records
 
     asked = metrics_named(metrics)
     store = Store(results)
-    frame = gather_records(store)
+    frame = compared_records(store, first, second)
     require_records(frame, store)
     found = compared(
         frame, _recipes(), first, second, evaluation=evaluation, overrides=parse_overrides(assignments)

@@ -121,7 +121,7 @@ def tune_verb(
     )
     store = options.store
     recipes = {one.recipe: resolve(one.recipe) for one in done.recipes}
-    rows = budget_rows(gather_records(store), done, recipes)
+    rows = budget_rows(gather_records(store, *recipes), done, recipes)
     lines, stem = budget_lines(rows), out / "tune"
     if lines:
         with whole_file(Path(f"{stem}.csv")) as file:

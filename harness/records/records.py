@@ -367,16 +367,17 @@ class Store:
             raise Misplaced(f"it says that it is {says}: a copy", where=file, remedy=_COPY)
         return record
 
-    def records(self, pattern: str = "*") -> Iterator[Record]:
-        """All sound records whose recipe name matches a glob, in a fixed order.
+    def records(self, *patterns: str) -> Iterator[Record]:
+        """All sound records whose recipe name matches one of some globs (none: all), in a fixed order.
 
         A damaged record, and a copy that stands elsewhere than its name, digest and seed say, is left out
         and noted (:attr:`left_out`).
         """
-        self.refresh(pattern)
+        patterns = patterns or ("*",)
+        self.refresh(*patterns)
         for method in self._entries(self.root):
             for recipe in self._entries(method):
-                if fnmatch(f"{method.name}/{recipe.name}", pattern):
+                if any(fnmatch(f"{method.name}/{recipe.name}", pattern) for pattern in patterns):
                     for digest in self._entries(recipe):
                         if os.path.lexists(digest / "record.json"):
                             self.note(damaged(digest, "a trial in the place of a training digest", _COPY))

@@ -13,11 +13,13 @@ from harness.basics.errors import UserError, nearest
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.names import run_command
 from harness.recipes.row_names import row_parts
+from harness.records.records import Store
 from leaderboards.judge.claims import Judged, compare_rows, comparison_lines
 from leaderboards.judge.differing import what_differs
 from leaderboards.judge.statements import Claim, Pair
 from leaderboards.rows.choosing import printed_name
 from leaderboards.rows.configurations import Configurations
+from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.metrics import Metric, metric_spread, metric_text
 from leaderboards.rows.row import Row
 from leaderboards.rows.statistics import PERMUTATIONS, RESAMPLES, holm
@@ -86,6 +88,14 @@ def compare(
     adjusted = zip(holm([j.p_images for j in judged]), holm([j.p_seeds for j in judged]), strict=True)
     judged = [replace(j, p_images_holm=i, p_seeds_holm=s) for j, (i, s) in zip(judged, adjusted, strict=True)]
     return [Compared(a, b, j) for (a, b), j in zip(pairs, judged, strict=True)]
+
+
+def compared_records(store: Store, *sides: str) -> pd.DataFrame:
+    """The records of the recipes that a comparison names; all of a store where one of them has none, so that
+    it can be said which have."""
+    names = {one(s).name if is_recipe_file(s) else (row_parts(s) or s.split("@"))[0] for s in sides}
+    frame = gather_records(store, *names)
+    return frame if len(frame) and names <= set(frame["name"]) else gather_records(store)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,13 @@ def recipe_of(name: str) -> str:
     return (row_parts(name) or (name,))[0]
 
 
+def compared_recipes(suites: Sequence[str]) -> list[str]:
+    """The recipes that claims compare, those of some suites alone where any is named."""
+    pairs = (pair for claim in known_claims().values() for pair in claim.comparisons)
+    chosen = [pair for pair in pairs if not suites or set(suites) & set(pair.suites)]
+    return sorted({recipe_of(name) for pair in chosen for name in (pair.better, pair.worse)})
+
+
 def validate_claims(
     recipes: Mapping[str, Any],
     known: Mapping[str, Claim] | None = None,

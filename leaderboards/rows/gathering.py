@@ -100,8 +100,9 @@ def external_digest(metadata: Mapping[str, Any]) -> str:
     return digest({**{k: v for k, v in metadata.items() if k not in ("seed", "encoding")}, "notes": ""})
 
 
-def gather_records(store: Store, pattern: str = "*") -> pd.DataFrame:
-    """Every record of a store, one line for each of its evaluations (one line, too, if it has none).
+def gather_records(store: Store, *patterns: str) -> pd.DataFrame:
+    """Every record of a store whose recipe matches one of some globs (none: all), one line for each of its
+    evaluations (one line, too, if it has none).
 
     Columns: ``name, method, title, dataset, supervision, backbone, weights, weak_label, overrides``
     (text, or the name given), ``digest, seed, finished, reason, ended, commit, train_images,
@@ -116,7 +117,7 @@ def gather_records(store: Store, pattern: str = "*") -> pd.DataFrame:
     far (``Store.left_out`` goes on growing where curves and bands are read).
     """
     lines = []
-    for record, runs in _believed(store, pattern):
+    for record, runs in _believed(store, patterns):
         data, recipe = record.data, record.recipe
         training = data.get("data", {}).get("splits", {}).get(recipe["train_split"], {})
         line = {
@@ -156,12 +157,12 @@ def dataset_classes(name: str) -> tuple[str, ...] | None:
         return None
 
 
-def _believed(store: Store, pattern: str) -> list[tuple[Record, list[EvaluationRecord]]]:
+def _believed(store: Store, patterns: Sequence[str]) -> list[tuple[Record, list[EvaluationRecord]]]:
     """Every record with its sound evaluations, which all have the classes and the truth of their data."""
     classes: dict[str, tuple[str, ...]] = {}
     found = [
         (record, _of_one_data_set(record, classes, store) if record.finished else [])
-        for record in store.records(pattern)
+        for record in store.records(*patterns)
     ]
     wrong = contradictions(
         ((record.recipe["dataset"], run.data["data_fingerprint"]), run)

@@ -20,7 +20,7 @@ from harness.basics.provenance import code
 from harness.records.records import Store
 from leaderboards.judge import claims
 from leaderboards.judge.claims import Judged, judge
-from leaderboards.judge.statements import check_suites, recipe_of
+from leaderboards.judge.statements import check_suites, compared_recipes, recipe_of
 from leaderboards.rows.choosing import chosen_rows
 from leaderboards.rows.gathering import dataset_title, gather_records, without_collector
 from leaderboards.rows.metrics import Metric
@@ -73,12 +73,14 @@ class WrittenTables:
         rows: the rows of all tables.
         parts: the sections of all tables.
         tables: the Markdown tables, without header.
+        frame: the records that they are made of.
         files: files written.
     """
 
     rows: list[Row]
     parts: list[Section]
     tables: str
+    frame: pd.DataFrame
     files: list[Path]
 
 
@@ -148,7 +150,8 @@ def _tables(
         texts["leaderboard.tex"] = latex(rows, parts)
     if "json" in formats:
         texts["leaderboard.json"] = plain_json(rows, lines, frame, label)
-    return WrittenTables(rows, parts, tables, [_write(out / name, text) for name, text in texts.items()])
+    files = [_write(out / name, text) for name, text in texts.items()]
+    return WrittenTables(rows, parts, tables, frame, files)
 
 
 def plain_json(
@@ -294,7 +297,8 @@ def write_claims(
     """
     check_formats(formats, CLAIM_FORMATS)
     check_suites(suites)  # before the store is read
-    return _claims(judge(gather_records(store), recipes, suites_wanted=suites), out, formats)
+    frame = gather_records(store, *compared_recipes(suites))
+    return _claims(judge(frame, recipes, suites_wanted=suites), out, formats)
 
 
 def _claims(judged: list[Judged], out: Path, formats: Sequence[str], label: str = "") -> WrittenClaims:

@@ -18,6 +18,7 @@ from harness.basics.reading import read_bytes
 from harness.cli.main import cli, invoke
 from harness.evaluation.boundary import Boundary
 from harness.records.records import PerImage, Record, Store
+from leaderboards.judge.comparison import compared_records
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
 from leaderboards.write.report import provenance, write_leaderboard
@@ -210,18 +211,25 @@ def test_a_file_in_the_place_of_evaluations_is_named(store: Factory) -> None:
     assert str(folder) in line
 
 
-@pytest.mark.parametrize("verb", [["report", "--no-plots"], ["claims"], ["compare", SOUND, "dfr/mini-point"]])
+@pytest.mark.parametrize("verb", [["report", "--no-plots"], ["claims"]])
 def test_other_verbs_go_on_too(
     store: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
 ) -> None:
     store.record(store.resolved("dfr/mini-point"), 0, images=5)
     changed(seed="0")(place(store, "record.json"))
-    out = [] if verb[0] == "compare" else ["--out", tmp_path / "out"]
-    code, _, err = run(capsys, *verb, "--results", store.store.root, *out)
+    code, _, err = run(capsys, *verb, "--results", store.store.root, "--out", tmp_path / "out")
     assert code == 1
     assert str(place(store, "record.json")) in err
     if verb[0] == "report":
         assert "Left out" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_comparison_is_not_concerned_by_what_it_is_not_about(store: Factory) -> None:
+    store.record(store.resolved("dfr/mini-point"), 0, images=5)
+    changed(seed="0")(place(store, "record.json"))
+    found = compared_records(store.store, SOUND, "dfr/mini-point")
+    assert set(found["name"]) == {SOUND, "dfr/mini-point"}
+    assert not store.store.left_out
 
 
 def test_a_store_of_damaged_records_alone_says_so(

@@ -7,18 +7,25 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 from fault_tools import files_of, settled
 from synthetic import Factory
 
 from harness.basics.files import append
 from harness.basics.schema import digest
+from harness.recipes.resolving import resolve
+from harness.records import records
 from harness.records.aside import set_aside
 from harness.records.locks import trial_lock
 from harness.records.records import Store
-from leaderboards.judge.comparison import compare
+from leaderboards.judge.comparison import compare, compared_records
+from leaderboards.judge.statements import Claim, Pair
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.tables import leaderboard
+from tests.runs import wsss
 
 SECONDS = 1.5
 NAMES = ("agmm/mini-point", "pce/mini-point")
@@ -135,3 +142,61 @@ def test_four_readers_beside_two_writers_meet_nothing_torn(factory):
     assert set(turns) == set(jobs)
     assert min(turns[name] for name in NAMES) >= 5
     assert not list(factory.store.root.rglob("*.part"))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The recipes whose records are read."""
+    found: list[str] = []
+    read = records.read_record
+
+    def noted(folder: Path, *arguments: Any) -> Any:
+        found.append("/".join(folder.parts[-4:-2]))
+        return read(folder, *arguments)
+
+    monkeypatch.setattr(records, "read_record", noted)
+    return found
+
+
+AGMM_AHEAD = Claim(
+    id="c",
+    method="agmm",
+    statement="x.",
+    comparisons=(Pair(better="agmm/mini-scribble", worse="pce/mini-scribble", evaluation="val-single"),),
+)
+
+
+def test_verbs_read_the_records_that_they_are_about(
+    factory: Factory, small: Path, opened: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    for name in ("agmm/mini-scribble", "pce/mini-scribble", "pce/mini-point", "cam/mini-image"):
+        factory.record(resolve(name))
+    where = ["--results", factory.store.root]
+    both = {"agmm/mini-scribble", "pce/mini-scribble"}
+    for second in ("pce/mini-scribble", "pce/mini-scribble@mine", "pce/mini-scribble (crop=48)"):
+        opened.clear()
+        assert set(compared_records(factory.store, "agmm/mini-scribble", second)["name"]) == both
+        assert set(opened) == both
+    opened.clear()
+    dry = [
+        "run",
+        "pce/mini-point",
+        "--dry-run",
+        "--seed",
+        1,
+        "--local",
+        "--data-root",
+        small,
+        "--device",
+        "cpu",
+    ]
+    assert wsss(*dry, *where) == 0
+    assert set(opened) == {"pce/mini-point"}
+    opened.clear()
+    monkeypatch.setattr("leaderboards.write.report.judge", lambda *arguments, **options: [])
+    monkeypatch.setattr("leaderboards.judge.statements.known_claims", lambda: {"c": AGMM_AHEAD})
+    assert wsss("claims", *where, "--out", tmp_path) == 0
+    assert set(opened) == both
+    capsys.readouterr()
+    assert wsss("compare", "agmm/mini-scribble", "cam/mini-imag", *where) == 2
+    assert "did you mean 'cam/mini-image'" in capsys.readouterr().err

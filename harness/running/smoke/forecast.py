@@ -63,13 +63,13 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
     Raises:
         UserError: a mistake that a run would be refused for.
     """
-    finished = [r for r in options.store.records() if r.finished]
+    ordered = [trial for wave in waves(trials) for trial in wave]
+    finished = [r for r in options.store.records(*{trial.name for trial in ordered}) if r.finished]
     smoked = [row for row in read_smoke_rows(options.results) if row.seconds() is not None]
     there = _folders(options.cache)
     return [
         replace(row, makes=_made(row, prepared, options.cache, there))
-        for wave in waves(trials)
-        for trial in wave
+        for trial in ordered
         for row, prepared in [_one(trial, options, finished, smoked)]
     ]
 
