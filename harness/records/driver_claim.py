@@ -29,6 +29,8 @@ BEAT = 60.0
 STALE_SECONDS = 300.0
 
 
+#: Claims of this process, which may have several threads that write.
+_HELD: set[str] = set()
 #: Seconds between two looks at the claim of another.
 LOOK = 1.0
 
@@ -45,7 +47,17 @@ def only_driver(files: Files, folder: str = "", patience: float = 0.0) -> Iterat
     Raises:
         UserError: another driver is at work, or the store cannot be written to.
     """
-    own, name = uuid.uuid4().hex, f"{folder}/{NAME}".lstrip("/")
+    own = uuid.uuid4().hex
+    _HELD.add(own)
+    try:
+        with _held(files, f"{folder}/{NAME}".lstrip("/"), own, patience):
+            yield
+    finally:
+        _HELD.discard(own)
+
+
+@contextmanager
+def _held(files: Files, name: str, own: str, patience: float) -> Iterator[None]:
     deadline, told = time.monotonic() + patience, False
     while (other := _claimed(files, name, own, patience > 0)) is not None:
         if time.monotonic() >= deadline:
@@ -105,7 +117,7 @@ def _alive(other: Mapping[str, Any]) -> bool:
         return True
     pid = int(other.get("pid", 0))
     if pid == os.getpid():  # containers start again with the same name and number
-        return False
+        return other.get("id") in _HELD
     try:
         os.kill(max(pid, 1), 0)
     except ProcessLookupError:
