@@ -29,11 +29,15 @@ for ours, theirs in (("UV_FIND_LINKS", "PIP_FIND_LINKS"), ("UV_EXTRA_INDEX_URL",
 def install(session: nox.Session, *groups: str, compiled: bool = True) -> None:
     """The project with tested versions, and dependency groups of ``pyproject.toml``.
 
-    Modules are compiled at installation where many processes import them: each might compile torch's again.
+    Modules are compiled at installation where many processes import them, in no order: each might compile
+    torch's again. A run imports a fifth of them, first in one process, which keeps what it has compiled for
+    the others, whatever the user's shell says of that.
     """
     wanted = [r for group in groups for r in nox.project.dependency_groups(PROJECT, group)]
     pins = ("-c", CONSTRAINTS) if CONSTRAINTS else ()
     session.install("-e", ".", *wanted, *pins, env={"UV_COMPILE_BYTECODE": str(int(compiled))})
+    if not compiled:
+        session.env["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 @nox.session
@@ -42,7 +46,7 @@ def reproduce(session: nox.Session) -> None:
 
     ``--quick`` stands for fewer miniature recipes with one seed, into folders of their own.
     """
-    install(session)
+    install(session, compiled=False)
     arguments = session.posargs or ["mini"]
     if "--quick" in arguments:
         others = [a for a in arguments if a != "--quick"]
@@ -60,14 +64,14 @@ def reproduce(session: nox.Session) -> None:
 @nox.session
 def search(session: nox.Session) -> None:
     """Hyper-parameter search; arguments go to ``wsss search``."""
-    install(session)
+    install(session, compiled=False)
     session.run("wsss", "search", *(session.posargs or ["agmm/mini-scribble", "--trials", "8"]))
 
 
 @nox.session
 def leaderboard(session: nox.Session) -> None:
     """Tables, claims, plots and the page of the records there are; arguments go to ``wsss report``."""
-    install(session)
+    install(session, compiled=False)
     session.run("wsss", "report", *session.posargs)
 
 
