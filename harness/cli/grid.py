@@ -94,7 +94,7 @@ def grid_verb(
             where="--evaluation",
             remedy=nearest(evaluation, names),
         )
-    wanted = chosen or tuple(range(seeds))
+    wanted = tuple(dict.fromkeys(chosen)) or tuple(range(seeds))
     failed = 0
     if not only_tables:
         trials = [Trial(grid.recipe, seed, point) for point in grid.points for seed in wanted]

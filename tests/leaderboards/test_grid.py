@@ -293,6 +293,15 @@ def test_rows_that_were_named_are_found_by_their_printed_names(
     assert str(trial) == f"{NAMED}@mine, too seed 3"
 
 
+def test_a_seed_that_is_named_twice_is_one(factory: Factory, tmp_path: Path, capsys) -> None:
+    for crop in (48, 64):
+        for seed in (0, 1):
+            factory.record(resolve(NAMED, {"crop": crop}), seed, overrides={"crop": crop})
+    grid = ["grid", NAMED, "--set", "crop=48,64", "--only-tables", "--seed", 0, "--seed", 1, "--seed", 1]
+    assert wsss(*grid, "--results", factory.store.root, "--out", tmp_path, "--device", "cpu") == 0
+    assert "n = 2" not in capsys.readouterr().out  # which says that one is missing
+
+
 def test_curves_of_two_rows_have_files_of_their_own() -> None:
     plain, one, other = (row_stem(RECIPE, values) for values in ({}, {"crop": 48}, {"crop": 64}))
     assert plain == "agmm-mini-scribble"
