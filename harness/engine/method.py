@@ -198,8 +198,8 @@ class Method(nn.Module, ABC):
 
         Args:
             name: letters, digits, ``_``, ``-`` and ``.``.
-            picture: ``(3, H, W)`` colours or ``(H, W)`` grey in ``[0, 1]`` or uint8; ``(H, W)`` int64 labels,
-                shown in the data set's colours; or a function that makes one.
+            picture: ``(3, H, W)`` colours or ``(H, W)`` grey in ``[0, 1]``, uint8 or bool; ``(H, W)`` int64
+                labels, shown in the data set's colours; or a function that makes one.
         """
         if self.__dict__.get("_showing"):
             self.__dict__.setdefault("_shown", []).append((name, picture))

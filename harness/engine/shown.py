@@ -51,8 +51,8 @@ def as_picture(name: Any, value: Tensor | Callable[[], Tensor], method: Method) 
 
     Args:
         name: letters, digits, ``_``, ``-`` and ``.``.
-        value: ``(3, H, W)`` colours or ``(H, W)`` grey, floating point in ``[0, 1]`` or uint8; ``(H, W)``
-            int64 labels, which get the data set's colours. Or a function that makes such a tensor.
+        value: ``(3, H, W)`` colours or ``(H, W)`` or ``(1, H, W)`` grey, floating point in ``[0, 1]``, uint8
+            or bool; ``(H, W)`` int64 labels, which get the data set's colours. Or a function that makes one.
         method: whose it is.
 
     Raises:
@@ -68,9 +68,13 @@ def as_picture(name: Any, value: Tensor | Callable[[], Tensor], method: Method) 
         cuda = [p.device for p in method.parameters() if p.device.type == "cuda"][:1]
         with torch.no_grad(), torch.random.fork_rng(devices=cuda):
             made = value()
-    due = "(3, H, W) colours or (H, W) grey in [0, 1] or uint8, or (H, W) int64 labels"
+    due = "(3, H, W) colours or (H, W) grey in [0, 1], uint8 or bool, or (H, W) int64 labels"
     if not isinstance(made, Tensor):
         raise UserError(f"the picture {name!r} is {type(made).__name__}", where=shown, remedy=f"show {due}")
+    if made.dtype == torch.bool:
+        made = made.float()
+    if made.ndim == 3 and made.shape[0] == 1:
+        made = made[0]
     labels = made.dtype == torch.int64 and made.ndim == 2
     colours = made.ndim == 2 or (made.ndim == 3 and made.shape[0] == 3)
     known = labels or (colours and (made.is_floating_point() or made.dtype == torch.uint8))

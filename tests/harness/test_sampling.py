@@ -293,6 +293,9 @@ def test_kinds_of_pictures() -> None:
     colours = as_picture("a", torch.arange(6, dtype=torch.uint8).view(3, 1, 2), method)
     assert colours is not None
     assert colours.tolist() == [[[0, 2, 4], [1, 3, 5]]]
+    mask = as_picture("a", torch.tensor([[[True, False]]]), method)
+    assert mask is not None
+    assert mask[..., 0].tolist() == [[255, 0]]
     assert as_picture("a", torch.empty(3, 4, 4, device="meta"), method) is None
     for wrong in (torch.zeros(2, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64), torch.zeros(0, 4), "text"):
         with pytest.raises(UserError, match="the picture 'a' is"):
