@@ -5,6 +5,9 @@ at most (``--seconds``), and prints tables for docs/cost.md; measurements are in
 recipe takes steps of its own batch in its last phase: milliseconds, those in which the host was busy, how
 often it waited, and the largest memory. Then TF32, bfloat16, channels-last and cuDNN's search are tried, and
 pictures are scored. ``--tiny`` tries the script itself on miniature recipes, on the CPU too.
+
+``--pretend`` needs no GPU: what can be known of each recipe's step without one, and what loaders cost here,
+as a table; ``--footprints`` writes what ``--dry-run`` looks up, for the miniature suite too.
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ import torch
 from tabulate import tabulate
 
 from harness.engine.batch import Batch, Progress
+from harness.engine.footprint import SHIPPED, footprint, key_of
 from harness.engine.made_up import coloured_batch
 from harness.engine.networks import build_method
 from harness.engine.training import Trainer
 from harness.evaluation.evaluator import label_map
 from harness.recipes import protocols
 from harness.recipes.resolving import recipe_names, resolve
+from harness.recipes.specs import PrecisionSpec
+from harness.running.smoke.feeding import Feeding, made_up_set, picture_seconds, step_seconds
 from harness.running.trials.trial import choose_device
 
 #: What may make steps faster; the losses that come out stand beside the milliseconds.
@@ -41,6 +47,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "bf16, channels last": {"amp": "bf16", "channels_last": True},
     "cuDNN's search": {"benchmark": True},
 }
+#: The GPU that steps are guessed for.
+GPU = "H200"
 #: One of each kind of network and label, on which every switch is tried.
 SWITCHED = ("agmm/voc-scribble-r101", "blpseg/voc-scribble-r101", "toco/voc-image-vitb", "fsr/voc-image-vitb")
 SCORED = (
@@ -105,14 +113,14 @@ class Bench:
         steps: int = 6,
     ) -> dict[str, Any]:
         """Steps of a recipe in its last phase."""
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
         resolved = resolve(name, {"weights": "none"})
         recipe = resolved.recipe
         batch_spec = dataclasses.replace(recipe.batch, groups=1, sync_bn="off")
-        recipe = dataclasses.replace(recipe, amp=amp or recipe.amp, batch=batch_spec)
+        precision = PrecisionSpec(
+            tf32="all" if tf32 else "convolutions", channels_last=channels_last, cudnn_benchmark=benchmark
+        )
+        recipe = dataclasses.replace(recipe, amp=amp or recipe.amp, batch=batch_spec, precision=precision)
         method = build_method(resolved, self.device, seed=0).train()
-        if channels_last:
-            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         size = recipe.batch.per_group
         batch = coloured_batch(method, recipe.supervision, max(recipe.crop_size), size)
         trainer = Trainer(method, recipe, _Data(), seed=0, folder=Path("nowhere"))  # type: ignore[arg-type]
@@ -134,6 +142,7 @@ class Bench:
             "ms": round(1e3 * whole / steps, 1),
             "host_ms": round(1e3 * host / steps, 1),
             "waits": self._waits(trainer, batch, at) if self.cuda else None,
+            "estimate_gib": round(footprint(resolved).peak_mib / 1024, 2) if self.cuda else None,
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.cuda else None,
             "loss": {key: round(float(value), 4) for key, value in terms.items()},
         }
@@ -187,7 +196,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="miniature recipes, two of each kind")
+    parser.add_argument("--pretend", action="store_true", help="without a GPU")
+    parser.add_argument("--footprints", action="store_true", help="write harness/engine/footprints.json anew")
     given = parser.parse_args()
+    if given.footprints:
+        write_footprints()
+    if given.pretend:
+        print(pretended(["pce/mini-scribble"] if given.tiny else _recipes()))
+    if given.footprints or given.pretend:
+        return 0
     bench = Bench(choose_device(given.device), given.seconds, given.out)
     gpu = torch.cuda.get_device_name() if bench.cuda else None
     cudnn = torch.backends.cudnn.version() if bench.cuda else None
@@ -206,6 +223,46 @@ def main() -> int:
     for what in ("step", "score"):
         print(f"\n{table(bench.rows, what)}")
     return int(any("error" in row for row in bench.rows))
+
+
+def write_footprints() -> None:
+    """Find what steps of full-size recipes and of the miniature suite take, and keep it."""
+    mini = [name for name in recipe_names() if "/mini-" in name and "mini" in resolve(name).recipe.suites]
+    kept: dict[str, list[float]] = {}
+    for name in [*_recipes(), *mini]:
+        resolved = resolve(name, {"weights": "none"})
+        if (key := key_of(resolved)) not in kept:
+            f = footprint(resolved, anew=True)
+            sizes = [round(mib, 2) for mib in (f.peak_mib, f.fixed_mib, f.batch_mib)]
+            kept[key] = [*sizes, f.operations, round(f.tflop, 3)]
+            lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items())
+            SHIPPED.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def pretended(names: list[str]) -> str:
+    """What is known of steps without a GPU, as Markdown."""
+    shown = []
+    for name in names:
+        resolved = resolve(name, {"weights": "none"})
+        found, recipe = footprint(resolved), resolved.recipe
+        with torch.device("meta"):
+            method = build_method(resolved, torch.device("meta"), 0)
+        each = picture_seconds(made_up_set(resolved, method))
+        seconds = step_seconds(found, recipe, GPU)
+        shown.append(
+            {
+                "recipe": name,
+                "pictures": recipe.batch.size,
+                "memory, GiB": f"{found.peak_mib / 1024:.1f}",
+                "to the device, MiB": f"{found.batch_mib:.0f}",
+                "operations": f"{found.operations:,}",
+                "TFLOP": f"{found.tflop:.1f}",
+                f"ms on an {GPU}": "–" if seconds is None else f"{1e3 * seconds:.0f}",
+                "CPU ms a picture": f"{1e3 * each:.1f}",
+                "cores": "–" if seconds is None else Feeding(each, recipe.batch.size, seconds, "").cores,
+            }
+        )
+    return tabulate(shown, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
 def _recipes() -> list[str]:

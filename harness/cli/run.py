@@ -10,13 +10,14 @@ import click
 
 from harness.basics import listing
 from harness.cli.completing import RECIPES
-from harness.cli.options import JSON, SEED_RANGE, SET, execution
+from harness.cli.options import JSON, SEED_RANGE, SET, Real, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.running.jobs.job import Resources
+    from harness.running.smoke.forecast import Forecast
     from harness.running.trials.trial import Options, Trial
 
 
@@ -63,6 +64,11 @@ it says so where other code of a method's own package had trained it. --again tr
 @execution
 @click.option("--dry-run", is_flag=True, help="Check everything, list trials with their cost, run nothing.")
 @click.option(
+    "--step-seconds",
+    type=Real(1e-6, 10**6),
+    help="Of a training step on the GPU that is planned for: --dry-run says how many cores feed it.",
+)
+@click.option(
     "--smoke",
     is_flag=True,
     help="Try each recipe once at full size (20 steps, a resume, some pictures): memory, rates, errors.",
@@ -80,6 +86,7 @@ def run_verb(
     chosen: tuple[int, ...],
     assignments: tuple[str, ...],
     dry_run: bool,
+    step_seconds: float | None,
     smoke: bool,
     as_json: bool,
     again: bool,
@@ -109,7 +116,7 @@ def run_verb(
     if smoke:
         return _try(trials, options, resources, as_json)
     if dry_run:
-        _list(trials, options, resources, as_json)
+        _list(trials, options, resources, as_json, step_seconds)
         return 0
     options = replace(options, save_predictions=save_predictions)
     if again:
@@ -145,17 +152,22 @@ def _try(
 
 
 def _list(
-    trials: Sequence[Trial], options: Options, resources: Resources | None, as_json: bool = False
+    trials: Sequence[Trial],
+    options: Options,
+    resources: Resources | None,
+    as_json: bool = False,
+    step_seconds: float | None = None,
 ) -> None:
     """Print what a run would do."""
     from harness.running.smoke.forecast import concurrent, forecast, free_mebibytes, wall_seconds
-    from harness.running.smoke.report import readable_duration
+    from harness.running.smoke.report import readable_duration, readable_memory
     from harness.running.trials.overlay import cache_overlay
 
     with cache_overlay(options.cache) as cache:  # data is generated and labels are made, and nothing stays
-        rows = forecast(trials, replace(options, cache=cache))
+        rows = forecast(trials, replace(options, cache=cache), step_seconds)
     if as_json:
-        click.echo(json.dumps([{**asdict(row), "trial": str(row.trial)} for row in rows], indent=1))
+        shown = [{**asdict(row), "trial": str(row.trial), "cores": _cores(row)} for row in rows]
+        click.echo(json.dumps(shown, indent=1))
         return
     table = [
         (
@@ -164,13 +176,14 @@ def _list(
             f"{row.steps:,}",
             "unknown" if row.seconds is None else readable_duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
+            readable_memory(row.memory_mib),
             row.basis,
             f"{row.makes}: would be made" if row.makes else "",
         )
         for row in rows
     ]
-    headers = ("trial", "state", "steps", "time", "disk", "estimated from", "before it")
-    click.echo(listing.fitted_table(table, headers, right=(2, 3, 4)))
+    headers = ("trial", "state", "steps", "time", "disk", "memory", "estimated from", "before it")
+    click.echo(listing.fitted_table(table, headers, right=(2, 3, 4, 5)))
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (row.trial.resolved.recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
@@ -181,6 +194,9 @@ def _list(
         each = f"{resources.cpus_per_process:g} CPU, {resources.gpus_per_process:g} GPU"
         most = f" for each of its processes, {processes} at most" if processes > 1 else ""
         click.echo(f"\n{listing.prose(f'each trial takes {each}{most}')}")
+    fed = {row.trial.name: row.feeding for row in open_rows if row.feeding is not None}
+    for name, feeding in fed.items():
+        click.echo(f"\n{listing.prose(f'to feed one GPU, {name}: {feeding}', indent='  ')}")
     click.echo()
     listing.say_paragraph(
         f"{len(open_rows)} of {len(rows)} trials to run, "
@@ -201,3 +217,7 @@ def _list(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")
         )
+
+
+def _cores(row: Forecast) -> int | None:
+    return None if row.feeding is None else row.feeding.cores

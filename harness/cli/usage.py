@@ -237,6 +237,12 @@ TABLE: Mapping[str, Usage] = {
                 "by a run, whose records are its result",
                 "to --dry-run and --smoke",
             ),
+            Only(
+                "step_seconds",
+                lambda values: values["dry_run"],
+                "by a run, which measures its own",
+                "to --dry-run",
+            ),
             Only("smoke", _lacks("dry_run"), "with --dry-run, which runs nothing", "without --dry-run"),
             Only(
                 "save_predictions tensorboard track",

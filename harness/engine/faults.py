@@ -285,11 +285,34 @@ def _more_memory(first: str, recipe: Recipe | None) -> UserError:
     pieces = f" in {recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
     ways = [f"--set accumulate={more}"] if (more := _more_pieces(recipe)) else []
     ways += ["--set amp=bf16"] if recipe.amp == "off" else []
+    ways, takes = [*ways, "a smaller crop"], ""
+    if (there := _capacity_mib(first)) and (known := _estimated(recipe, there)):
+        takes, ways = (
+            f", {known[0]:,.0f} MiB by estimate",
+            [f"--set {way} ({needed:,.0f} MiB)" for way, needed in known[1].items()]
+            or ["no single one of accumulate, amp and crop fits by estimate: several together"],
+        )
     return UserError(
         f"out of memory: {first}",
-        where=f"{batch.groups} x {batch.per_group} pictures of {height} x {width} per step{pieces}",
-        remedy=f"{', '.join(ways)}{', ' * bool(ways)}a smaller crop, fewer --workers, or more {remedy}",
+        where=f"{batch.groups} x {batch.per_group} pictures of {height} x {width} per step{pieces}{takes}",
+        remedy=f"{', '.join(ways)}, fewer --workers, or more {remedy}",
     )
+
+
+def _capacity_mib(text: str) -> float | None:
+    """Memory of the GPU that an error of torch speaks of."""
+    found = re.search(r"total capacity of ([0-9.]+) ([GM])iB", text)
+    return None if found is None else float(found[1]) * (1024 if found[2] == "G" else 1)
+
+
+def _estimated(recipe: Recipe, there: float) -> tuple[float, dict[str, float]] | None:
+    """What a step takes and what would fit; None where that cannot be found out."""
+    from harness.engine.footprint import fitting
+
+    try:
+        return fitting(recipe, there)
+    except Exception:  # the error that is being told of matters more
+        return None
 
 
 #: torch's words where batch normalisation meets a single value of a channel.
@@ -299,6 +322,15 @@ ONE_VALUE = "more than 1 value per channel"
 def smallest_piece(recipe: Recipe) -> int:
     """Least number of pictures that a network sees at once in training, its groups taken one by one."""
     return min(len(piece) for piece in torch.arange(recipe.batch.per_group).chunk(recipe.accumulate))
+
+
+def smaller_pieces(recipe: Recipe) -> list[int]:
+    """Numbers of more and smaller pieces of a group, each about twice the one before it."""
+    found = []
+    while (more := _more_pieces(recipe)) is not None:
+        found.append(more)
+        recipe = replace(recipe, accumulate=more)
+    return found
 
 
 def _more_pieces(recipe: Recipe) -> int | None:

@@ -26,19 +26,30 @@ class Answers(TorchDispatchMode):
     """Operations whose result depends on values give a made-up one on the meta device: numbers are 1, and one
     element satisfies every condition. So code goes on where it would otherwise end."""
 
+    def lacks_values(self, tensor: Tensor) -> bool:
+        """Whether a tensor has none."""
+        return tensor.is_meta
+
+    def some(self, tensor: Tensor) -> int:
+        """How many elements satisfy a condition."""
+        return 1
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        first = args[0] if args and isinstance(args[0], Tensor) and args[0].is_meta else None
+        first = args[0] if args and isinstance(args[0], Tensor) and self.lacks_values(args[0]) else None
         if first is not None:
             kind = func.overloadpacket
             if kind is _aten._local_scalar_dense:
                 return first.dtype == torch.bool or 1
             if kind is _aten.nonzero:
-                return first.new_empty((1, first.ndim), dtype=torch.long)
+                return first.new_empty((self.some(first), first.ndim), dtype=torch.long)
             if kind is _aten.masked_select:
-                return first.new_empty((1,))
+                return first.new_empty((self.some(args[1]),))
+            if kind is _aten._unique2:
+                one = first.new_empty((self.some(first),))
+                return one, first.new_empty(first.shape, dtype=torch.long), one.long()
             if kind is _aten.bincount:
                 length = max([*(a for a in args[1:] if isinstance(a, int)), options.get("minlength", 0), 1])
                 return first.new_empty((length,), dtype=torch.long)
@@ -48,16 +59,19 @@ class Answers(TorchDispatchMode):
         return func(*args, **options)
 
 
-def made_up_batch(method: Method, recipe: Recipe, device: torch.device, most: int | None = None) -> Batch:
-    """Two black pictures with the labels that the recipe's kind of supervision allows, and all tags.
+def made_up_batch(
+    method: Method, recipe: Recipe, device: torch.device, most: int | None = None, size: int = 2
+) -> Batch:
+    """Black pictures with the labels that the recipe's kind of supervision allows, and all tags.
 
     Args:
         method: whose views it carries.
         recipe: crop and supervision.
         device: where its tensors are.
         most: largest side in pixels, None for the recipe's crop.
+        size: how many.
     """
-    size, classes = 2, method.build.num_classes
+    classes = method.build.num_classes
     height, width = (side if most is None else min(side, most) for side in recipe.crop_size)
 
     def view(scale: float) -> View:
@@ -75,7 +89,7 @@ def made_up_batch(method: Method, recipe: Recipe, device: torch.device, most: in
     labels[:, -1] = IGNORE
     tags = torch.ones(size, classes, device=device)
     views = {name: view(spec.scale) for name, spec in method.views().items()}
-    batch = Batch(main.images, labels, tags, ["first", "second"], main.raw, main.valid, views)
+    batch = Batch(main.images, labels, tags, [str(i) for i in range(size)], main.raw, main.valid, views)
     return _with_further(batch, method)
 
 

@@ -448,9 +448,9 @@ def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
     if number == 1:
         yield batch
         return
-    for index in torch.arange(len(batch)).chunk(number):
-        rows = slice(int(index[0]), int(index[-1]) + 1)
-        yield batch.rows(rows)
+    each = math.ceil(len(batch) / number)
+    for start in range(0, len(batch), each):
+        yield batch.rows(slice(start, start + each))
 
 
 def _checked(

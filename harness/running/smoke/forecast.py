@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,8 +13,15 @@ from statistics import median
 
 import torch
 
+from harness.basics.errors import UserError
+from harness.engine.footprint import footprint
+from harness.engine.loader import TrainingSet
+from harness.engine.networks import build_method
+from harness.recipes.resolving import Resolved
 from harness.records.records import Record
 from harness.running.jobs.job import Resources
+from harness.running.smoke import feeding
+from harness.running.smoke.feeding import Feeding
 from harness.running.smoke.report import SmokeRow, read_smoke_rows, values_digest
 from harness.running.trials.execution import waves
 from harness.running.trials.trial import (
@@ -41,6 +49,9 @@ class Forecast:
         basis: which records the estimate rests on.
         makes: what it would make first, such as ``labels``; empty where everything is there.
         running_mebibytes: what a checkpoint takes beyond that while the trial runs, where it is known.
+        memory_mib: that tensors of a training step take on a GPU, by estimate; None where none can be made.
+        measured_mib: that a smoke run of the same recipe reserved on its GPU; None without one.
+        feeding: what it takes to keep one GPU busy; None where a step's time on it is not known.
     """
 
     trial: Trial
@@ -51,14 +62,32 @@ class Forecast:
     basis: str
     makes: str = ""
     running_mebibytes: float = 0.0
+    memory_mib: float | None = None
+    measured_mib: float | None = None
+    feeding: Feeding | None = None
 
 
-def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
+def estimated_mib(resolved: Resolved) -> float | None:
+    """Memory that tensors of a training step take (:mod:`harness.engine.footprint`), None where that cannot
+    be found out."""
+    try:
+        return footprint(resolved).peak_mib
+    except UserError:
+        return None
+
+
+def forecast(trials: Sequence[Trial], options: Options, step_seconds: float | None = None) -> list[Forecast]:
     """Check every trial as a run would, and estimate it; writes nothing into the record store.
 
     The estimate of a trial rests on finished records of its recipe: their median rate of steps and the
     time of their evaluations. Records of other overrides count where there are none of the same ones;
     where there are no records, the figures of a smoke run count.
+
+    Args:
+        trials: which.
+        options: as a run would have them.
+        step_seconds: of a training step on the GPU that is planned for; by default those of a smoke run on a
+            GPU, or a rule of thumb for the GPU that is here.
 
     Raises:
         UserError: a mistake that a run would be refused for.
@@ -67,11 +96,59 @@ def forecast(trials: Sequence[Trial], options: Options) -> list[Forecast]:
     finished = [r for r in options.store.records(*{trial.name for trial in ordered}) if r.finished]
     smoked = [row for row in read_smoke_rows(options.results) if row.seconds() is not None]
     there = _folders(options.cache)
+    measured = {row.name: row.device_mib for row in smoked}
+    known: dict[str, Feeding | None] = {}
     return [
-        replace(row, makes=_made(row, prepared, options.cache, there))
+        replace(
+            row,
+            makes=_made(row, prepared, options.cache, there),
+            memory_mib=estimated_mib(trial.resolved) if row.state != "finished" else None,
+            measured_mib=measured.get(trial.name),
+            feeding=_feeding(trial, prepared, row.state, smoked, step_seconds, known),
+        )
         for trial in ordered
         for row, prepared in [_one(trial, options, finished, smoked)]
     ]
+
+
+def _feeding(
+    trial: Trial,
+    prepared: Prepared | None,
+    state: str,
+    smoked: Sequence[SmokeRow],
+    given: float | None,
+    known: dict[str, Feeding | None],
+) -> Feeding | None:
+    """What it takes to feed a GPU with the pictures of a trial; those of other seeds are not timed again."""
+    if prepared is None or state == "finished":
+        return None
+    resolved, own = prepared.resolved, values_digest(prepared.resolved)
+    if own not in known:
+        seconds, basis = given, "as given"
+        rows = [row for row in smoked if row.device_mib is not None and row.values == own and row.phases]
+        if seconds is None and rows:
+            seconds = max((1 - phase.waiting) / phase.rate for phase in rows[-1].phases)
+            basis = f"smoke run of {rows[-1].written[:10]}"
+        if seconds is None and prepared.device.type == "cuda":
+            with suppress(UserError):
+                name = torch.cuda.get_device_name(prepared.device)
+                seconds = feeding.step_seconds(footprint(resolved), resolved.recipe, name)
+                basis = "by rule of thumb"
+        known[own] = None
+        if seconds is not None:
+            each = feeding.picture_seconds(_training_set(prepared))
+            known[own] = Feeding(each, resolved.recipe.batch.size, seconds, basis)
+    return known[own]
+
+
+def _training_set(prepared: Prepared) -> TrainingSet:
+    """The pictures that a trial trains on, as its loader makes them."""
+    recipe = prepared.resolved.recipe
+    ids = prepared.dataset.ids(recipe.train_split)
+    bare = replace(prepared.resolved, recipe=replace(recipe, weights="none"))
+    with torch.device("meta"):
+        views = build_method(bare, torch.device("meta"), 0).views()
+    return TrainingSet(prepared.dataset, ids, prepared.labels, recipe, prepared.trial.seed, views)
 
 
 def _folders(cache: Path) -> frozenset[Path]:
@@ -148,7 +225,7 @@ def _one(
     basis = f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values")
     running = max(row.checkpoint_mib - row.final_mib, 0.0)
     size = row.final_mib
-    return Forecast(trial, state, steps, row.seconds(steps), size, basis, running_mebibytes=running), prepared
+    return Forecast(trial, state, steps, row.seconds(steps), size, basis, "", running), prepared
 
 
 def free_mebibytes(folder: Path) -> float:

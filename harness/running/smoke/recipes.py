@@ -15,7 +15,7 @@ from harness.basics.schema import digest
 from harness.engine import faults
 from harness.running.jobs.job import Event, Job, Resources, Source
 from harness.running.jobs.run import run_jobs
-from harness.running.smoke.forecast import labels_ready, state_of
+from harness.running.smoke.forecast import estimated_mib, labels_ready, state_of
 from harness.running.smoke.report import (
     SmokeRow,
     folder,
@@ -134,6 +134,7 @@ def _job(
         status="finished" if not left else "passed",
         trials=len(left),
         total=checked.steps,
+        estimated_mib=estimated_mib(checked.resolved) if left else None,
         checkpoint_seconds=options.checkpoint_seconds,
     )
     processes = options.processes or recipe.batch.groups

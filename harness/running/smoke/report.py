@@ -46,12 +46,14 @@ class Phase:
     Attributes:
         first: its first optimiser step, of ``Row.total``.
         steps: how many were made.
-        rate: steps per second.
+        rate: steps per second, those in which pictures were waited for among them.
+        waiting: share of the time in which they were.
     """
 
     first: int
     steps: int
     rate: float
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class SmokeRow:
         phases: stretches of training that were tried.
         passes: evaluations that were tried.
         device_mib: largest memory reserved on the GPU; None on the CPU.
+        estimated_mib: memory of tensors on a GPU as it is estimated before; None where that cannot be.
         host_mib: largest resident memory, with what loader workers hold alone; None where the system
             does not tell.
         checkpoint_mib: a resumable checkpoint.
@@ -95,6 +98,7 @@ class SmokeRow:
     phases: tuple[Phase, ...] = ()
     passes: tuple[Pass, ...] = ()
     device_mib: float | None = None
+    estimated_mib: float | None = None
     host_mib: float | None = None
     checkpoint_mib: float = 0.0
     final_mib: float = 0.0
@@ -169,14 +173,15 @@ def readable_duration(seconds: float) -> str:
     )
 
 
-def _memory(mebibytes: float | None) -> str:
+def readable_memory(mebibytes: float | None) -> str:
     if mebibytes is None:
         return "-"
     return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
 
 
 _HEADERS = (
-    "recipe", "result", "GPU", "host", "steps/s by phase", "s/picture", "one trial", "to run", "checkpoint",
+    "recipe", "result", "GPU", "estimate", "host", "steps/s by phase", "s/picture", "one trial", "to run",
+    "checkpoint",
 )  # fmt: skip
 
 
@@ -184,24 +189,30 @@ def _lines(rows: Iterable[SmokeRow]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for row in rows:
         one = row.seconds()
-        rates = " / ".join(f"{p.rate:.3g}" for p in row.phases)
+        rates = " / ".join(_rate(p) for p in row.phases)
         scored = "; ".join(f"{p.name} {p.seconds:.3g}" for p in row.passes)
         lines.append(
             (
                 row.name,
                 row.status if not row.stage else f"{row.status}: {row.stage}",
-                _memory(row.device_mib),
-                _memory(row.host_mib),
+                readable_memory(row.device_mib),
+                readable_memory(row.estimated_mib),
+                readable_memory(row.host_mib),
                 rates or "-",
                 scored or "-",
                 "-" if one is None else readable_duration(one),
                 f"{row.trials} x"
                 if one is None
                 else f"{row.trials} x, {readable_duration(row.trials * one)}",
-                "-" if not row.checkpoint_mib else _memory(row.checkpoint_mib),
+                "-" if not row.checkpoint_mib else readable_memory(row.checkpoint_mib),
             )
         )
     return lines
+
+
+def _rate(phase: Phase) -> str:
+    waited = f" ({100 * phase.waiting:.0f} % waiting)" if phase.waiting > 0.1 else ""
+    return f"{phase.rate:.3g}{waited}"
 
 
 def smoke_table(rows: Sequence[SmokeRow]) -> str:
@@ -214,7 +225,7 @@ def smoke_listing(rows: Sequence[SmokeRow]) -> str:
     """The rows as a listing that fits the terminal, with what failed, and why, below."""
     lines = [[Styled(name), state(result), *map(Styled, rest)] for name, result, *rest in _lines(rows)]
     remarks = ["\n".join(prose(line, indent="  ") for line in text.split("\n")) for text in _remarks(rows)]
-    return "\n\n".join([fitted_table(lines, _HEADERS, right=(2, 3)), *remarks])
+    return "\n\n".join([fitted_table(lines, _HEADERS, right=(2, 3, 4)), *remarks])
 
 
 def _remarks(rows: Iterable[SmokeRow]) -> list[str]:

@@ -7,6 +7,7 @@ a checkpoint, by the code that resumes a killed run. Nothing enters the record s
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -282,14 +283,19 @@ def _labels(job: SmokeJob, found: _Found) -> LabelStore:
 
 
 def _train(trainer: Trainer, start: int, steps: int, found: _Found) -> Phase:
-    """Make some steps; the rate is that of all rows but the first, which waits for loader and compiler."""
+    """Make some steps; the rate is that of all rows but the first, which waits for loader and compiler.
+
+    Each loader process makes a whole step, and all of them have theirs ready when the first one has: steps
+    are timed until each has made another, or the loader would seem as fast as the first ones were handed out.
+    """
     trainer.step = start  # a checkpoint, where there is one, says the same
-    rows: list[tuple[int, float]] = []
+    steps = min(max(steps, ROW + math.ceil(trainer.workers / ROW) * ROW), trainer.total - start)
+    rows: list[tuple[int, float, float]] = []
     work = trainer.run()
     try:
         before = start
         for status in work:
-            rows.append((status.step - before, status.steps_per_second))
+            rows.append((status.step - before, status.steps_per_second, status.waiting))
             found.workers_mib = max(found.workers_mib, provenance.children_memory_mib())
             before = status.step
             if status.step >= start + steps:
@@ -297,8 +303,9 @@ def _train(trainer: Trainer, start: int, steps: int, found: _Found) -> Phase:
     finally:
         work.close()  # type: ignore[attr-defined]
     timed = rows[1:] or rows
-    seconds = sum(made / rate for made, rate in timed)
-    return Phase(start, before - start, sum(made for made, _ in timed) / seconds)
+    seconds = sum(made / rate for made, rate, _ in timed)
+    waited = sum(share * made / rate for made, rate, share in timed)
+    return Phase(start, before - start, sum(made for made, _, _ in timed) / seconds, waited / seconds)
 
 
 def _mib(file: Path) -> float:
