@@ -123,7 +123,7 @@ REFUSED: list[tuple[str, dict[str, list[str]]]] = [
     (f"grid {RECIPE} --set crop=48,64 --seed 1", {"--seeds": ["3"]}),
     (f"grid {RECIPE} --set crop=48,64 --only-tables", {"--tensorboard": [], "--track": ["mlflow"]}),
     (f"grid {RECIPE} --set crop=48,64 --local", {"--max-concurrent": ["1"], "--address": ["auto"]}),
-    (f"run {RECIPE} --seed 1", {"--seeds": ["3"], "--json": []}),
+    (f"run {RECIPE} --seed 1", {"--seeds": ["3"], "--json": [], "--step-seconds": ["1"]}),
     (f"run {RECIPE} --dry-run", {"--smoke": []}),
     (
         f"run {RECIPE} --smoke",
