@@ -215,6 +215,7 @@ def test_only_known_regular_files_are_copied(factory: Factory, target: Store, tm
     assert _everything(written[0]) == {
         "record.json",
         "history.csv",
+        "trial.lock",  # the target's own
         "evaluations",
         f"evaluations/{run.path.name}",
         f"evaluations/{run.path.name}/evaluation.json",

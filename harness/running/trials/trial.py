@@ -328,7 +328,7 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
         split: look(dataset, split, options.cache, options.workers, split in read)
         for split in dict.fromkeys([recipe.train_split, *further.values(), *scored])
     }
-    notes += separate(recipe, dataset, splits, further)
+    notes += separate(resolved.recipe, dataset, splits, further)  # what is not scored was not read
     for found in splits.values():
         notes += found.warnings
         if own.is_own(recipe.dataset):  # whose they are can mend them; official ones are as all read them
