@@ -295,7 +295,11 @@ def _value_line(key: str, value: Any, origin: str, source: str, known: Printed |
 
 
 def _of_full_size(gpus: Sequence[str]) -> list[tuple[str, str, str]]:
-    """What training steps of full-size recipes take: memory, and cores that feed a GPU."""
+    """What training steps of full-size recipes take: memory, and cores that feed a GPU.
+
+    Args:
+        gpus: names of those that can compute.
+    """
     import torch
 
     from harness.engine.footprint import shipped
@@ -362,7 +366,7 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     else:
         cards, said = "none", f"{built}: the mini suite runs; papers need a GPU"
     rows.append(("GPU", cards, said))
-    rows += _of_full_size(gpus)
+    rows += _of_full_size([] if devices.without_kernels(found) else gpus)
     driver = "none" if found.driver is None and found.driver_cuda is None else found.driver or "unknown"
     newest = (
         "" if found.driver_cuda is None else f"supports CUDA up to {'.'.join(map(str, found.driver_cuda))}"
