@@ -43,7 +43,7 @@ VERBS = [
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials as a dry run finds them, without looking at data."""
 
-    def found(trials, options) -> list[Forecast]:
+    def found(trials, options, step_seconds=None) -> list[Forecast]:
         return [
             Forecast(
                 trial, "new", 1000 * i, 60.0 * i, 12.5, "a smoke run of 2026-01-02, other values", "labels"
