@@ -303,14 +303,15 @@ def _of_full_size(gpus: Sequence[str]) -> list[tuple[str, str, str]]:
     import torch
 
     from harness.engine.footprint import shipped
-    from harness.recipes.resolving import resolve
+    from harness.recipes import resolving
     from harness.running.smoke.feeding import Feeding, made_up_set, picture_seconds, step_seconds
 
     there = [torch.cuda.get_device_properties(i).total_memory / 2**20 for i in range(len(gpus))]
     fits: dict[str, float] = {}
     needs: dict[str, int] = {}
-    for name in _FULL_SIZE:
-        resolved = resolve(name)
+    known = resolving.recipe_names()
+    for name in (name for name in _FULL_SIZE if name in known):
+        resolved = resolving.resolve(name)
         if (found := shipped(resolved)) is None:
             continue
         fits[name] = found.peak_mib
