@@ -137,6 +137,33 @@ def _method_of(name: str, seen: tuple[str, ...]) -> str:
     return next((m for p in parents if p not in own and (m := _method_of(p, (*seen, name)))), "")
 
 
+def borrowed_method(name: str) -> str:
+    """What a reader must know of a recipe that has the method of another file's recipe without saying so.
+
+    That is meant where a file gathers recipes of several methods, and a mistake where it is called after a
+    method that nobody has registered. Empty for all others.
+    """
+    stem = name.partition("/")[0]
+    if is_blank(name) or stem in METHODS or _says_method(name, ()):
+        return ""
+    method = method_of(name)
+    return (
+        f"{name} trains {method}, the method of the recipe that it extends, for there is no method {stem!r}; "
+        f"if that is meant, write method = {method!r}, else register {stem!r} and install its package again"
+    )
+
+
+def _says_method(name: str, seen: tuple[str, ...]) -> bool:
+    if name in seen:
+        return False
+    stem = name.partition("/")[0]
+    table = recipe_table(name, child=seen[-1] if seen else "recipe name")
+    given = table.get("extends", [])
+    parents = [given] if isinstance(given, str) else given
+    own = [p if "/" in p else f"{stem}/{p}" for p in parents if p.partition("/")[0] == stem or "/" not in p]
+    return isinstance(table.get("method"), str) or any(_says_method(p, (*seen, name)) for p in own)
+
+
 #: Table of the recipe without values that every method has, under which files of users stand.
 _BLANK = "file"
 

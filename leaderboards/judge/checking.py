@@ -34,6 +34,7 @@ from harness.data.base import IGNORE, DatasetInfo
 from harness.data.sets.roots import open_dataset
 from harness.engine import promises
 from harness.engine.rehearsal import rehearse
+from harness.recipes import recipe_files
 from harness.recipes.protocols import protocol_problems
 from harness.recipes.resolving import Resolved, usable
 from leaderboards.judge.statements import Claim, claim_problems, known_claims, read_claims, validate_claims
@@ -162,6 +163,8 @@ def check_package(
         if resolved.recipe.method not in own["methods"]:
             say(f"recipe {name}")
             breaches += _asked(f"recipe {name}", _rehearsed, resolved)
+            if borrowed := recipe_files.borrowed_method(name):
+                breaches.append(Breach(f"recipe {name}", borrowed))
     remarks: list[str] = []
     for name in own["data sets"]:
         say(f"data set {name}")

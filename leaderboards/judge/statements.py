@@ -48,6 +48,13 @@ class Pair:
         """What the difference must exceed, in points."""
         return self.margin if self.direction == "above" else -self.margin
 
+    @property
+    def relation(self) -> str:
+        """How the first should lie to the second, in words that its name follows."""
+        if self.direction == "not below":
+            return f"less than {self.margin:g} below" if self.margin else "not below"
+        return f"more than {self.margin:g} above" if self.margin else "above"
+
 
 @schema
 class Claim:

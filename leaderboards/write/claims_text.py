@@ -11,8 +11,8 @@ from leaderboards.rows.text import DASH, escaped, number, pipe_table
 
 _COLUMNS = (
     ("Claim", "left"),
-    ("This recipe", "left"),
-    ("should lie above", "left"),
+    ("Recipe", "left"),
+    ("should lie", "left"),
     ("Evaluation", "left"),
     ("n", "right"),
     ("Difference", "right"),
@@ -44,14 +44,14 @@ def claims_markdown(judged: Sequence[Judged]) -> str:
             [
                 j.claim.id,
                 j.pair.better,
-                j.pair.worse,
+                f"{j.pair.relation} {j.pair.worse}",
                 j.pair.evaluation,
                 f"`{j.command}`" if j.command else DASH,
                 escaped("; ".join(j.notes)),
             ]
             for j in holes
         ]
-        heads = ["Claim", "This recipe", "should lie above", "Evaluation", "Run it with", "Notes"]
+        heads = ["Claim", "Recipe", "should lie", "Evaluation", "Run it with", "Notes"]
         parts += ["## Not run\n", pipe_table(lines, heads, ["left"] * 6) + "\n"]
     return "\n".join(parts)
 
@@ -66,7 +66,7 @@ def _line(j: Judged, notes: dict[str, int]) -> list[str]:
     return [
         j.claim.id,
         j.pair.better,
-        j.pair.worse,
+        f"{j.pair.relation} {j.pair.worse}",
         j.pair.evaluation,
         str(j.n[0]) if j.n[0] == j.n[1] else f"{j.n[0]} and {j.n[1]}",
         number(j.difference, sign=True),

@@ -256,7 +256,7 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
 
 def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
     names = [
-        ("Claim", False), ("Statement", False), ("This recipe", False), ("should lie above", False),
+        ("Claim", False), ("Statement", False), ("Recipe", False), ("should lie", False),
         ("n", True), ("Difference", True), ("95 % interval", True), ("Margin", True),
         ("p images (Holm)", True), ("p seeds (Holm)", True), ("Verdict", False), ("Notes", False),
     ]  # fmt: skip
@@ -289,7 +289,8 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
             row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
             + f'<th scope="row">{html_escape(claim.id)}</th>'
             + f'<td class="wide">{html_escape(claim.statement)} <small>({html_escape(origin)})</small></td>'
-            + f"<td>{recipe(pair.better, pair.evaluation)}</td><td>{recipe(pair.worse, pair.evaluation)}</td>"
+            + f"<td>{recipe(pair.better, pair.evaluation)}</td>"
+            + f"<td>{pair.relation} {recipe(pair.worse, pair.evaluation)}</td>"
             + "".join(
                 f'<td class="r" data-v="{sort_value(v)}">{html_escape(text)}</td>' for v, text in figures
             )
@@ -300,7 +301,7 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
     table = framed("Claims", caption, table_head(names), body) if ran else f"<p>{verdict_counts(judged)}.</p>"
     holes = "".join(
         f"<dt>{html_escape(j.claim.id)}</dt><dd>"
-        f"{html_escape(j.pair.better)} above {html_escape(j.pair.worse)}"
+        f"{html_escape(j.pair.better)} {j.pair.relation} {html_escape(j.pair.worse)}"
         + (f": <code>{html_escape(j.command)}</code></dd>" if j.command else "</dd>")
         for j in judged
         if j.verdict == "not run"

@@ -109,14 +109,14 @@ def claims_listing(judged: Sequence[Judged]) -> str:
             [
                 state(j.verdict),
                 j.pair.better,
-                j.pair.worse,
+                f"{j.pair.relation} {j.pair.worse}",
                 number(j.difference, sign=True),
                 interval(j.low, j.high),
                 f"{min(j.n)}" if j.n[0] == j.n[1] else f"{j.n[0]}, {j.n[1]}",
             ]
             for j in members
         ]
-        heads = ("verdict", "this recipe", "above", "difference", "95 % interval", "n")
+        heads = ("verdict", "recipe", "should lie", "difference", "95 % interval", "n")
         notes = dict.fromkeys(note for j in members for note in j.notes)
         texts.append(
             "\n".join(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 MOST_PAIRS = 10
 #: Pictures of either way.
 _PICTURES = 4
-_RESAMPLES = 400
 #: Counts that are held at once, at most: beyond, the page has no view and `wsss compare` does it.
 _NUMBERS = 30_000_000
 
@@ -78,7 +77,7 @@ def _group(title: str, rows: Sequence[Row], look: Look | None) -> dict[str, Any]
     quality = [np.mean([_by_picture(c) for c in own], axis=0) for own in counts]
     pairs: dict[str, Any] = {}
     for i, j in combinations(range(len(rows)), 2):
-        found = two_level_difference(counts[i], counts[j], classes=classes, resamples=_RESAMPLES)
+        found = two_level_difference(counts[i], counts[j], classes=classes)
         interval = found.difference
         gap = quality[i] - quality[j]
         order = np.argsort(np.where(np.isnan(gap), 0.0, gap), kind="stable")

@@ -33,7 +33,7 @@ from harness.engine.outputs import check_labels_from
 from harness.engine.rehearsal import check_weights, rehearse, source_output
 from harness.nn.compiling import check_compiler
 from harness.nn.weights import weights_sha256
-from harness.recipes import fitting, protocols
+from harness.recipes import fitting, protocols, recipe_files
 from harness.recipes.resolving import Resolved, recipe_names, resolve
 from harness.recipes.specs import EvaluationSpec
 from harness.records.object_store import beside, is_uri
@@ -328,6 +328,8 @@ def inspect(trial: Trial, options: Options, evaluations: tuple[EvaluationSpec, .
         split: look(dataset, split, options.cache, options.workers, split in read)
         for split in dict.fromkeys([recipe.train_split, *further.values(), *scored])
     }
+    if borrowed := recipe_files.borrowed_method(resolved.name):
+        notes += (borrowed,)
     notes += separate(resolved.recipe, dataset, splits, further)  # what is not scored was not read
     for found in splits.values():
         notes += found.warnings
