@@ -106,11 +106,15 @@ def load(cls: type[_T], values: Mapping[str, Any], where: object) -> _T:
     try:
         made = pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        unknown = ("unexpected_keyword_argument", "extra_forbidden")
+        found = error.errors()  # what is missing may stand there under a misspelt key
+        first = next((one for one in found if one["type"] in unknown), found[0])
         path = [str(p) for p in first["loc"] if isinstance(p, int) or not _is_tag(p)]
         key = ".".join(path) or "(whole table)"
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            remedy = nearest(path[-1], _keys_at(cls, path[:-1]))
+        if first["type"] in unknown:
+            here = _keys_at(cls, path[:-1])
+            within = [f"{k}.{path[-1]}" for k in here if path[-1] in _keys_at(cls, [*path[:-1], k])]
+            remedy = nearest(within[0] if within else path[-1], within or here)
             raise UserError(f"unknown key {key!r}", where=where, remedy=remedy) from None
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if first["type"] in ("dataclass_type", "dict_type"):

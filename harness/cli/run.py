@@ -184,6 +184,8 @@ def _list(
     ]
     headers = ("trial", "state", "steps", "time", "disk", "memory", "estimated from", "before it")
     click.echo(listing.fitted_table(table, headers, right=(2, 3, 4, 5)))
+    for note in dict.fromkeys(note for row in rows for note in row.notes):
+        click.echo(f"\n{listing.prose(note, indent='  ')}")
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (row.trial.resolved.recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)

@@ -263,7 +263,10 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
     """
     if name not in recipe_names() and not recipe_files.is_blank(name):
         _refuse_unusable(name)
-        raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=nearest(name, recipe_names()))
+        remedy = nearest(name, recipe_names())
+        if name.partition("/")[0] not in recipe_files.files():
+            remedy += " If a package of yours brings it, install that (again)."
+        raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=remedy)
     values, origins = _inherited(name)
     for key, value in (overrides or {}).items():
         *parents, last = key.split(".")

@@ -298,6 +298,26 @@ def test_a_package_that_keeps_its_promises_is_told_so(
     assert "wsss new" in capsys.readouterr().err
 
 
+def test_a_file_that_is_called_after_no_method_says_whose_it_trains(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Either is meant so, or somebody forgot to register a method."""
+    own = '[mini-a]\nextends = "mini-b"\n[mini-b]\nextends = "pce/mini-scribble"\n'
+    said = '[mini-a]\nextends = "mini-b"\n[mini-b]\nextends = "pce/mini-scribble"\nmethod = "pce"\n'
+    files = {"oops/__init__.py": "", "oops/recipes/oops_two.toml": own, "oops/recipes/stages.toml": said}
+    entries = {"recipes": {"oops": "oops.recipes"}}
+    words = ["--dry-run", "--device", "cpu", "--data-root", small, "--results", tmp_path / "results"]
+    with installed(tmp_path / "package", "oops", files, entries):
+        assert wsss("check", "oops") == 1
+        printed = " ".join(capsys.readouterr().out.split())
+        assert printed.count("trains pce, the method of the recipe that it extends") == 2
+        assert "stages/" not in printed
+        for name, borrows in (("oops_two/mini-a", True), ("stages/mini-a", False)):
+            assert wsss("run", name, *words) == 0
+            told = capsys.readouterr()
+            assert ("there is no method 'oops_two'" in " ".join((told.out + told.err).split())) == borrows
+
+
 def test_broken_tables_and_data_sets_are_named_by_file_and_line(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -95,6 +95,8 @@ def test_steps_on_the_command_line_replace_epochs_of_the_file():
     ("override", "message"),
     [
         ({"config.gama": 1}, "unknown key"),
+        ({"steps": 60}, "did you mean 'schedule.steps'"),
+        ({"lr": 0.1}, "did you mean 'optimiser.lr'"),
         ({"supervision": "full"}, "does not accept"),
         ({"supervision": "image", "labels_from": None}, "labels_from"),
         ({"dataset": "voc2021"}, "did you mean 'voc2012'"),

@@ -52,6 +52,7 @@ class Forecast:
         memory_mib: that tensors of a training step take on a GPU, by estimate; None where none can be made.
         measured_mib: that a smoke run of the same recipe reserved on its GPU; None without one.
         feeding: what it takes to keep one GPU busy; None where a step's time on it is not known.
+        notes: what a record of it would say beside its numbers.
     """
 
     trial: Trial
@@ -65,6 +66,7 @@ class Forecast:
     memory_mib: float | None = None
     measured_mib: float | None = None
     feeding: Feeding | None = None
+    notes: tuple[str, ...] = ()
 
 
 def estimated_mib(resolved: Resolved) -> float | None:
@@ -105,6 +107,7 @@ def forecast(trials: Sequence[Trial], options: Options, step_seconds: float | No
             memory_mib=estimated_mib(trial.resolved) if row.state != "finished" else None,
             measured_mib=measured.get(trial.name),
             feeding=_feeding(trial, prepared, row.state, smoked, step_seconds, known),
+            notes=() if prepared is None else tuple(prepared.facts.get("notes", ())),
         )
         for trial in ordered
         for row, prepared in [_one(trial, options, finished, smoked)]
