@@ -192,7 +192,7 @@ def published_figure(rows: Sequence[Row], entries: LegendEntries | None = None) 
                     color=colour, linewidth=4, alpha=0.25, solid_capstyle="butt", zorder=2,
                 )  # fmt: skip
                 says(band, f"{told}\ntolerance {row.tolerance:g}")
-        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.set(xlim=(low, high), ylim=(low, high))  # labels of an exact square are cut off
         axes.grid(visible=True, axis="x")
         axes.set_xlabel("published mIoU (%)")
         axes.set_ylabel("reproduced mIoU (%)")

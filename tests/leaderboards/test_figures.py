@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from harness.basics.errors import UserError
 from harness.evaluation.boundary import Boundary
 from harness.evaluation.evaluator import iou_from_counts
 from harness.recipes.specs import EvaluationSpec
+from leaderboards.plots.drawing import save_figure
 from leaderboards.plots.figures import (
     ANNOTATION,
     annotation_figure,
@@ -69,7 +71,7 @@ def test_without_a_baseline_the_lowest_is_the_reference(factory: Factory) -> Non
     assert reference_of(rows_of(factory)).method == "blpseg"
 
 
-def test_published_against_reproduced(factory: Factory) -> None:
+def test_published_against_reproduced(factory: Factory, tmp_path: Path) -> None:
     cited = EvaluationSpec(cells=("agmm-sass-repo/voc-point-val",), tolerance=100.0)
     factory.record(factory.resolved(evaluation=(cited,)))
     (row,) = rows_of(factory)
@@ -80,6 +82,16 @@ def test_published_against_reproduced(factory: Factory) -> None:
     limits = figure.axes[0].get_xlim()
     assert limits == figure.axes[0].get_ylim()
     assert limits[0] < min(67.80, row.mean) < max(67.80, row.mean) < limits[1]
+    for count in range(1, 6):  # a legend of any height leaves the labels of the axes their room
+        many = [
+            replace(row, title=f"Method number {k}, with a longer name", recipe=f"m/{k}")
+            for k in range(count)
+        ]
+        drawn = published_figure(many)
+        assert drawn is not None
+        save_figure(drawn, tmp_path / "published", ["png"])
+        label = drawn.axes[0].xaxis.label.get_window_extent()
+        assert label.y0 > 0, count
     factory.record(factory.resolved("agmm/mini-other"))
     assert published_figure([r for r in rows_of(factory) if not r.source]) is None
 
