@@ -225,11 +225,8 @@ def footprint(resolved: Resolved, *, anew: bool = False) -> Footprint:
         return known
     key = key_of(resolved)
     if key not in _found:
-        rng = torch.get_rng_state()
-        try:
+        with torch.random.fork_rng(devices=[]):
             _found[key] = _measured(resolved)
-        finally:
-            torch.set_rng_state(rng)
     return _found[key]
 
 

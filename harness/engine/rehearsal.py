@@ -125,11 +125,8 @@ def tried(resolved: Resolved) -> Rehearsed:
     pieces = (recipe.batch, recipe.accumulate)
     key = digest([*parts, *pieces, dump(resolved.config)])
     if key not in _known:
-        rng = torch.get_rng_state()
-        try:
+        with torch.random.fork_rng(devices=[]):
             _known[key] = _try(resolved)
-        finally:
-            torch.set_rng_state(rng)
     return _known[key]
 
 
@@ -161,11 +158,8 @@ def check_weights(resolved: Resolved, sha256: str | None) -> None:
     parts = [recipe.method, recipe.dataset, recipe.supervision, recipe.crop_size, dump(resolved.config)]
     key = digest([sha256, recipe.backbone, recipe.weights, *parts])
     if key not in _fitting:
-        rng = torch.get_rng_state()
-        try:
+        with torch.random.fork_rng(devices=[]):
             build_method(resolved, torch.device("cpu"), seed=0)
-        finally:
-            torch.set_rng_state(rng)
         _fitting.add(key)
 
 
