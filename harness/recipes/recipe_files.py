@@ -128,13 +128,18 @@ def _method_of(name: str, seen: tuple[str, ...]) -> str:
     table = recipe_table(name, child=seen[-1] if seen else "recipe name")
     if isinstance(named := table.get("method"), str):
         return named
-    given = table.get("extends", [])
-    parents = [p if "/" in p else f"{stem}/{p}" for p in ([given] if isinstance(given, str) else given)]
+    parents = _parents(stem, table)
     own = [p for p in parents if p.partition("/")[0] == stem]
     found = [m for p in own if (m := _method_of(p, (*seen, name)))]
     if found or stem in METHODS:
         return found[-1] if found else stem
     return next((m for p in parents if p not in own and (m := _method_of(p, (*seen, name)))), "")
+
+
+def _parents(stem: str, table: Mapping[str, Any]) -> list[str]:
+    """Whole names of what a table of a file extends."""
+    given = table.get("extends", [])
+    return [p if "/" in p else f"{stem}/{p}" for p in ([given] if isinstance(given, str) else given)]
 
 
 def borrowed_method(name: str) -> str:
@@ -158,9 +163,7 @@ def _says_method(name: str, seen: tuple[str, ...]) -> bool:
         return False
     stem = name.partition("/")[0]
     table = recipe_table(name, child=seen[-1] if seen else "recipe name")
-    given = table.get("extends", [])
-    parents = [given] if isinstance(given, str) else given
-    own = [p if "/" in p else f"{stem}/{p}" for p in parents if p.partition("/")[0] == stem or "/" not in p]
+    own = [p for p in _parents(stem, table) if p.partition("/")[0] == stem]
     return isinstance(table.get("method"), str) or any(_says_method(p, (*seen, name)) for p in own)
 
 

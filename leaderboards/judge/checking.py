@@ -233,9 +233,8 @@ def _of_method(name: str, recipes: dict[str, Resolved], say: Callable[[str], Non
         text = f"it accepts {kind!r} supervision and has no recipe under it: write one, or accept less"
         yield Breach(f"method {name}", text)
     small = []
-    for (
-        names
-    ) in kinds.values():  # full networks are tried on the meta device alone where there is a miniature
+    # Full networks are tried on the meta device alone where there is a miniature.
+    for names in kinds.values():
         quick = [n for n in names if recipes[n].recipe.dataset == "mini"]
         small += promises.distinct_recipes(quick or names)
     for recipe_name, resolved in recipes.items():
