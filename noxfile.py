@@ -86,9 +86,11 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Tests that start clusters, kill processes or install the wheel; arguments go to pytest.
 
-    In the environment of ``tests``, which is made where it is missing.
+    In the environment of ``tests``, which is made where it is missing; with ``nox -R`` nothing is installed
+    into one that is there.
     """
-    session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
+    kept = [option for option in sys.argv if option in ("-R", "--no-install")]
+    session.run(sys.executable, "-m", "nox", *kept, "-s", "tests", "--install-only", external=True)
     environment = Path(session.cache_dir).parent / "tests"
     _pytest(
         session, environment / ("Scripts" if os.name == "nt" else "bin"), "faults", 2 * (os.cpu_count() or 1)
