@@ -150,7 +150,7 @@ def fit_class_mixture(
     else:
         predicted = (probabilities.detach() * tags[:, :, None, None])[images, classes]
         response = gaussian(distance, variance(distance, predicted, keep, config.spread))
-    number = torch.bincount(images, minlength=len(labels)).to(features.dtype)
+    number = images.new_zeros(len(labels)).index_add_(0, images, torch.ones_like(images)).to(features.dtype)
     return ImageMixture(
         images,
         classes,

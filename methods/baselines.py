@@ -12,6 +12,7 @@ from harness.basics.finite import require_finite
 from harness.engine.batch import Batch, Progress
 from harness.engine.method import Build, Method
 from harness.nn.choice import best_class
+from harness.nn.constants import constant
 from harness.nn.decoders import LargeFOVNetwork
 from harness.nn.precision import at_least_float32, outside_autocast
 from harness.nn.resize import resize
@@ -81,6 +82,10 @@ class ClassActivationMap(Method, declared=CAM_DECLARED):
         self.foreground = [k for k in range(build.num_classes) if k != background]
         self.classifier = nn.Conv2d(self.backbone.channels[-1], len(self.foreground), 1, bias=False)
 
+    def _foreground(self, device: torch.device) -> Tensor:
+        """Classes ``(F,)`` but background, as an index."""
+        return constant(tuple(self.foreground), device, torch.long)
+
     def maps(self, images: Tensor) -> Tensor:
         """Signed activation maps ``(B, F, h, w)``, one for each of the F foreground classes."""
         return self.classifier(self.backbone(images)[-1])
@@ -108,7 +113,7 @@ class ClassActivationMap(Method, declared=CAM_DECLARED):
         """``cls``: multi-label soft margin loss, mean over images and foreground classes."""
         maps, logits = self.outputs(batch.images)
         with outside_autocast(maps.device):
-            tags = batch.tags[:, self.foreground]
+            tags = batch.tags[:, self._foreground(maps.device)]
             return {"cls": F.multilabel_soft_margin_loss(logits, tags)}
 
     def scores(self, images: Tensor, maps: Tensor, present: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ class ClassActivationMap(Method, declared=CAM_DECLARED):
             cam = cam - cam.amin((2, 3), keepdim=True)
         cam = cam / (cam.amax((2, 3), keepdim=True) + _EPS) * present[:, :, None, None]
         scores = cam.new_zeros(cam.shape[0], self.build.num_classes, *cam.shape[2:])
-        scores[:, self.foreground] = cam
+        scores[:, self._foreground(cam.device)] = cam
         if self.build.dataset.background is not None:
             scores[:, self.build.dataset.background] = self.config.background_score
         return scores
@@ -148,14 +153,14 @@ class ClassActivationMap(Method, declared=CAM_DECLARED):
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, tags: Tensor) -> dict[str, Tensor]:
         """``cam``: best class of the tagged ones or background, ``(B, H, W)`` int64; one scale."""
-        present = tags[:, self.foreground] > 0
+        present = tags[:, self._foreground(tags.device)] > 0
         scores = self.scores(images, self.maps(images), present)
         return {"cam": best_class(require_finite(scores, "the activation maps"))}
 
     @torch.no_grad()
     def class_maps(self, images: Tensor, tags: Tensor) -> Tensor:
         """Activation maps ``(B, K, H, W)`` in ``[0, 1]``; one scale."""
-        maps = self.scores(images, self.maps(images), tags[:, self.foreground] > 0)
+        maps = self.scores(images, self.maps(images), tags[:, self._foreground(tags.device)] > 0)
         if self.build.dataset.background is not None:
             maps[:, self.build.dataset.background] = 0
         return maps

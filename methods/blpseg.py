@@ -280,8 +280,7 @@ def annotation_loss(annotation: Tensor, labels: Tensor, unlabelled_weight: float
     """
     last = annotation.shape[1] - 1
     target = annotation_targets(labels, last)
-    weight = annotation.new_ones(last + 1)
-    weight[last] = unlabelled_weight
+    weight = F.pad(annotation.new_ones(last), (0, 1), value=unlabelled_weight)
     total = total_cross_entropy(annotation, target, weight)
     mass = (weight[target.clamp(max=last)] * (target != IGNORE)).sum()
     return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)

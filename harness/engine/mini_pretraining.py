@@ -24,6 +24,7 @@ from harness.basics.errors import UserError, nearest
 from harness.basics.files import check_writable, sha256_of, whole_file, write_json
 from harness.basics.imagenet import MEAN, STD
 from harness.data.sets import mini_scenes
+from harness.nn.constants import constant
 from harness.nn.encoders import create_encoder
 from harness.nn.mini_encoder import Classifier, ConvolutionalPatches, MiniCNN, TokenClassifier, mini_vit
 
@@ -192,7 +193,7 @@ def pretraining_pictures(
 
 def normalised_pictures(images: Tensor) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in 0..255 as ImageNet-normalised float32."""
-    mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)[..., None, None]
+    mean, std = constant((MEAN, STD), images.device)[..., None, None]
     return (images / 255 - mean) / std
 
 

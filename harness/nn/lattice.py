@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness.nn.constants import constant
 from harness.nn.precision import outside_autocast
 
 
@@ -104,7 +105,7 @@ class Lattice:
         batch, channels = values.shape[:2]
         rows = values.flatten(2).transpose(1, 2).reshape(-1, channels)
         x = F.embedding_bag(self.points, rows, self.starts, mode="sum", per_sample_weights=self.point_weights)
-        kernel = x.new_tensor([1, 0.5, 0.5]).expand(x.shape[0], 3).contiguous()
+        kernel = constant((1, 0.5, 0.5), x.device, x.dtype).expand(x.shape[0], 3).contiguous()
         for stencil in self.stencils.flip(0) if transposed else self.stencils:
             x = F.embedding_bag(stencil, x, mode="sum", per_sample_weights=kernel)
         x = F.embedding_bag(self.corners, x, mode="sum", per_sample_weights=self.weights)
@@ -164,7 +165,7 @@ def build_lattice(features: Tensor) -> Lattice:
         weights=barycentric.T.contiguous(),
         points=order % f.shape[1],
         point_weights=barycentric.flatten()[order],
-        starts=torch.cat([starts, starts.new_tensor([ordered.numel()])]),
+        starts=F.pad(starts, (0, 1), value=ordered.numel()),
         stencils=_stencils(ordered[starts], step),
     )
 
@@ -214,21 +215,18 @@ def _strides(corner: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     an offset of keys never carries into the next digit.
     """
     d = corner.shape[0]
-    low, high = torch.stack([corner.amin(1), corner.amax(1)]).tolist()
     margin = 2 * (d + 1)
-    extent = [int(top - bottom) + 2 * margin + 1 for bottom, top in zip(low, high, strict=True)]
-    strides = [1]
-    for size in reversed(extent):
-        strides.insert(0, strides[0] * size)
-    if strides[0] * batch >= 2**63:
+    bounds = torch.stack([corner.amin(1), corner.amax(1)])
+    low, high = bounds.tolist()  # for the check alone: what is needed on the device is computed there
+    sizes = [int(top - bottom) + 2 * margin + 1 for bottom, top in zip(low, high, strict=True)]
+    if max(math.prod(sizes) * batch, *map(abs, low + high)) >= 2**63:
         raise ValueError(
-            f"features span {extent} lattice cells, more than 63-bit keys count; use larger deviations"
+            f"features span {sizes} lattice cells, more than 63-bit keys count; use larger deviations"
         )
-    origin = [int(bottom) - margin for bottom in low]
-    return (
-        torch.tensor(strides, device=corner.device),
-        torch.tensor(origin, device=corner.device),
-    )
+    origin, top = bounds.long()
+    extent = top - origin + (2 * margin + 1)
+    strides = F.pad(extent.flip(0).cumprod(0).flip(0), (0, 1), value=1)
+    return strides, origin - margin
 
 
 def _corner_keys(key: Tensor, rank: Tensor, step: Tensor) -> Tensor:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from harness.basics.imagenet import MEAN, STD
+from harness.nn.constants import constant
 
 
 def normalise(raw: Tensor) -> Tensor:
     """``(..., 3, H, W)`` uint8 RGB to float32 with ImageNet mean 0 and deviation 1."""
-    mean = torch.tensor(MEAN, device=raw.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=raw.device).view(3, 1, 1)
+    mean, std = constant((MEAN, STD), raw.device)[..., None, None]
     return (raw.float() / 255 - mean) / std
 
 
@@ -33,7 +32,7 @@ class FromImageNet:
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of ``module`` with the first, ``(B, 3, H, W)`` pictures, in its colours."""
         images = arguments[0]
-        scale = [own / new for own, new in zip(STD, self.std, strict=True)]
-        shift = [(own - new) / std for own, new, std in zip(MEAN, self.mean, self.std, strict=True)]
-        factor, offset = images.new_tensor([scale, shift])[..., None, None]
+        scale = tuple(own / new for own, new in zip(STD, self.std, strict=True))
+        shift = tuple((own - new) / std for own, new, std in zip(MEAN, self.mean, self.std, strict=True))
+        factor, offset = constant((scale, shift), images.device, images.dtype)[..., None, None]
         return (images * factor + offset, *arguments[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.nn.constants import constant
 from harness.nn.precision import outside_autocast
 
 #: ImageNet statistics of RGB in 0..255.
@@ -15,7 +16,7 @@ RGB_STD = (58.395, 57.12, 57.375)
 def colours(images: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: ``(B, 3, H, W)`` to float32 colours 0..255, whole but for rounding."""
     with outside_autocast(images.device):
-        mean, std = images.new_tensor([RGB_MEAN, RGB_STD], dtype=torch.float32)[..., None, None]
+        mean, std = constant((RGB_MEAN, RGB_STD), images.device)[..., None, None]
         return images.float() * std + mean
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from harness.engine.batch import IGNORE
 from harness.nn.choice import best_class
 from harness.nn.compiling import compiled
+from harness.nn.constants import constant
 from harness.nn.precision import outside_autocast
 from harness.nn.resize import resize
 
@@ -112,15 +113,18 @@ def affinity(images: Tensor, dilations: Sequence[int] = DILATIONS) -> Affinity:
         for score, shifted in zip(scores, around, strict=True):
             torch.mean(((shifted - images) / scale).square_(), 1, keepdim=True, out=score)
         weights = scores.neg_().softmax(0)
-        near = positions(dilations, images.dtype).to(images.device)
+        near = positions(dilations, images.dtype, images.device)
         near = -(near / ((near.std() + EPS) * SHARPNESS)).square()
         weights += POSITION_WEIGHT * near.softmax(0)[:, None, None, None, None]
         return Affinity(weights, tuple(dilations))
 
 
-def positions(dilations: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def positions(
+    dilations: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
     """Distances ``(N,)`` of the neighbours in pixels."""
-    return torch.tensor([d * math.hypot(*direction) for d in dilations for direction in DIRECTIONS]).to(dtype)
+    far = tuple(d * math.hypot(*direction) for d in dilations for direction in DIRECTIONS)
+    return constant(far, device or torch.device("cpu")).to(dtype)
 
 
 def _spread(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:

@@ -70,7 +70,7 @@ def patch_token_contrast(
         negative = number - positive
         if form == "toco":
             near, far, absolute = 0.5 / (positive + 1), 0.5 / (negative + 1), True
-            constant = x.new_tensor(0.5)
+            constant: Tensor | float = 0.5
         else:
             images = 1 if reduce == "pooled" else len(x)
             near, far = 1 / positive.clamp(min=1) / images, 1 / negative.clamp(min=1) / images

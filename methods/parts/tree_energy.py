@@ -175,14 +175,8 @@ def spanning_tree(edges: Tensor, shape: tuple[int, int, int]) -> Tree:
     levels = [0, batch]
     while levels[-1] < n:  # parents come in ascending order, so a level ends where its parents' level does
         levels.append(int(np.searchsorted(parents, levels[-1])))
-    device = edges.device
-    return Tree(
-        nodes=torch.from_numpy(order).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        parents=torch.from_numpy(parents).to(device),
-        edges=torch.from_numpy(to_parent).to(device),
-        levels=levels,
-    )
+    tables = torch.from_numpy(np.stack([order, positions, parents, to_parent])).to(edges.device)  # one copy
+    return Tree(nodes=tables[0], positions=tables[1], parents=tables[2], edges=tables[3], levels=levels)
 
 
 def _breadth_first(
