@@ -229,6 +229,7 @@ class Parallel:
                 self.method,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # RunningStatistics does better
+                gradient_as_bucket_view=True,  # no copy of the gradients beside those that are sent
                 find_unused_parameters=True,  # losses reach other parts in other stages
             )
             self._trainable = trainable

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,10 +14,12 @@ from small_methods import build, make_batch, mini_recipes
 
 from harness.engine.batch import Batch, Progress
 from harness.engine.method import Method
+from harness.engine.optimisers import create_optimiser
 from harness.engine.training import Trainer
 from harness.nn.lattice import bilateral_features, build_lattice
 from harness.nn.pixels import FromImageNet, normalise
 from harness.recipes.resolving import resolve
+from harness.recipes.specs import OptimiserSpec
 
 GPU = torch.device("cuda")
 
@@ -114,13 +116,18 @@ def test_a_run_computes_what_the_cpu_computes(gpu: Pretend) -> None:
     name = RECIPES[0]
     trainer, batch = trainer_of(name, "off")
     on_gpu = [t.inner for t in trainer.optimise([batch], phases(trainer.method)[0]).values()]
-    weights = torch.cat([p.inner.detach().flatten() for p in trainer.method.parameters()])
+    there = list(trainer.method.parameters())
     method = build(name)
     other = Trainer(method, trainer.recipe, _Data(), seed=0, folder=Path("nowhere"))
     method.train()
     terms = other.optimise([batch], phases(method)[0])
     assert [float(t) for t in on_gpu] == [float(t) for t in terms.values()]
-    assert torch.equal(weights, torch.cat([p.detach().flatten() for p in method.parameters()]))
+    for own, other_own in zip(there, method.parameters(), strict=True):
+        assert own.grad is not None
+        assert other_own.grad is not None
+        assert torch.equal(own.grad.inner, other_own.grad)
+        # The optimiser's kernels are others on a GPU, and round otherwise.
+        torch.testing.assert_close(own.inner.detach(), other_own.detach(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "amp"), [("agmm/mini-scribble", "fp16"), ("fsr/mini-image", "off")])
@@ -151,6 +158,39 @@ def test_a_picture_that_is_scored_sends_no_constants(gpu: Pretend) -> None:
             other(torch.nn.Identity(), (normalise(raw),))
             build_lattice(features).filter(scores)
     assert not copies_of_a_step(gpu), gpu.report()
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_a_state_of_the_optimiser_is_loaded_by_the_other_device(
+    optimiser: Literal["sgd", "adam", "adamw"], gpu: Pretend
+) -> None:
+    def made(device: str) -> torch.optim.Optimizer:
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], device=device))
+        found = create_optimiser([{"params": weight}], OptimiserSpec(name=optimiser, lr=0.1))
+        return found
+
+    def step(of: torch.optim.Optimizer) -> list[float]:
+        (weight,) = of.param_groups[0]["params"]
+        weight.grad = torch.tensor([0.5, 1.5], device=weight.device)
+        of.step()
+        return weight.detach().cpu().tolist()
+
+    for first, second in (("cuda", "cpu"), ("cpu", "cuda")):
+        old, new = made(first), made(second)
+        step(old)
+        kernels = new.param_groups[0]["fused"]
+        assert bool(kernels) is (second == "cuda")
+        state = old.state_dict()
+        new.load_state_dict({**state, "state": torch.utils._pytree.tree_map(_of_the_cpu, state["state"])})
+        assert new.param_groups[0]["fused"] == kernels
+        with torch.no_grad():
+            new.param_groups[0]["params"][0].copy_(old.param_groups[0]["params"][0].detach().to(second))
+        assert step(new) == pytest.approx(step(old), rel=1e-6)
+
+
+def _of_the_cpu(value: Any) -> Any:
+    """As a checkpoint is read."""
+    return value.detach().cpu() if torch.is_tensor(value) else value
 
 
 # --- faults that are planted are found -----------------------------------------------------------------
