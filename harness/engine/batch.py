@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -124,6 +125,12 @@ class Batch:
             for name, more in self.further.items()
         }
         return replace(self, **{**values, "ids": self.ids[rows], "further": further})
+
+    def pieces(self, number: int) -> Iterator[Batch]:
+        """The batch cut into so many pieces, for gradients that are accumulated."""
+        each = math.ceil(len(self) / number)
+        for start in range(0, len(self), each):
+            yield self if number == 1 else self.rows(slice(start, start + each))
 
     def __len__(self) -> int:
         return len(self.ids)

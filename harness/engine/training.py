@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from harness.engine.loader import StepSampler, TrainingSet, training_loader
 from harness.engine.loading import Waits
 from harness.engine.optimisers import create_optimiser
 from harness.engine.scaling import Scaler
+from harness.engine.writing import Writer, copied
 from harness.nn.torch_files import read_torch
 from harness.recipes.specs import Recipe, ScheduleSpec
 from harness.records.history import History, gaps
@@ -174,6 +176,7 @@ class Trainer:
             distributed.synchronise_normalisation(method, recipe.batch.sync_bn)
         self.parallel = distributed.Parallel(method)
         self.statistics = distributed.RunningStatistics(method)
+        self.writer = Writer()
         self.step = 0
         self.best = Best()
         #: Steps that a resumed run did not repeat.
@@ -197,15 +200,21 @@ class Trainer:
         """The resumable checkpoint."""
         return self.folder / "checkpoint" / "last.pt"
 
-    def save(self, *, final: bool = False) -> None:
+    def save(self, *, final: bool = False, beside: bool = False) -> None:
         """Write a checkpoint; the final one holds the weights alone.
+
+        Args:
+            final: whether training is over.
+            beside: let a thread write a copy, while training goes on.
 
         Raises:
             NonFiniteWeightsError: weights are not finite; the checkpoint before stays.
+            UserError: the disk is full, say; perhaps of the checkpoint before.
         """
         require_finite_weights(self.method, self.step)  # no loss tells of the last step; all processes know
         if not distributed.first():
             return
+        self.writer.wait()  # there is one copy at most
         state: dict[str, Any] = {"method": self.method.state_dict(), "step": self.step, "final": final}
         state |= {"seed": self.seed, trained.NETWORK_KEY: trained.described(self.method), **self.facts}
         if not final:
@@ -216,8 +225,14 @@ class Trainer:
             if self.notes:
                 state["notes"] = {name: (float(total), n) for name, (total, n) in self.notes.items()}
         sync(self.folder / "history.csv")  # its rows up to here are not written again
-        write_with(self.checkpoint, lambda f: torch.save(state, f))
+        if beside:
+            self.writer.start(partial(self._write, copied(state)))
+            return
+        self._write(state)
         self.saved()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        write_with(self.checkpoint, lambda f: torch.save(state, f))
 
     def resume(self) -> None:
         """Go on from the checkpoint where there is one."""
@@ -317,7 +332,7 @@ class Trainer:
         for number, group in zip(self.groups, groups, strict=True):
             torch.manual_seed(step_seed(self.seed, self.step, number))
             batch = group.to(self.device)
-            pieces = list(_pieces(batch, self.recipe.accumulate))
+            pieces = list(batch.pieces(self.recipe.accumulate))
             for piece in pieces:
                 share = len(piece) / len(batch) / len(groups)
                 last = number == self.groups[-1] and piece is pieces[-1]
@@ -354,8 +369,13 @@ class Trainer:
         Raises:
             NonFiniteLossError: a term is NaN or infinite; nothing is written after the step before it.
             NonFiniteWeightsError: weights are, when a checkpoint is due.
-            UserError: the loss breaks the contract of a method (:mod:`harness.engine.contract`).
+            UserError: the loss breaks the contract of a method (:mod:`harness.engine.contract`); a checkpoint
+                cannot be written, which may be told at a later row, since a thread writes it.
         """
+        with self.writer:
+            yield from self._run()
+
+    def _run(self) -> Iterator[Status]:
         self.resume()
         history = self._history() if distributed.first() else None
         if self.told:
@@ -397,9 +417,11 @@ class Trainer:
                 told = self.arithmetic.take_told()
                 if history is not None:
                     history.add({"step": self.step, "lr": lr, "loss": sum(row.values()), **row, **noted})
+                if self.writer.ended():
+                    self.saved()
                 miou = self._select()
                 if now - saved > self.checkpoint_seconds or miou is not None:
-                    self.save()
+                    self.save(beside=True)
                     saved = time.monotonic()
                 since = time.monotonic()
                 known = {"lr": lr, "miou": miou, "waiting": waiting, "noted": noted, "warnings": told}
@@ -432,6 +454,7 @@ class Trainer:
         previous = (self.step - 1) // self.log_every * self.log_every  # the row before this one
         if self.step // every == previous // every and self.step != self.total:
             return None
+        self.writer.wait()  # loader processes are forked
         miou = self.validate()
         self.method.train()
         if miou > self.best.miou:
@@ -441,16 +464,6 @@ class Trainer:
             if distributed.first():
                 write_with(self.checkpoint.with_name("best.pt"), lambda f: torch.save(state, f))
         return miou
-
-
-def _pieces(batch: Batch, number: int) -> Iterator[Batch]:
-    """Cut a group into pieces for gradient accumulation."""
-    if number == 1:
-        yield batch
-        return
-    each = math.ceil(len(batch) / number)
-    for start in range(0, len(batch), each):
-        yield batch.rows(slice(start, start + each))
 
 
 def _checked(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import threading
 import time
 
 import numpy as np
@@ -16,10 +18,12 @@ from torch import nn
 
 from harness.basics.errors import NonFiniteLossError, UserError
 from harness.basics.schema import load
+from harness.engine import training
 from harness.engine.batch import Batch
 from harness.engine.loader import Collate, StepSampler, TrainingSet
 from harness.engine.method import Method
 from harness.engine.training import Trainer, create_optimiser, lr_factor
+from harness.engine.writing import copied
 from harness.recipes.specs import OptimiserSpec, Recipe, ScheduleSpec
 from harness.records.history import gaps
 
@@ -202,6 +206,92 @@ def test_the_last_checkpoint_is_not_written_again(tmp_path):
     assert list(make_trainer(tmp_path, saved=lambda: copied.append(1)).run()) == []
     assert file.read_bytes() == before, "evaluations name it by its hash"
     assert copied == [1], "a stop may have come before it reached a store elsewhere"
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Lets checkpoints of a training be written when the event is set."""
+    go, write = threading.Event(), training.write_with
+
+    def slow(path, save):
+        assert go.wait(30)
+        write(path, save)
+
+    monkeypatch.setattr(training, "write_with", slow)
+    yield go
+    go.set()
+
+
+def test_a_checkpoint_is_of_the_step_at_which_it_was_begun(tmp_path, slow_disk):
+    """Training goes on while it is written, and waits where the next one is due."""
+    told = []
+    trainer = make_trainer(tmp_path, checkpoint_seconds=0, saved=lambda: told.append(trainer.step))
+    rows = trainer.run()
+    assert next(rows).step == 10
+    kept = weights(trainer)
+    trainer.checkpoint_seconds = 1000
+    assert next(rows).step == 20
+    assert not trainer.checkpoint.exists()
+    assert not torch.equal(weights(trainer), kept)
+    slow_disk.set()
+    trainer.writer._thread.join()
+    next(rows)
+    state = torch.load(trainer.checkpoint, weights_only=True)
+    assert state["step"] == 10
+    assert torch.equal(torch.cat([v.flatten().double() for v in state["method"].values()]), kept)
+    assert told == [30], "what copies it elsewhere hears of it when it is whole"
+    rows.close()
+
+
+def test_a_run_that_is_stopped_leaves_the_checkpoint_that_was_begun(tmp_path, slow_disk):
+    trainer = make_trainer(tmp_path, checkpoint_seconds=0)
+    rows = trainer.run()
+    next(rows)
+    threading.Timer(0.2, slow_disk.set).start()
+    rows.close()
+    assert torch.load(trainer.checkpoint, weights_only=True)["step"] == 10
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["between", "in the last row"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch, last):
+    full, write = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), training.write_with
+
+    def refused(path, save):
+        if not last or trainer.step == 40:
+            raise full
+        write(path, save)
+
+    monkeypatch.setattr(training, "write_with", refused)
+    trainer = make_trainer(tmp_path, checkpoint_seconds=0)
+    with pytest.raises(OSError, match="No space left"):
+        list(trainer.run())
+    assert trainer.step <= 20 or last
+    assert not last or torch.load(trainer.checkpoint, weights_only=True)["step"] == 30
+
+
+def test_a_checkpoint_that_fails_beside_a_run_that_fails_is_told_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "write_with", lambda path, save: 1 / 0)
+    trainer = make_trainer(tmp_path, checkpoint_seconds=0)
+    rows = trainer.run()
+    next(rows)
+    trainer.optimise = lambda *_: {"x": torch.tensor(float("nan"))}
+    with pytest.raises(NonFiniteLossError) as caught:
+        next(rows)
+    assert caught.value.__notes__ == ["the last checkpoint was not written either: division by zero"]
+
+
+def test_a_copy_of_a_state_shares_what_the_state_shares_and_nothing_with_it():
+    weight = torch.nn.Parameter(torch.ones(2))
+    state = nn.BatchNorm2d(2).state_dict()
+    whole = {"a": weight, "b": [weight, (1, "x")], "method": state}
+    own = copied(whole)
+    weight.data.zero_()
+    state["running_mean"].fill_(5)
+    assert own["a"] is own["b"][0]
+    assert own["a"].tolist() == [1, 1]
+    assert own["b"][1] == (1, "x")
+    assert own["method"]["running_mean"].tolist() == [0, 0]
+    assert own["method"]._metadata == state._metadata
 
 
 def damaged_copy(undisturbed, tmp_path):
@@ -400,6 +490,7 @@ def test_a_frozen_submodule_stays_as_it_was_and_one_that_thaws_is_trained_from_t
         for part in (first.method.guide, first.method.extra)
     )
     for status in first.run():
+        first.writer.wait()
         state = torch.load(first.checkpoint, weights_only=True)["method"]
         for name, value in guide.items():
             moves = "running" in name or "tracked" in name
