@@ -59,8 +59,15 @@ _UMASK = threading.Lock()
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under ``path`` only if the block succeeds, with everything on disk."""
+def whole_file(path: Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """Open a file that appears under ``path`` only if the block succeeds, with everything on disk.
+
+    Args:
+        path: the file.
+        mode: how it is opened.
+        durable: wait for the disk, which takes milliseconds. Without, the file may be broken after a power
+            failure: for what its reader checks and makes again.
+    """
     name: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,8 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         with _UMASK:
             umask = os.umask(0)
             os.umask(umask)
@@ -233,9 +241,9 @@ def recordable(value: Any, depth: int = 0) -> Any:
     return f"({type(value).__name__})"
 
 
-def write_with(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
+def write_with(path: Path, save: Callable[[IO[bytes]], Any], *, durable: bool = True) -> None:
     """Let ``save(stream)`` write a binary file whole (``torch.save``, ``numpy.savez``)."""
-    with whole_file(path, "wb") as stream:
+    with whole_file(path, "wb", durable=durable) as stream:
         save(stream)
 
 

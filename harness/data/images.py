@@ -282,10 +282,10 @@ def palette_note(path: Path, colours: Sequence[Sequence[int]]) -> str:
     )
 
 
-def write_index(path: Path, labels: np.ndarray) -> None:
+def write_index(path: Path, labels: np.ndarray, *, durable: bool = True) -> None:
     """Write ``(H, W)`` uint8 labels as a grey PNG, whole; equal labels give equal bytes."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
-    write_with(path, lambda stream: image.save(stream, format="PNG"))
+    write_with(path, lambda stream: image.save(stream, format="PNG"), durable=durable)
 
 
 def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:

@@ -397,7 +397,7 @@ def _prepare(
                 remedy="mend the label, or the data set's reader",
             )
         if path is not None:
-            write_index(path, label)
+            write_index(path, label, durable=False)  # a broken one is made again
     return _Row(
         sha256=_content(label),
         tags=tags(image_id, label),
