@@ -21,7 +21,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from harness.basics.errors import UserError
@@ -30,7 +29,7 @@ from harness.engine import faults
 from harness.engine.batch import Batch, Progress
 from harness.engine.made_up import Answers, made_up_batch
 from harness.engine.networks import build_method
-from harness.engine.shapes import ShapeTable
+from harness.engine.shapes import PlainMode, ShapeTable
 from harness.engine.training import Trainer
 from harness.recipes.resolving import Resolved
 from harness.recipes.specs import PrecisionSpec
@@ -71,7 +70,7 @@ class Footprint:
     tflop: float
 
 
-class Live(TorchDispatchMode):
+class Live(PlainMode):
     """Counts the memory of tensors while it is entered, those with values as those without.
 
     Attributes:

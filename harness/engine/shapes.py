@@ -20,7 +20,19 @@ class _Unknown(Exception):
     """Something else than plain tensors of the meta device takes part."""
 
 
-class ShapeTable(TorchDispatchMode):
+class PlainMode(TorchDispatchMode):
+    """A mode that no compiled code runs under.
+
+    Of other modes torch tells its compiler to leave them alone at every operation, which imports the compiler
+    and takes longer than a shape.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class ShapeTable(PlainMode):
     """Operations on the meta device give a tensor like the one that they gave for like arguments before.
 
     Torch works out the shapes of many operations in Python, step by step (a batch normalisation takes
