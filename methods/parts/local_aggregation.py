@@ -17,6 +17,12 @@ Nothing of size L x L (L = h * w positions) exists at any moment. The forward pa
 rows; the backward pass computes the same blocks again. Because the scores are symmetric, a block of rows
 also is a block of columns, so the gradient of the features needs one product with them rather than two.
 The distance term is separable: two small tables, one by rows and one by columns of the grid.
+
+On a GPU, without eps, torch's fused attention does the same: the part of the distance term that depends on
+both positions is a product of two coordinates, the part of b alone cancels, and that of a alone is one more
+product, so that three further columns of queries and keys take the place of the tables. In float64 the two
+agree to the last digits, in float32 both stay within 5e-6 of it on a grid of 96 x 96. On the CPU the blocks
+remain, with the bits that they have always given.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -59,7 +66,8 @@ def local_aggregation(
         features: ``(B, d, h, w)`` features that define content similarity.
         sigma: standard deviation of the distance term in grid cells (6 in BLPSeg blpseg.py).
         epsilon: ``reference`` keeps the normaliser's 1e-7 as the released code has it; ``none`` drops it.
-        rows: positions per block; by default as many as fit a fixed amount of memory.
+        rows: positions per block; by default as many as fit a fixed amount of memory, and on a GPU fused
+            attention in place of blocks where eps is dropped.
 
     Returns:
         ``(B, C, h, w)``, float32 or float64.
@@ -76,9 +84,13 @@ def local_aggregation(
     grid = (scores.shape[-2], scores.shape[-1])
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     with outside_autocast(features.device):
+        content = features.to(dtype).flatten(2).mT.contiguous()
+        values = scores.to(dtype).flatten(2).mT.contiguous()
+        if features.is_cuda and epsilon == "none" and rows is None:
+            return _attention(content, values, grid, sigma).mT.unflatten(2, grid)
         out = _LocalAggregation.apply(
-            features.to(dtype).flatten(2).mT.contiguous(),
-            scores.to(dtype).flatten(2).mT.contiguous(),
+            content,
+            values,
             grid,
             sigma,
             epsilon == "reference",
@@ -91,6 +103,24 @@ def _block_rows(features: Tensor, positions: int) -> int:
     budget = _BLOCK_BYTES.get(features.device.type, _BLOCK_BYTES_ACCELERATOR)
     size = 8 if features.dtype == torch.float64 else 4
     return max(_MIN_ROWS, budget // (size * positions))
+
+
+def _attention(content: Tensor, values: Tensor, grid: tuple[int, int], sigma: float) -> Tensor:
+    """Aggregated ``values`` ``(B, L, C)`` by torch's attention over ``content`` ``(B, L, d)``."""
+    axes = [torch.arange(n, dtype=content.dtype, device=content.device) - (n - 1) / 2 for n in grid]
+    at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(1, -1, 2) / sigma
+    at = at.expand(len(content), -1, -1)
+    own = at.square().sum(-1, keepdim=True) * -0.5
+    queries = _for_kernels(torch.cat([content, at, torch.ones_like(own)], -1))
+    keys = _for_kernels(torch.cat([content, at, own], -1))
+    out = F.scaled_dot_product_attention(queries, keys, _for_kernels(values), scale=1.0)
+    return out[:, 0, :, : values.shape[2]]
+
+
+def _for_kernels(rows: Tensor) -> Tensor:
+    """``(B, L, n)`` as the one head ``(B, 1, L, m)`` of attention, with zeros up to the next multiple of
+    4, which kernels that keep no matrix of scores ask for."""
+    return F.pad(rows, (0, -rows.shape[2] % 4))[:, None]
 
 
 class _Distance:

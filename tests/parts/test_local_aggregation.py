@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.parts.local_aggregation import EPSILON, _Distance, local_aggregation
+from methods.parts.local_aggregation import EPSILON, _attention, _Distance, local_aggregation
 
 CASES = ["lam_12x16_moderate", "lam_12x16_init", "lam_12x16_batch2_voc21", "lam_oddsize_45x61"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -65,6 +65,33 @@ def test_epsilon_is_seen_where_the_normaliser_is_tiny(golden):
     assert data["mass"].min() < 10 * EPSILON
     without = local_aggregation(data["seg_in"], data["feat"], data["sigma"].item(), "none")
     assert (without - data["out"]).abs().max() > 1
+
+
+def by_attention(scores, features, sigma):
+    """What a GPU does, here."""
+    content, values = (x.flatten(2).mT.contiguous() for x in (features, scores))
+    return _attention(content, values, scores.shape[-2:], sigma).mT.unflatten(2, scores.shape[-2:])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_matches_the_authors_where_epsilon_is_small(golden, name):
+    data = load(golden, name)
+    scores, features = data["seg_in"].requires_grad_(), data["feat"].requires_grad_()
+    out = by_attention(scores, features, data["sigma"].item())
+    assert_near(out, data["out"])
+    out.backward(data["grad_out"])
+    assert_near(scores.grad, data["grad_seg"])
+    assert_near(features.grad, data["grad_feat"])
+
+
+@pytest.mark.parametrize(("grid", "channels", "dtype"), [((7, 5), 21, torch.float64), ((40, 96), 4, None)])
+def test_attention_gives_the_formula_on_any_grid(grid, channels, dtype):
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(2, channels, *grid, dtype=torch.float64, generator=generator)
+    features = torch.randn(2, 5, *grid, dtype=torch.float64, generator=generator) / 2
+    whole = written_out(scores, features, 6.0, 0.0)
+    ours = by_attention(scores.to(dtype or torch.float32), features.to(dtype or torch.float32), 6.0)
+    torch.testing.assert_close(ours.double(), whole, rtol=0, atol=1e-12 if dtype else 1e-5)
 
 
 def test_distance_term_is_the_authors(golden):
