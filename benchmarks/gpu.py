@@ -36,7 +36,13 @@ from harness.evaluation.evaluator import label_map
 from harness.recipes import protocols
 from harness.recipes.resolving import recipe_names, resolve
 from harness.recipes.specs import PrecisionSpec
-from harness.running.smoke.feeding import Feeding, made_up_set, picture_seconds, step_seconds
+from harness.running.smoke.feeding import (
+    Feeding,
+    made_up_set,
+    picture_seconds,
+    pictures_of_step,
+    step_seconds,
+)
 from harness.running.trials.trial import choose_device
 
 #: What may make steps faster; the losses that come out stand beside the milliseconds.
@@ -247,19 +253,20 @@ def pretended(names: list[str]) -> str:
         found, recipe = footprint(resolved), resolved.recipe
         with torch.device("meta"):
             method = build_method(resolved, torch.device("meta"), 0)
-        each = picture_seconds(made_up_set(resolved, method))
+        data = made_up_set(resolved, method)
+        each, pictures = picture_seconds(data), sum(pictures_of_step(data).values())
         seconds = step_seconds(found, recipe, GPU)
         shown.append(
             {
                 "recipe": name,
-                "pictures": recipe.batch.size,
+                "pictures": pictures,
                 "memory, GiB": f"{found.peak_mib / 1024:.1f}",
                 "to the device, MiB": f"{found.batch_mib:.0f}",
                 "operations": f"{found.operations:,}",
                 "TFLOP": f"{found.tflop:.1f}",
                 f"ms on an {GPU}": "–" if seconds is None else f"{1e3 * seconds:.0f}",
                 "CPU ms a picture": f"{1e3 * each:.1f}",
-                "cores": "–" if seconds is None else Feeding(each, recipe.batch.size, seconds, "").cores,
+                "cores": "–" if seconds is None else Feeding(each, pictures, seconds, "").cores,
             }
         )
     return tabulate(shown, headers="keys", tablefmt="pipe", disable_numparse=True)

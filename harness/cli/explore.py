@@ -17,27 +17,12 @@ from harness.cli.options import DATA_ROOT, JSON, left_out
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from harness.basics.errors import UserError
     from harness.basics.registry import Registry
     from harness.recipes.printed import Printed
 
-#: A full-size recipe of each method, and of each data set.
-_FULL_SIZE = (
-    "agmm/voc-scribble-r101",
-    "agmm/cityscapes-20clicks-r50",
-    "blpseg/voc-scribble-r101",
-    "cam/voc-image-r50",
-    "dfr/voc-scribble-swinb",
-    "dskd_gc/voc-image-vitb",
-    "fsr/voc-image-vitb",
-    "gated_crf/voc-scribble-r101",
-    "pce/voc-scribble-r101",
-    "rloss/voc-scribble-r101",
-    "toco/voc-image-vitb",
-    "tree_energy/voc-scribble-r101",
-)
 _KINDS = ("methods", "datasets", "recipes", "suites", "protocols", "metrics")
 
 
@@ -294,46 +279,6 @@ def _value_line(key: str, value: Any, origin: str, source: str, known: Printed |
     ]
 
 
-def _of_full_size(gpus: Sequence[str]) -> list[tuple[str, str, str]]:
-    """What training steps of full-size recipes take: memory, and cores that feed a GPU.
-
-    Args:
-        gpus: names of those that can compute.
-    """
-    import torch
-
-    from harness.engine.footprint import shipped
-    from harness.recipes import resolving
-    from harness.running.smoke.feeding import Feeding, made_up_set, picture_seconds, step_seconds
-
-    there = [torch.cuda.get_device_properties(i).total_memory / 2**20 for i in range(len(gpus))]
-    fits: dict[str, float] = {}
-    needs: dict[str, int] = {}
-    known = resolving.recipe_names()
-    for name in (name for name in _FULL_SIZE if name in known):
-        resolved = resolving.resolve(name)
-        if (found := shipped(resolved)) is None:
-            continue
-        fits[name] = found.peak_mib
-        if gpus and (seconds := step_seconds(found, resolved.recipe, gpus[0])) is not None:
-            each = picture_seconds(made_up_set(resolved), 2)
-            needs[name] = Feeding(each, resolved.recipe.batch.size, seconds, "").cores
-    if not fits:
-        return []
-    large = max(fits, key=fits.__getitem__)
-    said = f"by estimate, most for {large}"
-    if there and (lacking := [name for name, mib in fits.items() if mib > 0.9 * min(there)]):
-        said = f"too much for a GPU here: {', '.join(lacking)}"
-    least, most = (f"{edge(fits.values()) / 1024:.1f}" for edge in (min, max))
-    rows = [("full-size steps", f"{least} to {most} GiB", said)]
-    if needs:
-        greedy = max(needs, key=needs.__getitem__)
-        cores = f"{min(needs.values())} to {needs[greedy]} loader processes"
-        said = f"by rule of thumb, a core each, most for {greedy}; {os.cpu_count()} cores are here"
-        rows.append(("to feed a GPU", cores, said))
-    return rows
-
-
 @click.command("doctor", cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
 @DATA_ROOT
 @JSON
@@ -350,6 +295,7 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     from harness.data.sets.roots import open_dataset
     from harness.recipes.protocols import protocol_problems
     from harness.recipes.resolving import usable
+    from harness.running.smoke import feeding
     from leaderboards.judge.statements import claim_problems
     from leaderboards.rows.published import published_problems
 
@@ -367,7 +313,7 @@ def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
     else:
         cards, said = "none", f"{built}: the mini suite runs; papers need a GPU"
     rows.append(("GPU", cards, said))
-    rows += _of_full_size([] if devices.without_kernels(found) else gpus)
+    rows += feeding.full_size_rows([] if devices.without_kernels(found) else gpus)
     driver = "none" if found.driver is None and found.driver_cuda is None else found.driver or "unknown"
     newest = (
         "" if found.driver_cuda is None else f"supports CUDA up to {'.'.join(map(str, found.driver_cuda))}"

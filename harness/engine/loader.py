@@ -132,6 +132,10 @@ class TrainingSet(TorchDataset):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def ids_of(self, name: str = "") -> list[str]:
+        """Ids of the labelled pictures, or of further ones by their name."""
+        return self._others[name] if name else self.ids
+
     def plan(self, method: Method, total: int, start: int, groups: range) -> StepSampler:
         """The samples of each step from ``start`` on, of these groups of a step."""
         batch = self.recipe.batch
@@ -153,7 +157,7 @@ class TrainingSet(TorchDataset):
     def __getitem__(self, slot: Slot) -> dict:
         step, place, index, *names = slot
         name = str(names[0]) if names else ""
-        image_id = (self._others[name] if name else self.ids)[index]
+        image_id = self.ids_of(name)[index]
         rng = random.Random(f"{self.seed}/{step}/{f'{name}/' if name else ''}{place}")
         image, label = self._read(index, name)
         drawn = (self.further[name].augment if name else None) or self.recipe.augment
@@ -172,7 +176,7 @@ class TrainingSet(TorchDataset):
         """Colours ``(H, W, 3)`` and label ``(H, W)`` of a picture; those of small splits stay in memory."""
         if (name, index) in self._kept:
             return self._kept[name, index]
-        ids = self._others[name] if name else self.ids
+        ids = self.ids_of(name)
         image, label = self.dataset.read_image(ids[index]), None if name else self.labels.read(ids[index])
         if label is None:
             label = np.full(image.shape[:2], UNLABELLED, np.uint8)

@@ -86,6 +86,7 @@ def _training(row: Row) -> Facts:
         ("Weak label", row.weak_label),
         ("Selection", row.selection),
         ("Steps", number(row.cost.steps, 0)),
+        ("Steps skipped in float16", _skipped(row)),
         ("Time of a seed", time_text(row.cost.seconds)),
         ("Peak memory", memory_text(row.cost.memory_mib)),
         ("Parameters", "" if math.isnan(row.cost.parameters) else f"{row.cost.parameters:,.0f}"),
@@ -94,6 +95,19 @@ def _training(row: Row) -> Facts:
         ("Checkpoints (SHA-256)", ", ".join(sorted(c[:16] for c in checkpoints if c))),
     ]
     return [(name, value) for name, value in entries if value and value != DASH]
+
+
+def _skipped(row: Row) -> str:
+    """How often gradients overflowed, and the scale that was left, seed by seed."""
+    found = []
+    for record in row.records:
+        if record.data.get("recipe", {}).get("amp") != "fp16":
+            continue
+        curve = record.history()
+        if len(curve) and {"amp.skipped", "amp.scale"} <= set(curve.columns):
+            skipped, scale = curve["amp.skipped"].iloc[-1], curve["amp.scale"].iloc[-1]
+            found.append(f"seed {record.seed}: {number(skipped, 0)}, scale {scale:,.5g} at the end")
+    return "; ".join(found)
 
 
 def _data(row: Row) -> Facts:

@@ -12,14 +12,22 @@ from typing import Any
 import pytest
 import torch
 
+from harness.engine.build import FurtherSpec
 from harness.engine.footprint import Footprint
 from harness.engine.loader import StepSampler, TrainingSet, training_loader
 from harness.engine.loading import Waits
 from harness.engine.networks import build_method
 from harness.engine.training import Status
 from harness.recipes.resolving import resolve
+from harness.recipes.specs import AugmentSpec
 from harness.running.smoke import feeding, trying
-from harness.running.smoke.feeding import Feeding, made_up_set, picture_seconds, step_seconds
+from harness.running.smoke.feeding import (
+    Feeding,
+    made_up_set,
+    picture_seconds,
+    pictures_of_step,
+    step_seconds,
+)
 from tests.runs import ONE, RECIPE, wsss
 
 
@@ -133,3 +141,21 @@ def test_made_up_photographs_have_the_views_of_a_method() -> None:
     with torch.device("meta"):
         method = build_method(resolved, torch.device("meta"), 0)
     assert made_up_set(resolved, method)[(0, 0, 0)]["views"].keys() == method.views().keys()
+
+
+def test_further_pictures_are_timed_and_counted_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"more": FurtherSpec("extra", 48, AugmentSpec(blur=1.0))}
+    method: Any = SimpleNamespace(views=dict, further=lambda: more)
+    data = made_up_set(resolve("pce/mini-scribble", {"crop": 32}), method)
+    assert pictures_of_step(data) == {"": 16, "more": 48}
+    assert data[(0, 0, 7, "more")]["id"] == "7"
+    monkeypatch.setattr(feeding, "_seconds", lambda data, name, number: 0.002 if name else 0.006)
+    assert picture_seconds(data) == pytest.approx(0.003)
+    monkeypatch.undo()
+    asked: list[str] = []
+    read = TrainingSet._read
+    monkeypatch.setattr(
+        TrainingSet, "_read", lambda self, index, name="": (asked.append(name), read(self, index, name))[1]
+    )
+    assert picture_seconds(data, 2) > 0
+    assert set(asked) == {"", "more"}

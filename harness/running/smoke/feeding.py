@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from harness.basics.registry import DATASETS
-from harness.engine.footprint import Footprint
-from harness.engine.loader import Collate, TrainingSet
+from harness.engine.footprint import Footprint, shipped
+from harness.engine.loader import Collate, Slot, TrainingSet
 from harness.engine.method import Method
+from harness.recipes import resolving
 from harness.recipes.resolving import Resolved
 from harness.recipes.specs import Recipe
 
@@ -28,6 +31,21 @@ _TERA = {
 }  # fmt: skip
 #: Seconds in which a GPU starts one kernel after another, at best.
 _LAUNCH = 5e-6
+#: A full-size recipe of each method, and of each data set.
+_FULL_SIZE = (
+    "agmm/voc-scribble-r101",
+    "agmm/cityscapes-20clicks-r50",
+    "blpseg/voc-scribble-r101",
+    "cam/voc-image-r50",
+    "dfr/voc-scribble-swinb",
+    "dskd_gc/voc-image-vitb",
+    "fsr/voc-image-vitb",
+    "gated_crf/voc-scribble-r101",
+    "pce/voc-scribble-r101",
+    "rloss/voc-scribble-r101",
+    "toco/voc-image-vitb",
+    "tree_energy/voc-scribble-r101",
+)
 #: Height and width of a picture of a data set whose files are not here.
 _SIZES = {"cityscapes": (1024, 2048)}
 _USUAL_SIZE = (375, 500)
@@ -65,18 +83,34 @@ class Feeding:
 def picture_seconds(data: TrainingSet, number: int = 6) -> float:
     """Seconds of this core for one picture: read, augmented, made a tensor, as loader processes do it.
 
+    Further pictures count by their share of a step's.
+
     Args:
         data: the training set; what it keeps in memory is kept before the clock starts.
-        number: of pictures to try, spread over the set.
+        number: of pictures to try, spread over the set; so many of each kind of further ones.
     """
-    chosen = np.linspace(0, len(data) - 1, number).round().astype(int)
-    slots = [(0, place, int(index)) for place, index in enumerate(chosen)]
+    each = pictures_of_step(data)
+    spent = sum(size * _seconds(data, name, number) for name, size in each.items())
+    return spent / sum(each.values())
+
+
+def pictures_of_step(data: TrainingSet) -> dict[str, int]:
+    """How many pictures a step takes, over all groups: labelled ones (``""``), and further ones by name."""
+    batch = data.recipe.batch
+    own = {name: (spec.per_group or batch.per_group) * batch.groups for name, spec in data.further.items()}
+    return {"": batch.size, **own}
+
+
+def _seconds(data: TrainingSet, name: str, number: int) -> float:
+    length = len(data.ids_of(name))
+    chosen = np.linspace(0, length - 1, number).round().astype(int)
+    slots: list[Slot] = [(0, place, int(i), *([name] if name else [])) for place, i in enumerate(chosen)]  # type: ignore[misc]
     data[slots[0]]
-    collate = Collate(1)
     for index in chosen:
-        data._read(int(index))
+        data._read(int(index), name)
+    batch = Collate(1)._groups
     clock = time.thread_time()
-    collate([data[slot] for slot in slots])
+    batch([data[slot] for slot in slots])
     return (time.thread_time() - clock) / number
 
 
@@ -116,6 +150,10 @@ class _Photographs:
         """The picture."""
         return np.array(Image.open(io.BytesIO(self._bytes)).convert("RGB"))
 
+    def ids(self, split: str) -> list[str]:
+        """Names of pictures; every split has as many."""
+        return [str(i) for i in range(len(self.tags))]
+
     def read(self, image_id: str) -> np.ndarray:
         """The label."""
         return self._label
@@ -126,10 +164,49 @@ def made_up_set(resolved: Resolved, method: Method | None = None) -> TrainingSet
 
     Args:
         resolved: the recipe.
-        method: whose views each picture has, on any device; none without.
+        method: whose views each picture has, and whose further pictures a step, on any device; none without.
     """
     made: Any = _Photographs(resolved)
-    ids: Sequence[str] = [str(i) for i in range(len(made.tags))]
-    views = {} if method is None else method.views()
+    asked = () if method is None else (method.views(), method.further())
     labels: Any = SimpleNamespace(read=made.read, tags=made.tags)
-    return TrainingSet(made, ids, labels, resolved.recipe, 0, views)
+    return TrainingSet(made, made.ids(""), labels, resolved.recipe, 0, *(asked or ({},)))
+
+
+# --- of what is known without a trial ------------------------------------------------------------------
+
+
+def full_size_rows(gpus: Sequence[str]) -> list[tuple[str, str, str]]:
+    """What training steps of full-size recipes take: memory, and cores that feed a GPU.
+
+    Args:
+        gpus: names of those that can compute.
+
+    Returns:
+        Rows of what, how much, and what is to be said of it.
+    """
+    there = [torch.cuda.get_device_properties(i).total_memory / 2**20 for i in range(len(gpus))]
+    fits: dict[str, float] = {}
+    needs: dict[str, int] = {}
+    known = resolving.recipe_names()
+    for name in (name for name in _FULL_SIZE if name in known):
+        resolved = resolving.resolve(name)
+        if (found := shipped(resolved)) is None:
+            continue
+        fits[name] = found.peak_mib
+        if gpus and (seconds := step_seconds(found, resolved.recipe, gpus[0])) is not None:
+            each = picture_seconds(made_up_set(resolved), 2)
+            needs[name] = Feeding(each, resolved.recipe.batch.size, seconds, "").cores
+    if not fits:
+        return []
+    large = max(fits, key=fits.__getitem__)
+    said = f"by estimate, most for {large}"
+    if there and (lacking := [name for name, mib in fits.items() if mib > 0.9 * min(there)]):
+        said = f"too much for a GPU here: {', '.join(lacking)}"
+    least, most = (f"{edge(fits.values()) / 1024:.1f}" for edge in (min, max))
+    rows = [("full-size steps", f"{least} to {most} GiB", said)]
+    if needs:
+        greedy = max(needs, key=needs.__getitem__)
+        cores = f"{min(needs.values())} to {needs[greedy]} loader processes"
+        said = f"by rule of thumb, a core each, most for {greedy}; {os.cpu_count()} cores are here"
+        rows.append(("to feed a GPU", cores, said))
+    return rows

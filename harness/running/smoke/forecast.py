@@ -139,8 +139,9 @@ def _feeding(
                 basis = "by rule of thumb"
         known[own] = None
         if seconds is not None:
-            each = feeding.picture_seconds(_training_set(prepared))
-            known[own] = Feeding(each, resolved.recipe.batch.size, seconds, basis)
+            data = _training_set(prepared)
+            pictures = sum(feeding.pictures_of_step(data).values())
+            known[own] = Feeding(feeding.picture_seconds(data), pictures, seconds, basis)
     return known[own]
 
 
@@ -150,8 +151,9 @@ def _training_set(prepared: Prepared) -> TrainingSet:
     ids = prepared.dataset.ids(recipe.train_split)
     bare = replace(prepared.resolved, recipe=replace(recipe, weights="none"))
     with torch.device("meta"):
-        views = build_method(bare, torch.device("meta"), 0).views()
-    return TrainingSet(prepared.dataset, ids, prepared.labels, recipe, prepared.trial.seed, views)
+        method = build_method(bare, torch.device("meta"), 0)
+    drawn = method.views(), method.further()
+    return TrainingSet(prepared.dataset, ids, prepared.labels, recipe, prepared.trial.seed, *drawn)
 
 
 def _folders(cache: Path) -> frozenset[Path]:
