@@ -7,8 +7,10 @@ hand; :func:`machine` looks at this one.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +21,8 @@ import torch
 from harness.basics.errors import UserError
 
 _OPTION = "--device"
+#: Loader processes beyond which a GPU is seldom fed faster [our choice].
+_MOST_LOADERS = 8
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,36 @@ def unused(name: str, machine: Machine) -> str:
     if name != "auto" or machine.count or not machine.present or machine.visible is not None:
         return ""
     return f"{machine.present} GPU(s) are not used: {why_unusable(machine)}; {remedy(machine)}"
+
+
+def loader_processes(gpus: float, machine: Machine, cores: float, room: float) -> int:
+    """How many loader processes a training process has unless told otherwise; numbers do not depend on it.
+
+    Args:
+        gpus: of the process.
+        machine: where it runs.
+        cores: of that machine.
+        room: bytes of shared memory that are free there.
+
+    Returns:
+        0 without a GPU, where they would only share the cores with the training itself; else its share of the
+        cores but the one that it takes, at most :data:`_MOST_LOADERS`, and one for each GiB of room.
+    """
+    if not gpus or not machine.count:
+        return 0
+    share = cores * min(gpus / machine.count, 1.0)
+    return max(min(int(share) - 1, int(min(room, 2**40) / 2**30), _MOST_LOADERS), 0)
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_room() -> float:
+    """Bytes of shared memory that are free; endless where it has no limit of its own."""
+    place = Path("/dev/shm")
+    return shutil.disk_usage(place).free if place.is_dir() else math.inf
 
 
 # --- this machine ------------------------------------------------------------------------------------

@@ -223,7 +223,12 @@ _EXECUTION = (
     DATA_ROOT,
     RESULTS,
     DEVICE,
-    WORKERS_OPTION,
+    click.option(
+        "--workers",
+        type=COUNT,
+        help="Loader processes of each process of a trial [default: with CUDA here, its share of the cores "
+        "less one, 8 at most; else 0].",
+    ),
     click.option("--local", is_flag=True, help="One after another in this process, without Ray."),
     _MOST,
     click.option(
@@ -330,7 +335,7 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
         data_roots: tuple[str, ...],
         results: Path | str,
         device: str,
-        workers: int,
+        workers: int | None,
         local: bool,
         max_concurrent: int | None,
         cpus_per_trial: float | None,
@@ -361,6 +366,11 @@ def execution(function: Callable[..., Any]) -> Callable[..., Any]:
                 where="--cpus-per-trial",
                 remedy="leave it out: every process gets workers + 1",
             )
+        if workers is None:  # of another machine nothing is known
+            there = devices.Machine() if address else machine
+            workers = devices.loader_processes(gpus, there, devices.cores_here(), devices.shared_room())
+            if cpus_per_trial is not None:
+                workers = max(min(workers, int(cpus_per_trial / processes) - 1), 0)
         options = Options(
             results=results,
             data_roots=data_roots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 import torch
 from runs import wsss
@@ -18,6 +19,7 @@ from harness.basics.devices import (
     without_kernels,
 )
 from harness.basics.errors import UserError
+from harness.cli.options import execution
 from harness.engine import distributed
 
 CPU = Machine()
@@ -217,3 +219,51 @@ def test_processes_of_a_trial_set_a_device_by_its_number(monkeypatch, device):
     with distributed.session("host:1", 0, 1, torch.device(device)):
         pass
     assert given == [torch.device(device).index or 0, "cpu:gloo,cuda:nccl"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "cores", "room", "loaders"),
+    [
+        (0, CPU, 64, 1e12, 0),
+        (1, OLD, 64, 1e12, 0),
+        (0, H200, 64, 1e12, 0),  # trials on the CPU beside GPUs
+        (1, H200, 64, 1e12, 7),
+        (0.25, H200, 64, 1e12, 1),
+        (1, H200, 192, float("inf"), 8),
+        (1, H200, 8, 1e12, 0),
+        (1, H200, 4, 1e12, 0),
+        (1, H200, 64, 64 * 2**20, 0),  # a container's usual share of /dev/shm
+        (1, H200, 64, 3.5 * 2**30, 3),
+    ],
+)
+def test_loader_processes_follow_from_cores_and_gpus(gpus, machine, cores, room, loaders):
+    assert devices.loader_processes(gpus, machine, cores, room) == loaders
+
+
+@pytest.mark.parametrize(
+    ("given", "loaders"),
+    [
+        ((), 7),
+        (("--workers", "2"), 2),
+        (("--workers", "0"), 0),
+        (("--device", "cpu"), 0),
+        (("--gpus-per-trial", "0.5"), 3),
+        (("--cpus-per-trial", "4"), 3),
+        (("--local",), 7),
+        (("--address", "elsewhere:1"), 0),
+    ],
+)
+def test_trials_get_as_many_loader_processes_as_their_gpus_can_have(given, loaders, monkeypatch):
+    seen = []
+
+    @click.command()
+    @execution
+    def verb(options, resources):
+        seen.append(options.workers)
+        assert resources is None or "4" in given or resources.cpus_per_process == options.workers + 1
+
+    monkeypatch.setattr(devices, "machine", lambda **_: H200)
+    monkeypatch.setattr(devices, "cores_here", lambda: 64)
+    monkeypatch.setattr(devices, "shared_room", lambda: 1e12)
+    assert verb.main(list(given), standalone_mode=False) is None
+    assert seen == [loaders]
