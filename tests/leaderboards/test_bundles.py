@@ -28,6 +28,7 @@ from leaderboards.rows.sharing import check_bundle, merge, pack
 from leaderboards.rows.tables import leaderboard
 from tests.runs import wsss
 
+TRIAL = "records/agmm/mini/abc/seed-0"
 WHO = {"made_by": "Ada", "made": "2026-01-01T00:00:00+00:00", "notes": "", "software": "x"}
 
 
@@ -118,6 +119,42 @@ def test_one_altered_byte_in_ten_bundles_is_found_and_named(tmp_path: Path) -> N
     assert check_bundle(files[0]).breaches == {}
 
 
+def tiny(file: Path) -> bytes:
+    """A bundle of two members, whose every byte can be tried."""
+    sha256 = write_bundle(file, {f"{TRIAL}/record.json": b"{}", f"{TRIAL}/history.csv": b"a,b"}, [], **WHO)
+    assert open_bundle(file).sha256 == sha256
+    return file.read_bytes()
+
+
+def test_every_altered_missing_and_added_byte_of_a_bundle_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "b.wsss"
+    whole = tiny(file)
+    record, history = (whole.index(content) for content in (b"{}PK", b"a,bPK"))
+
+    def found(altered: bytes) -> str:
+        file.write_bytes(altered)
+        with pytest.raises(Damaged) as caught:
+            open_bundle(file)
+        assert file.name in str(caught.value.where)
+        return caught.value.problem
+
+    for place, byte in enumerate(whole):
+        before, behind = whole[:place], whole[place + 1 :]
+        for other in {byte ^ 1, byte ^ 0x80, 0, 0xFF} - {byte}:
+            problem = found(before + bytes([other]) + behind)
+            assert "record.json" in problem or not record <= place < record + 2
+            assert "history.csv" in problem or not history <= place < history + 3
+        found(before)
+        for altered in {
+            before + behind,
+            before + bytes([byte]) + whole[place:],
+            before + b"\0" + whole[place:],
+        }:
+            found(altered)
+    found(whole + b"\0")
+    found(b"MZ" + whole)
+
+
 def test_equal_records_give_equal_bundles_that_any_tool_unpacks(tmp_path: Path, factory: Factory) -> None:
     factory.record()
     files = {f"records/agmm/a/1/seed-{i}/record.json": b"{}" for i in range(3)}
@@ -130,7 +167,6 @@ def test_equal_records_give_equal_bundles_that_any_tool_unpacks(tmp_path: Path, 
 
 # --- hostile ---------------------------------------------------------------------------------------------
 
-TRIAL = "records/agmm/mini/abc/seed-0"
 NAMES = [
     "/etc/passwd",
     "../evil",
@@ -276,7 +312,85 @@ def _said(**changes: object) -> Callable[[Path], None]:
     return _text((json.dumps(head, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-HOSTILE: dict[str, Callable[[Path], None]] = {
+def _fields(local: dict[int, bytes], central: dict[int, bytes]) -> Callable[[Path], None]:
+    """A sound bundle whose last member has other bytes in its head and in its line of the directory."""
+
+    def make(file: Path) -> None:
+        data = bytearray(tiny(file))
+        for sign, changes in ((b"PK\3\4", local), (b"PK\1\2", central)):
+            for place, value in changes.items():
+                start = data.rindex(sign) + place
+                data[start : start + len(value)] = value
+        file.write_bytes(bytes(data))
+
+    return make
+
+
+def _ended(place: int, value: bytes) -> Callable[[Path], None]:
+    """A sound bundle with other bytes in the end of its directory."""
+
+    def make(file: Path) -> None:
+        data = bytearray(tiny(file))
+        start = data.rindex(b"PK\5\6") + place
+        data[start : start + len(value)] = value
+        file.write_bytes(bytes(data))
+
+    return make
+
+
+def _zipped(**attributes: object) -> Callable[[Path], None]:
+    """What a common tool makes of a bundle's members, one of which has attributes of its own."""
+
+    def make(file: Path) -> None:
+        tiny(file)
+        with zipfile.ZipFile(file) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in members.items():
+                info = zipfile.ZipInfo(name)
+                for key, value in attributes.items() if name != MANIFEST else ():
+                    setattr(info, key, value)
+                archive.writestr(info, data)
+
+    return make
+
+
+def _overlapping(file: Path) -> None:
+    """Two lines of the directory that name one member."""
+    data = bytearray(tiny(file))
+    first = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    second = data.rindex(b"PK\1\2")
+    data[second + 42 : second + 46] = data[first + 42 : first + 46]
+    file.write_bytes(bytes(data))
+
+
+_LINK = 0o120777 << 16
+#: What zip files can say, and no bundle does.
+ZIPPED: dict[str, Callable[[Path], None]] = {
+    "a link": _fields({}, {5: b"\3", 38: struct.pack("<I", _LINK)}),
+    "a device": _fields({}, {5: b"\3", 38: struct.pack("<I", 0o060666 << 16)}),
+    "a folder's attribute": _fields({}, {38: struct.pack("<I", 0x10)}),
+    "a link of a common tool": _zipped(create_system=3, external_attr=_LINK),
+    "an encrypted member": _fields({6: b"\1\x08"}, {8: b"\1\x08"}),
+    "sizes behind the content": _fields({6: b"\x08\x08"}, {8: b"\x08\x08"}),
+    "a compressed member": _fields({8: b"\x08"}, {10: b"\x08"}),
+    "names that are no UTF-8": _fields({6: b"\0\0", 30: b"\xff"}, {8: b"\0\0", 46: b"\xff"}),
+    "names without their flag": _fields({6: b"\0\0"}, {8: b"\0\0"}),
+    "an extra field": _zipped(extra=struct.pack("<HHQQ", 1, 16, 1, 1)),
+    "a comment on a member": _zipped(comment=b"read me"),
+    "a date": _zipped(date_time=(2026, 1, 1, 0, 0, 0)),
+    "sizes beyond 32 bits": _fields({18: b"\xff" * 8}, {20: b"\xff" * 8}),
+    "a member of another disk": _fields({}, {34: b"\1"}),
+    "an archive of several disks": _ended(4, b"\1\0\1\0"),
+    "a directory elsewhere": _ended(16, b"\0\0\0\0"),
+    "a directory of more members": _ended(8, b"\xff\xff\xff\xff"),
+    "overlapping members": _overlapping,
+    "a program before it": lambda file: file.write_bytes(b"MZ" + tiny(file)) and None,
+    "a bundle behind it": lambda file: file.write_bytes(tiny(file) * 2) and None,
+    "a bundle inside": lambda file: made(file, [(b"records/a/b/c/seed-0/more.wsss", b"PK")]) and None,
+}
+
+HOSTILE: dict[str, Callable[[Path], None]] = ZIPPED | {
     "a zip bomb": _deflated,
     "a member that claims gigabytes": _claims,
     "a hole of gigabytes": _hole,
