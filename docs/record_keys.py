@@ -1,20 +1,47 @@
-"""Writes what ``record.json`` and ``evaluation.json`` hold, from their types: tables for people into
-``records.md``, JSON schemas for programs into ``schema/``. Run it after a change of
-``harness/records/documents.py``.
+"""Writes what files hold and declarations take, from their types. Of ``record.json`` and ``evaluation.json``:
+tables for people into ``records.md``, JSON schemas for programs into ``schema/``. Of what a package brings
+beside methods (published cells, claims, protocols, metrics, plots): tables into ``keys.md``. Run it after a
+change of ``harness/records/documents.py``, or of one of :data:`BROUGHT`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
+from harness.basics.schema import is_schema
+from harness.data.base import DatasetInfo
+from harness.recipes.protocols import Protocol
 from harness.records.documents import SCHEMA, Document, EvaluationDocument, RecordDocument
+from leaderboards.judge.statements import Claim, Pair
+from leaderboards.plots.plotting import Plot
+from leaderboards.rows.metrics import ClassCounts, Metric
+from leaderboards.rows.published import Cell, CellSource
+from leaderboards.rows.row import Row
 
 HERE = Path(__file__).parent
 DOCUMENTS = {"record.json": RecordDocument, "evaluation.json": EvaluationDocument}
 BEGIN, END = "<!-- keys: written by record_keys.py -->\n", "<!-- end of keys -->\n"
+#: What a package brings, by the place in ``keys.md``, with the keys that are filled in from elsewhere.
+BROUGHT: dict[str, tuple[type, tuple[str, ...]]] = {
+    "source": (CellSource, ()),
+    "cell": (Cell, ("id", "source")),
+    "claim": (Claim, ("id", "method")),
+    "comparison": (Pair, ()),
+    "protocol": (Protocol, ()),
+    "metric": (Metric, ()),
+    "counts": (ClassCounts, ()),
+    "plot": (Plot, ()),
+    "row": (Row, ("asked", "runs", "records")),
+    "info": (DatasetInfo, ()),
+}
+_LIMITS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
 _PLAIN = {
     "integer": "integer",
     "number": "number",
@@ -38,6 +65,8 @@ def _kind(value: dict[str, Any]) -> str:
         return " or ".join(f"`{one}`" for one in value["enum"])
     if "$ref" in value:
         return "object"
+    if "prefixItems" in value:
+        return "list of " + " and ".join(_kind(one) for one in value["prefixItems"])
     if value.get("type") == "array":
         return f"list of {_kind(value['items'])}"
     if value.get("type") == "object":
@@ -87,11 +116,65 @@ def tables() -> str:
     return "".join(found) + "\n"
 
 
+def _of_files(kind: type) -> Iterator[tuple[str, str, str, str]]:
+    """Key, type, what stands without it, and meaning of every key of a TOML table."""
+    schema = pydantic.TypeAdapter(kind).json_schema()
+    for field in dataclasses.fields(kind):
+        value = schema["properties"][field.name]
+        parts = [one for one in (value, *value.get("anyOf", ())) if "type" in one]
+        told = [f"{word} {part[key]}" for part in parts for key, word in _LIMITS.items() if key in part]
+        words = " ".join([_kind(value).replace(" or null", ""), *told])
+        default = value.get("default")
+        without = "needed" if field.name in schema.get("required", ()) else "none"
+        if default not in (None, "", [], {}):
+            without = f"`{json.dumps(default)}`"
+        yield field.name, words, without, " ".join(value.get("description", "").split())
+
+
+def _of_code(kind: type) -> Iterator[tuple[str, str, str, str]]:
+    """Argument, type, what stands without it, and meaning of every argument of a declaration in Python."""
+    found = re.findall(r"^    ([\w, ]+): (.+?)(?=^    \w|\Z)", _attributes(kind), re.M | re.S)
+    meanings = {name: text for names, text in found for name in names.split(", ")}
+    for field in dataclasses.fields(kind):
+        without = "needed" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        if field.default_factory is not dataclasses.MISSING:
+            without = "none"
+        text = " ".join(meanings.get(field.name, "").replace("``", "`").split())
+        told = re.sub(r":\w+:`[~.]*([^`]+)`", r"`\1`", text)
+        yield field.name, f"`{field.type}`", without, told[:1].upper() + told[1:]
+
+
+def _attributes(kind: type) -> str:
+    """The section on attributes of a class's docstring."""
+    lines = (kind.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines)
+
+
+def brought(place: str) -> list[tuple[str, str, str, str]]:
+    """Key, type, what stands without it, and meaning of everything that a package writes at a place."""
+    kind, filled_in = BROUGHT[place]
+    return [row for row in (_of_files if is_schema(kind) else _of_code)(kind) if row[0] not in filled_in]
+
+
+def _with_tables(text: str) -> str:
+    """The page of keys, its tables written anew."""
+    for place in BROUGHT:
+        begin, end = f"<!-- {place}: written by record_keys.py -->\n", "<!-- end -->\n"
+        head, found, after = text.partition(begin)
+        cells = [[part.replace("|", r"\|") for part in row] for row in brought(place)]
+        rows = "".join(f"| `{name}` | {' | '.join(rest)} |\n" for name, *rest in cells)
+        table = f"\n| key | type | without it | meaning |\n|---|---|---|---|\n{rows}\n"
+        text = head + found + table + end + after.partition(end)[2]
+    return text
+
+
 def written() -> dict[Path, str]:
     """The files, as they should be."""
     page = HERE / "records.md"
     head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     files = {page: head + BEGIN + tables() + END + rest.partition(END)[2]}
+    keys = HERE / "keys.md"
+    files[keys] = _with_tables(keys.read_text(encoding="utf-8"))
     for name in DOCUMENTS:
         file = HERE / "schema" / f"{name.removesuffix('.json')}-{SCHEMA}.schema.json"
         files[file] = json.dumps(schema_of(name), indent=1) + "\n"

@@ -71,6 +71,7 @@ class DatasetInfo:
         background: label of the background class, None where there is none.
         folder: the official folder below the data root.
         homepage: where to obtain it.
+        notes: what a reader of its tables must know, by split or label.
     """
 
     name: str

@@ -65,9 +65,9 @@ class Claim:
     method: str
     """Name of its file: the method whose paper it is."""
     statement: str
-    """In our words, one sentence."""
+    """One sentence, in words that need not be the paper's."""
     paper: str = ""
-    """Key of a source in `leaderboards/published`."""
+    """Key of a source of published cells."""
     place: str = ""
     """Where the source says so, or what could not be read."""
     comparisons: tuple[Pair, ...] = Field(min_length=1)

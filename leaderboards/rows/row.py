@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         dataset, supervision: the table that it belongs to.
-        method, title, recipe: registry name, name in tables, recipe name.
+        method, title, recipe: of the method its registry name and its name in tables; of the recipe its name.
         overrides: what the command line changed, empty for the recipe as it stands.
         digest: training digest, empty for a hole.
         backbone, weights, weak_label: what was trained, from what, on what.
@@ -32,7 +32,7 @@ class Row:
         selection: which network of each training was scored, and what its choice has seen.
         n: finished seeds.
         seeds: their numbers.
-        mean, std: over seeds (divisor n - 1; NaN for n = 1).
+        mean, std: mIoU in percent over seeds, and its deviation (divisor n - 1; NaN for n = 1).
         low, high: 95 % bootstrap interval over images, see ``statistics.bootstrap_miou``.
         published, source: published value and its cell id.
         difference: mean - published; NaN where recipe or data are not the published ones.

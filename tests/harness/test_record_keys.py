@@ -10,6 +10,7 @@ import pytest
 
 from harness.records.documents import EvaluationDocument, RecordDocument
 from harness.records.records import Store
+from leaderboards.judge.checking import BROUGHT
 from tests.runs import ONE, RECIPE, TINY, wsss
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,6 +31,18 @@ def test_page_and_schemas_are_those_of_the_types(page: dict) -> None:
 @pytest.mark.parametrize("kind", [RecordDocument, EvaluationDocument])
 def test_every_key_is_explained(page: dict, kind: type) -> None:
     assert page["undocumented"](kind) == []
+
+
+def test_everything_that_a_package_writes_down_is_explained(page: dict) -> None:
+    for place in page["BROUGHT"]:
+        assert page["brought"](place)
+        assert [key for key, _, _, text in page["brought"](place) if not text] == [], place
+
+
+def test_every_group_of_entry_points_has_a_place_on_the_page_of_keys() -> None:
+    text = (DOCS / "keys.md").read_text(encoding="utf-8")
+    parts = {registry.group for registry in BROUGHT.values()} - {"wsss.methods", "wsss.recipes"}
+    assert [group for group in sorted(parts) if f"(`{group}`)" not in text] == []
 
 
 def test_every_key_that_a_run_writes_is_on_the_page(page: dict, small: Path, tmp_path: Path) -> None:
