@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 Examples:
   wsss export dskd_gc/mini-image --output corrected --out labels/
         <id>.png pseudo labels of the training split, 255 where there is none
-  wsss export pce/ade20k-point --split val --output segmentation --encoding files --out upload/
-        label maps in the data set's own numbers, 1 to 150, as its test server scores them
+  wsss export agmm/cityscapes-100clicks-r50 --split val --output segmentation --encoding files --out upload/
+        label maps in the data set's own numbers, 7 to 33, as its test server scores them
   wsss export cam/mini-image --format npy --out cams/
         <id>.npy: {class from 0 without background: (H, W) float32}, as SEAM writes them
   wsss export dskd_gc/voc-image-vitb --split test --format server --data-root ~/data --out submission/

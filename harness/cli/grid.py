@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     cls=Verb,
     epilog="""\b
 Examples:
-  wsss grid mean_teacher/mini-point --set config.confidence=0.8,0.95 --set config.decay=0.9,0.99 --seeds 3
+  wsss grid agmm/mini-point --set optimiser.lr=0.005,0.01,0.02 --set crop=48,64 --seeds 3
   wsss grid agmm/mini-scribble --set crop=[48,64],[64,64] --set schedule.steps=100    (one value: held fixed)
   wsss grid cam/mini-image --set config.background_score=0.2,0.3,0.4    scored anew, not trained anew
   wsss grid pce/mini-scribble --set 'labels_from="a,b","c"'    quotes hold a comma together

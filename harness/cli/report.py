@@ -97,7 +97,7 @@ Examples:
   wsss leaderboard --suite mini                  those of a suite
   wsss leaderboard --recipe 'agmm/*' --recipe 'pce/mini-scribble (crop=48)'    rows by their printed names
   wsss leaderboard --results /data/results --out paper/tables --format tex,csv
-  wsss leaderboard --metric f1 --metric trimap-4 further columns, for old records too
+  wsss leaderboard --metric f1 --metric trimap-4      further columns, for old records too
   wsss leaderboard --validate                    published cells and claims against recipes
 
 Exit codes: 0 done, 1 done, and damaged files were left out (or --validate found a citation that does not

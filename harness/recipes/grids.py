@@ -95,7 +95,8 @@ def parse_grid(recipe: str, assignments: Iterable[str], called: Called | None = 
     seen: dict[str, str] = {}
     for point in grid.points:
         resolved = resolve(grid.recipe, point)
-        own = digest([resolved.essential_values(), resolved.inference])
+        same = {"crop": resolved.recipe.crop_size}  # 48 and [48, 48] are two digests of one training
+        own = digest([resolved.essential_values() | same, resolved.inference])
         name = row_name(grid.recipe, point)
         if own in seen:
             raise UserError(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
 
+from harness.cli.completing import A_RECIPE
 from harness.cli.main import cli
 from harness.cli.usage import TABLE, Verb
 from harness.data.sets.mini import Mini
+from harness.recipes.resolving import recipe_names, suites
 from tests.runs import RECIPE, wsss
 
 
@@ -38,6 +44,45 @@ def test_the_table_names_every_parameter_of_a_verb(verb: str):
     command = VERBS[verb]
     assert isinstance(command, Verb)
     assert {p.name for p in command.params} == TABLE[verb].names()
+
+
+def examples() -> list[tuple[str, str]]:
+    """Every command line of a verb's help, with the verb."""
+    found = []
+    for verb, command in VERBS.items():
+        for line in (command.epilog or "").splitlines():
+            words = re.split(r"\s{2,}| >>? ", line.strip())[0]
+            if words.startswith(f"wsss {verb} "):
+                found.append((verb, words.removeprefix(f"wsss {verb} ")))
+    return found
+
+
+@contextmanager
+def suppress_missing_files() -> Iterator[None]:
+    """An example may name a file of the reader's."""
+    try:
+        yield
+    except click.BadParameter as error:
+        if "does not exist" not in error.message:
+            raise
+
+
+@pytest.mark.parametrize(("verb", "words"), examples())
+def test_examples_of_the_help_are_taken_and_name_recipes_that_are_there(verb, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = VERBS[verb]
+    with suppress_missing_files():
+        given = command.make_context(verb, shlex.split(words)).params
+        known = {*recipe_names(), *suites()}
+        for parameter in command.params:
+            value = given.get(parameter.name) or ()
+            if parameter._custom_shell_complete is A_RECIPE:
+                for name in [value] if isinstance(value, str) else value:
+                    plain = re.split(" [(]|@", name)[0]
+                    own = plain.endswith((".toml", ".pth", ".pt")) or plain.startswith(
+                        ("results/", "external/")
+                    )
+                    assert own or fnmatch.filter(known, plain), name
 
 
 ON_RAY: dict[str, list[str]] = {

@@ -98,6 +98,7 @@ def test_a_grid_has_every_combination_of_typed_values() -> None:
         (["crop=48,64", "crop=80,96"], "has values twice"),
         (["crop=48,64", "crop=80"], "has one value, and several"),
         (["crop=48,48"], "two points are the same configuration"),
+        (["crop=48,[48, 48]"], "two points are the same configuration"),
         (["optimiser.lr=0.010,0.01"], "two points are the same configuration"),
         (["crop=48,words"], "crop"),
         (["crops=48,64"], "crops"),
