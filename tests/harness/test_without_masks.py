@@ -179,6 +179,11 @@ def test_the_second_stage_is_on_the_data_of_the_first(birds, capsys, short_sourc
     assert {r.recipe["dataset"] for r in found.values()} == {"birds"}
     (labels,) = Path("results/cam").glob("*/*/*/pseudo_labels/train-cam")
     assert sorted(f.stem for f in labels.glob("*.png")) == sorted(ids)
+    capsys.readouterr()
+    curve = ["cam/mini-image", *sets("dataset=birds"), "--data-root", f"birds={birds}"]
+    assert wsss("curve", *curve, "--device", "cpu") == 2
+    error = capsys.readouterr().err
+    assert "no picture of train has a mask" in error
 
 
 def test_results_of_an_older_digest_are_gone_on_with(small, tmp_path, cache):
