@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from harness.engine.method import Method
 
 
-def place(method: Method) -> str:
-    """Where a method's code is, for messages."""
-    return f"{type(method).__module__}.{type(method).__name__}"
+def place(method: Method, function: str = "") -> str:
+    """Where a method's code is, for messages: its class, or one of its functions with file and line."""
+    shown = f"{type(method).__module__}.{type(method).__name__}"
+    if not function:
+        return shown
+    code = getattr(getattr(type(method), function, None), "__code__", None)
+    lines = f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
+    return f"{shown}.{function}{lines}"
 
 
 def check_parameters(method: Method) -> None:
@@ -34,7 +39,7 @@ def check_parameters(method: Method) -> None:
         UserError: naming those that stand in none, or in two.
     """
     groups = method.parameter_groups()
-    shown = f"{place(method)}.parameter_groups"
+    shown = place(method, "parameter_groups")
     whole = isinstance(groups, list) and all(isinstance(g, Mapping) and "params" in g for g in groups)
     if not whole:
         raise UserError(
@@ -82,7 +87,7 @@ def check_views(method: Method) -> None:
     if not isinstance(views, Mapping) or not all(isinstance(v, ViewSpec) for v in views.values()):
         raise UserError(
             "views gives no ViewSpec by name",
-            where=f"{place(method)}.views",
+            where=place(method, "views"),
             remedy='return, for instance, {"half": ViewSpec(scale=0.5)}',
         )
 
@@ -105,7 +110,7 @@ def check_logits(logits: Any, method: Method, images: Tensor, network: str, *, w
         found = type(logits).__name__
     raise UserError(
         f"{call} gives {found} for pictures of {images.shape[-2]} x {images.shape[-1]}",
-        where=place(method),
+        where=place(method, "predict" if whole else "grid_logits"),
         remedy=f"floating-point logits of ({', '.join(map(str, due))}) are due: "
         f"{method.build.num_classes} classes" + (" at the size of the pictures" if whole else ""),
     )
@@ -173,7 +178,7 @@ def check_terms(terms: Any, method: Method, device: torch.device | None) -> None
     Raises:
         UserError: naming the term.
     """
-    shown = f"{place(method)}.loss"
+    shown = place(method, "loss")
 
     def refuse(problem: str, remedy: str) -> UserError:
         return UserError(problem, where=shown, remedy=remedy)
@@ -214,7 +219,7 @@ def check_optimiser(optimiser: Any, method: Method) -> None:
     Raises:
         UserError: naming what it lacks.
     """
-    shown = f"{place(method)}.make_optimiser"
+    shown = place(method, "make_optimiser")
     if not isinstance(optimiser, torch.optim.Optimizer):
         raise UserError(
             f"make_optimiser gives {type(optimiser).__name__}, no torch.optim.Optimizer",
@@ -244,7 +249,7 @@ LOGGED = re.compile(r"[\w.-]{1,80}")
 
 def checked_note(name: Any, value: Any, method: Method) -> Tensor | float:
     """One number that a method logs. Raises UserError for a name or value that is none."""
-    shown = f"{place(method)}.note"
+    shown = place(method, "note")
     if not isinstance(name, str) or not LOGGED.fullmatch(name):
         raise UserError(
             f"a note cannot be called {name!r}", where=shown, remedy="use letters, digits, _, - and ."

@@ -8,7 +8,6 @@ CPU instead.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from harness.basics.errors import UserError, words
 from harness.basics.registry import FORGET, METHODS
 from harness.basics.schema import digest, dump
 from harness.engine.batch import Progress
+from harness.engine.blame import blamed, on_purpose, told_with_place
 from harness.engine.contract import (
     check_label_map,
     check_logits,
@@ -33,7 +33,7 @@ from harness.engine.contract import (
     place,
 )
 from harness.engine.faults import ONE_VALUE, one_picture, smallest_piece
-from harness.engine.made_up import Answers, made_up_batch, made_up_pool, made_up_rng
+from harness.engine.made_up import Answers, coloured_batch, made_up_batch, made_up_pool, made_up_rng
 from harness.engine.networks import build_method
 from harness.engine.optimisers import create_optimiser
 from harness.engine.outputs import check_output
@@ -220,11 +220,11 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
     if not isinstance(labels, Mapping):
         raise UserError(
             f"{name}: pseudo_labels gives {type(labels).__name__}, not label maps by name",
-            where=place(method),
+            where=place(method, "pseudo_labels"),
             remedy="return a dictionary, or nothing but the inherited method",
         )
     for output, made in labels.items() if isinstance(labels, dict) else ():  # others make them when asked
-        check_label_map(made, images, output, name, place(method))
+        check_label_map(made, images, output, name, place(method, "pseudo_labels"))
     further = {key: spec.split for key, spec in method.further().items()}
     return Rehearsed(tuple(method.networks), tuple(labels), further)
 
@@ -232,8 +232,8 @@ def _try_on(resolved: Resolved, device: torch.device) -> Rehearsed:
 def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> None:
     """One loss of each phase on a made-up batch: what it asks for exists, and its terms are terms.
 
-    Any other error may come of the batch, which is made up, and says nothing here: the first step meets
-    what is real.
+    Any other error may come of the batch, which is made up. It is the method's where another batch, with
+    values, meets it on the same line; otherwise it says nothing here: the first step meets what is real.
     """
     batch = made_up_batch(method, resolved.recipe, device, None if device == _META else _SIDE)
     method.train()
@@ -250,13 +250,38 @@ def _try_losses(method: Method, resolved: Resolved, device: torch.device) -> Non
             if found := misnamed(error, method):
                 raise found from error
             if not isinstance(error, Exception):
-                raise _told(f"{method.name} cannot compute its loss", error) from error
+                raise told_with_place(f"{method.name} cannot compute its loss", error) from error
+            if (again := _again(error, resolved, progress)) is not None:
+                raise told_with_place(f"{method.name} cannot compute its loss", again) from error
         else:
             check_terms(terms, method, None)
             for name, value in method.take_notes():
                 checked_note(name, value, method)
             for name, picture in method.take_pictures():
                 as_picture(name, picture, method)
+
+
+#: Errors that follow from code and shapes, rather than from what a machine or a file has.
+_OF_CODE = (TypeError, ValueError, LookupError, NameError, AttributeError, ImportError, RuntimeError)
+
+
+def _again(error: Exception, resolved: Resolved, progress: Progress) -> Exception | None:
+    """The error of a loss as it comes back, on the same line, for coloured pictures on the CPU; None if it
+    does not. What a method raises itself, in its own words, may ask for what no made-up batch has."""
+    if not isinstance(error, _OF_CODE) or isinstance(error, UserError) or on_purpose(error):
+        return None
+    recipe = resolved.recipe
+    side = max(24, min(_SIDE, *recipe.crop_size))
+    bare = replace(resolved, recipe=replace(recipe, weights="none"))
+    try:
+        method = build_method(bare, torch.device("cpu"), seed=0)
+        supervision = "full" if recipe.labels_from is not None else recipe.supervision
+        method.train()(coloured_batch(method, supervision, side, max(2, recipe.batch.per_group)), progress)
+    except Exception as other:
+        there, here = blamed(other), blamed(error)
+        same = there is not None and here is not None and (there.file, there.line) == (here.file, here.line)
+        return other if same else None
+    return None
 
 
 def _lacks_values(error: Exception) -> bool:
@@ -274,23 +299,12 @@ def _attempt(what: str, work: Callable[[], Any], device: torch.device) -> Any:
             raise
         if device == _META and isinstance(error, Exception) and _lacks_values(error):
             raise _NeedsValues from error
-        raise _told(what, error) from error
+        raise told_with_place(what, error) from error
 
 
 def _wished(error: BaseException) -> bool:
     """Whether somebody wants this process to stop."""
     return isinstance(error, KeyboardInterrupt) or interruption.asked(error)
-
-
-def _told(what: str, error: BaseException) -> UserError:
-    """What cannot be done, and where an error of the method's code arose."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    first = next(iter(words(error).strip().splitlines()), "no message")
-    return UserError(
-        f"{what}: {type(error).__name__}: {first}",
-        where=f"{frame.filename}, line {frame.lineno}",
-        remedy="mend the method, or the recipe's values",
-    )
 
 
 def _probe_encoders(method: Method, backbone: str, crop: tuple[int, int], device: torch.device) -> None:

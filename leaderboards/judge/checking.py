@@ -4,7 +4,6 @@ cells, claims, protocols and verbs, each broken promise in one sentence that nam
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from harness.basics.text import one_line
 from harness.data.base import IGNORE, DatasetInfo
 from harness.data.sets.roots import open_dataset
 from harness.engine import promises
+from harness.engine.blame import blamed
 from harness.engine.rehearsal import rehearse
 from harness.recipes import recipe_files
 from harness.recipes.protocols import protocol_problems
@@ -177,8 +177,12 @@ def check_package(
     breaches += _of_verbs(own["verbs"])
     for name in own["metrics"]:
         breaches += _asked(f"metric {name}", _of_metric, name)
-    once = tuple(dict.fromkeys(breaches))
-    return PackageReport(package, {k: v for k, v in counts.items() if v}, once, tuple(dict.fromkeys(remarks)))
+    return PackageReport(
+        package,
+        {k: v for k, v in counts.items() if v},
+        _each_once(breaches),
+        tuple(dict.fromkeys(remarks)),
+    )
 
 
 def own_names(registry: Registry, own: dict[str, list[str]]) -> list[str]:
@@ -201,12 +205,18 @@ def _asked(of: str, ask: Callable[..., Iterable[str]], *given: Any) -> Iterator[
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # code of anybody, which may try to end the process
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if "site-packages" not in f.filename] or list(frames)
-        name = getattr(ask, "__name__", "check").replace("_", " ").strip("< >")
         text = next(iter(words(error).strip().splitlines()), "no message")
-        where = f"{theirs[-1].filename}, line {theirs[-1].lineno}"
-        yield Breach(of, f"{type(error).__name__} while asked whether its {name}: {text}", where)
+        line = blamed(error)
+        there = f"; there, {line.tensors}" if line is not None and line.tensors else ""
+        yield Breach(of, f"{type(error).__name__}: {text}{there}", str(line or ""))
+
+
+def _each_once(breaches: Iterable[Breach]) -> tuple[Breach, ...]:
+    """Breaches, one of those that arise on one line: other recipes and questions come to it too."""
+    found: dict[object, Breach] = {}
+    for breach in breaches:
+        found.setdefault(breach.where if ", line " in breach.where else breach, breach)
+    return tuple(found.values())
 
 
 # --- methods and recipes -------------------------------------------------------------------------------

@@ -145,6 +145,29 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "notes",
         f"{_LOSS}        self.note('kept', self.net.weight[:2])\n        return {{'seg': {_TERM}}}",
     ),
+    "a loss whose shapes do not fit": (
+        "shapes",
+        f"{_LOSS}        half = self.net(batch.images[..., ::2])\n"
+        f"        return {{'seg': (half - self.net(batch.images)).float().mean()}}",
+    ),
+    "a loss whose labels have the wrong type": (
+        "kind",
+        f"{_LOSS}        scores = self.net(batch.images).float()\n"
+        f"        return {{'seg': nn.functional.cross_entropy(scores, batch.labels.float())}}",
+    ),
+    "a loss that takes 254 for a class": (
+        "beyond_classes",
+        f"{_LOSS}        scores = self.net(batch.images).float()\n"
+        f"        return {{'seg': nn.functional.cross_entropy(scores, batch.labels)}}",
+    ),
+    "a loss that looks for a key that is not there": (
+        "lost_key",
+        f"{_LOSS}        return {{'seg': super().loss(batch, progress)['sge']}}",
+    ),
+    "`predict` whose layers do not fit": (
+        "layers",
+        f"{_PREDICT}        return self.net(self.net(images))",
+    ),
     "`predict` gives too few classes": ("classes", f"{_PREDICT}        return self.net(images)[:, 1:]"),
     "`predict` gives half the size": ("size", f"{_PREDICT}        return self.net(images)[..., ::2, ::2]"),
     "`predict` draws random numbers": (

@@ -455,3 +455,25 @@ def test_recipes_of_equal_networks_share_a_trial(monkeypatch):
     rehearse(resolved)
     monkeypatch.setattr(rehearsal, "_try", lambda r: pytest.fail("tried again"))
     rehearse(replace(resolved, name="other"))
+
+
+def test_an_error_of_a_loss_is_said_with_the_line_and_the_shapes_of_its_author(monkeypatch):
+    def loss(self, batch, progress):
+        scores = self.network(batch.images).logits
+        return {"seg": scores.transpose(1, 2) @ scores}
+
+    monkeypatch.setattr(PartialCrossEntropy, "loss", loss)
+    monkeypatch.setattr(rehearsal, "_known", {})
+    with pytest.raises(UserError) as refused:
+        rehearse(resolve(RECIPE))
+    assert refused.value.where.endswith(f"{__file__}, line {loss.__code__.co_firstlineno + 2}, in loss")
+    assert "scores is float32 (" in refused.value.remedy
+
+
+def test_words_that_a_method_raises_itself_may_be_the_made_up_batchs_doing(monkeypatch):
+    def loss(self, batch, progress):
+        raise ValueError("no picture is called 2008_000008")
+
+    monkeypatch.setattr(PartialCrossEntropy, "loss", loss)
+    monkeypatch.setattr(rehearsal, "_known", {})
+    rehearse(resolve(RECIPE))
