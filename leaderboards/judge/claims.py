@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from harness.basics.errors import nearest
 from harness.basics.registry import METHODS
 from harness.basics.schema import Aside, differing, marks, neutral_values
 from harness.recipes.names import data_root
@@ -228,12 +229,20 @@ def _not_run(
     claim: Claim, pair: Pair, missing: tuple[str, ...], rows: Sequence[Row], recipes: Mapping[str, Any]
 ) -> Judged:
     notes = []
-    absent = [name for name in missing if recipe_of(name) not in recipes]
+    absent = False
     for name in missing:
-        if name in absent:
+        wanted = recipe_of(name)
+        if wanted not in recipes:
             method = name.partition("/")[0]
             why = "" if method in METHODS else f", nor the method {method}"
-            notes.append(f"this installation has no recipe {recipe_of(name)}{why}")
+            notes.append(f"this installation has no recipe {wanted}{why}{_meant(wanted, recipes)}")
+            absent = True
+            continue
+        evaluations = [e.name for e in recipes[wanted].recipe.evaluation]
+        if pair.evaluation not in evaluations:
+            hint = nearest(pair.evaluation, evaluations)
+            notes.append(f"{wanted} has no evaluation {pair.evaluation}; {hint}")
+            absent = True
             continue
         mine = [r for r in rows if r.recipe == name and r.evaluation == pair.evaluation and r.notes]
         stale = next((r for r in mine if r.verdict == "stale"), None)
@@ -245,6 +254,12 @@ def _not_run(
     roots = dict.fromkeys(data_root(recipe_of(name), {}) for name in missing)
     command = "" if absent else " ".join(filter(None, ["wsss run", *map(shlex.quote, missing), *roots]))
     return Judged(claim, pair, missing=missing, command=command, notes=tuple(notes))
+
+
+def _meant(name: str, known: Mapping[str, Any]) -> str:
+    """The nearest names, to follow a sentence; nothing where none is near."""
+    hint = nearest(name, known)
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 # --- text ----------------------------------------------------------------------------------------------

@@ -128,13 +128,19 @@ def claims_listing(judged: Sequence[Judged]) -> str:
             )
         )
     if 0 < len(holes) <= _FEW:
-        texts.append(
-            f"{heading('not run')}\n" + "\n".join(f"{j.claim.id}\n  {j.command or 'not here'}" for j in holes)
-        )
+        texts.append(f"{heading('not run')}\n" + "\n".join(map(_hole, holes)))
     elif holes:
         names = ", ".join(dict.fromkeys(j.claim.id for j in holes))
         texts.append(f"{heading('not run')}\n{prose(f'{names}. What runs them stands in claims.md.')}")
+        wrong = [j for j in holes if not j.command]  # no run mends these
+        texts += ["\n".join(map(_hole, wrong))] if 0 < len(wrong) <= _FEW else []
     return "\n\n".join(texts)
+
+
+def _hole(judged: Judged) -> str:
+    """A comparison that was not run: what runs it, else why nothing can."""
+    told = f"  {judged.command}" if judged.command else prose("; ".join(judged.notes), indent="  ")
+    return f"{judged.claim.id}\n{told}"
 
 
 def interval(low: float, high: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from leaderboards.judge.statements import claim_suites, known_claims, read_claim
 from leaderboards.rows.gathering import gather_records
 from leaderboards.rows.published import published
 from leaderboards.write.claims_text import claims_markdown
+from leaderboards.write.listings import claims_listing
 
 GOOD = """
 [lead]
@@ -184,6 +186,29 @@ def test_one_seed_never_decides_and_says_so(factory: Factory, tmp_path: Path) ->
 def test_six_seeds_have_a_p_value_over_seeds(factory: Factory, tmp_path: Path) -> None:
     found = verdict(factory, fill(factory, 0.8, 0.5, seeds=6), tmp_path)
     assert found.p_seeds == pytest.approx(2 / 64)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"agmm/mini-point"', '"agmm/mini-pont"', "no recipe agmm/mini-pont; did you mean 'agmm/mini-point'"),
+        ('"pce/mini-point"', '"pcee/mini-point"', "nor the method pcee; did you mean 'pce/mini-point'"),
+        ('"pce/mini-point"', '"pce/mini-pont (crop=48)"', "no recipe pce/mini-pont; did you mean"),
+        (
+            "worse =",
+            'evaluation = "val-singel"\nworse =',
+            "no evaluation val-singel; did you mean 'val-single'",
+        ),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(
+    factory: Factory, tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    found = verdict(factory, fill(factory, 0.9, 0.5), tmp_path, GOOD.replace(old, new))
+    assert (found.verdict, found.command) == ("not run", "")
+    for many in (1, 20):  # few are listed with their commands, many by name
+        others = [replace(found, command="wsss run others")] * (many - 1)
+        assert told in " ".join(claims_listing([found, *others]).split())
 
 
 def test_what_was_not_run_is_named_with_its_command(factory: Factory, tmp_path: Path) -> None:
