@@ -85,15 +85,11 @@ def _methods() -> list[dict[str, str]]:
 
     rows = []
     for name, cls in _each(METHODS, declared).items():
-        paper = "baseline"
-        if cls.paper is not None:
-            first = cls.paper.authors.split(",")[0].removesuffix(" et al.")
-            paper = f"{first} et al., {cls.paper.venue} {cls.paper.year}"
         rows.append(
             {
                 "name": name,
                 "title": cls.title,
-                "paper": paper,
+                "paper": "baseline" if cls.paper is None else str(cls.paper),
                 "supervision": ", ".join(sorted(cls.supervision)),
             }
         )

@@ -430,17 +430,20 @@ def space_is_legal(cls: type[Method]) -> Iterator[str]:
 
 
 def paper_is_cited(cls: type[Method]) -> Iterator[str]:
-    """A method has a title, and a paper that can be found, or it is a baseline."""
+    """A method has a title, and a paper that can be found or is in preparation, or it is a baseline."""
     if not cls.title:
         yield "title is empty"
     paper = cls.paper
     if paper is None:
         return
-    empty = [k for k in ("title", "authors", "venue", "year") if not getattr(paper, k)]
-    if empty:
+    needed = ("title", "authors") if paper.in_preparation else ("title", "authors", "venue", "year")
+    if empty := [k for k in needed if not getattr(paper, k)]:
         yield f"paper has no {_few(empty)}"
-    if not (paper.doi or paper.arxiv or paper.code):
-        yield "paper names no doi, arxiv or code, so that nobody finds it"
+    if not paper.in_preparation and not (paper.doi or paper.arxiv or paper.code):
+        yield (
+            "paper names no doi, arxiv or code, so that nobody finds it; "
+            "one in preparation names no venue either"
+        )
 
 
 #: What is asked of every method's class.

@@ -18,15 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from. ``arxiv`` and ``doi`` as printed, ``code`` a repository and commit."""
+    """Where a method comes from. ``arxiv`` and ``doi`` as printed, ``code`` a repository and commit.
+
+    Without ``venue`` and without any of these three it is in preparation, and printed so.
+    """
 
     title: str
     authors: str
-    year: int
-    venue: str
+    year: int | None = None
+    venue: str = ""
     doi: str = ""
     arxiv: str = ""
     code: str = ""
+
+    @property
+    def in_preparation(self) -> bool:
+        """Whether nobody but its authors has it yet."""
+        return not (self.venue or self.doi or self.arxiv or self.code)
+
+    def __str__(self) -> str:
+        """``Wu et al., CVPR 2023``; ``Wu et al., in preparation``."""
+        first = self.authors.split(",")[0].removesuffix(" et al.")
+        more = " et al." if first != self.authors else ""
+        place = self.venue or ("in preparation" if self.in_preparation else "")
+        return ", ".join(filter(None, [first + more, f"{place} {self.year or ''}".strip()]))
 
 
 @schema

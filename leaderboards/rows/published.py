@@ -46,7 +46,8 @@ class CellSource:
     """`paper` and `repository` are the authors' own; `log` a training log of theirs; `secondary` is
     what somebody else reports about the method."""
     venue: str = ""
-    """Journal or conference, volume, pages, year."""
+    """Journal or conference, volume, pages, year. A paper without it, and without `doi`, `arxiv` and `place`,
+    is in preparation, and printed so."""
     doi: str = ""
     """As printed."""
     arxiv: str = ""
@@ -61,6 +62,12 @@ class CellSource:
     """Values shared by all cells; a cell overrides them."""
     cells: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Cells by slug."""
+
+    @property
+    def where(self) -> str:
+        """The venue in words; empty where none is known and something else says where it is."""
+        findable = self.doi or self.arxiv or self.place or self.kind != "paper"
+        return self.venue or ("" if findable else "in preparation")
 
 
 @schema

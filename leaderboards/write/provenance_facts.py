@@ -153,7 +153,7 @@ def _published(cell_id: str, known: Published) -> Facts:
         ("Backbone", cell.backbone or "not stated"),
         ("Protocol as printed", cell.protocol),
         ("Source", f"{source.title} ({source.kind})"),
-        ("Where", ", ".join(p for p in (source.venue, source.place) if p)),
+        ("Where", ", ".join(p for p in (source.where, source.place) if p)),
         ("DOI", source.doi),
         ("arXiv", source.arxiv),
         ("Caveat", cell.notes),

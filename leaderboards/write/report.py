@@ -462,7 +462,7 @@ def published_markdown(known: Published, dataset: str | None = None) -> str:
     parts.append("## Sources\n")
     for key, source in known.sources.items():
         facts = [
-            source.venue,
+            source.where,
             source.doi and f"doi {source.doi}",
             source.arxiv and f"arXiv {source.arxiv}",
             source.place,

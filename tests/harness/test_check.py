@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from installed import ENTRIES, FILES, installed
@@ -13,8 +14,12 @@ from runs import wsss
 
 from harness.basics.errors import UserError
 from harness.engine.rehearsal import rehearse
+from harness.recipes.declared import Paper
 from harness.recipes.resolving import resolve
 from leaderboards.judge.checking import Breach, check_package
+from leaderboards.rows.published import published
+from leaderboards.write.provenance_facts import _published
+from leaderboards.write.report import published_markdown
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 
@@ -390,3 +395,31 @@ def test_broken_tables_and_data_sets_are_named_by_file_and_line(
             assert text in said, said
         assert wsss("list", "protocols", "single") == 0  # ours goes on
         assert "whole picture" in capsys.readouterr().out.lower()
+
+
+def test_a_paper_in_preparation_is_declared_and_printed_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paper = "        paper = wsss.Paper('A better way', 'Ada Lovelace, Grace Hopper')\n"
+    files = {
+        **SOUND,
+        "mine/method.py": "import wsss\n" + dedent(SOUND["mine/method.py"] + paper),
+        "mine/recipes/mine.toml": SOUND["mine/recipes/mine.toml"],
+    }
+    with installed(tmp_path, "mine", files, TABLES):
+        assert wsss("check", "mine") == 0, capsys.readouterr().out
+        capsys.readouterr()
+        assert wsss("list", "methods", "mine") == 0
+        assert "Ada Lovelace et al., in preparation" in " ".join(capsys.readouterr().out.split())
+        whole = published()
+        assert whole.sources["mine2026"].where == "in preparation"
+        assert "- **mine2026** (paper): Mine. in preparation." in published_markdown(whole)
+        assert ("Where", "in preparation") in _published("mine2026/tiny", whole)
+
+
+def test_papers_are_told_with_what_is_known_of_them() -> None:
+    assert str(Paper("T", "A. Wu, B. Li", 2023, "CVPR")) == "A. Wu et al., CVPR 2023"
+    assert str(Paper("T", "A. Wu et al.", 2023, "CVPR")) == "A. Wu et al., CVPR 2023"
+    assert str(Paper("T", "A. Wu")) == "A. Wu, in preparation"
+    assert str(Paper("T", "A. Wu", 2026)) == "A. Wu, in preparation 2026"
+    assert str(Paper("T", "A. Wu", arxiv="2601.1")) == "A. Wu"
