@@ -47,6 +47,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield place
 
 
+def block(with_: str) -> str:
+    """The block of Python on the page that holds some text and belongs to no file."""
+    return next(b for b in re.findall(r"^```python\n((?!# ).*?)^```", PAGE, re.DOTALL | re.M) if with_ in b)
+
+
 def row_of(rows: pd.DataFrame, recipe: str) -> Any:
     (row,) = rows[(rows["recipe"] == recipe) & (rows["evaluation"] == "val-single")].itertuples()
     return row
@@ -70,6 +75,19 @@ def test_the_package_of_the_page_keeps_its_promises(package: Path) -> None:
     found = check_package("steady")
     assert found.breaches == ()
     assert found.counts == {"methods": 2, "recipes": 4, "published cells": 1, "claims": 1, "metrics": 1}
+
+
+def test_the_teacher_of_the_page_stays_in_evaluation_mode_and_has_phases(package: Path) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(block("class CalmSteady"), "first_hour.md", "exec"), names)
+    calm, info = names["CalmSteady"], DATASETS.get("mini").info
+    method = calm(calm.Config(sure=0.0), door.Build(info, "scribble", (48, 48), "mini_cnn")).train()
+    assert method.network.training
+    assert not any(module.training for module in method.teacher.modules())
+    batch = small_batch(method, "scribble")
+    early, late = (method(batch, door.Progress(int(f * 10), 10, 10)) for f in calm.probe_steps)
+    assert early.keys() == late.keys()
+    assert early["teacher"].item() == 0 < late["teacher"].item()
 
 
 def test_it_is_listed_trained_compared_judged_and_exported(
@@ -102,6 +120,10 @@ def test_it_is_listed_trained_compared_judged_and_exported(
     labels = segmenter(picture)
     assert labels.ndim == 2
     assert segmenter.coloured(labels).size == labels.shape[::-1]
+    Image.open(picture).convert("RGB").save("one.jpg")
+    one = 'Segmenter("steady/mini-scribble"'
+    exec(block(one).replace(one, f'{one}, overrides={short}, device="cpu"'), {})
+    assert Image.open("one.png").size == labels.shape[::-1]
     assert (
         wsss(
             "export", "two_sizes/mini-image", "--output", "cam", "--split", "val", "--out", "cams", *SHORT[:6]
