@@ -13,7 +13,7 @@ from harness.running.jobs import session
 from harness.running.jobs.job import Event, Job, Resources, Source
 from harness.running.trials import execution
 from harness.running.trials.execution import execute, plan, waves
-from harness.running.trials.trial import Options, Trial, source_of
+from harness.running.trials.trial import Options, Prepared, Trial, source_of
 
 
 def test_a_plan_is_every_recipe_with_every_seed():
@@ -75,6 +75,23 @@ def test_an_unexpected_error_fails_its_trial_alone_and_leaves_a_trace(monkeypatc
     assert "ZeroDivisionError: in the middle" in outcomes[0].reason
     (trace,) = tmp_path.rglob("error.txt")
     assert "Traceback" in trace.read_text()
+
+
+def test_what_another_driver_finished_in_between_is_kept_and_has_no_time(monkeypatch, tmp_path, capsys):
+    real, done = execution.run_trial, []
+    monkeypatch.setattr(Prepared, "done", property(lambda self: bool(done)))
+
+    def after_another(prepared):
+        done.append(prepared)
+        yield from real(prepared)
+
+    monkeypatch.setattr(execution, "run_trial", after_another)
+    trial = Trial("pce/mini-point", 0, {"schedule.steps": 1})
+    (outcome,) = execute([trial], Options(results=tmp_path, device="cpu"), None)
+    assert (outcome.status, outcome.reason) == ("kept", "finished elsewhere")
+    said = capsys.readouterr().err
+    assert "finished elsewhere" in said
+    assert " s)" not in said
 
 
 def test_trials_are_equal_by_value():

@@ -57,7 +57,7 @@ def run_trial(prepared: Prepared) -> Iterator[Status]:
         Elsewhere: another process runs the trial, or has finished it just now.
     """
     if distributed.from_first(prepared.done):
-        return
+        raise Elsewhere("kept", "finished elsewhere")  # since it was admitted
     with ExitStack() as stack:
         other: Exception | None = None
         if distributed.first():  # one lock for all processes of the trial
