@@ -9,6 +9,7 @@ Colours are click's, which leaves them out where the output is no terminal.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -63,15 +64,22 @@ def cells(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
+#: What lines are broken at: all but the no-break space.
+_SPACES = re.compile(r"[^\S\u00a0]+")
+
+
 def wrapped(text: str, width: int, *, whole: bool = True) -> list[str]:
-    """Lines of at most ``width`` columns, broken at spaces; longer words are cut, best behind a dash.
+    """Lines of at most ``width`` columns, broken at spaces that may be broken at; longer words are cut,
+    best behind a dash.
 
     ``whole``: words with a slash are not cut, and may be longer than a line.
     """
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for word in (piece for one in paragraph.split() for piece in _pieces(one, width, whole)):
+        for word in (
+            piece for one in _SPACES.split(paragraph.strip()) for piece in _pieces(one, width, whole)
+        ):
             longer = f"{line} {word}" if line else word
             if line and cells(longer) > width:
                 lines.append(line)

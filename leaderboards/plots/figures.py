@@ -238,7 +238,9 @@ def seeds_figure(rows: Sequence[Row], entries: LegendEntries | None = None) -> F
                 markeredgecolor="white", markeredgewidth=0.5, zorder=4,
             )  # fmt: skip
             says(drawn, figures_of(row, entry_of(entries, row).label))
-        axes.set_yticks(range(len(rows)), [f"{entry_of(entries, row).label} (n = {row.n})" for row in rows])
+        axes.set_yticks(
+            range(len(rows)), [f"{entry_of(entries, row).label} (n\u00a0=\u00a0{row.n})" for row in rows]
+        )
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")

@@ -71,8 +71,8 @@ def arrange(figure: Figure) -> None:
         titles += [(axes, text, text.get_text()) for text in _titles(axes)]
         for text in [*_titles(axes), axes.xaxis.label]:
             _wrap(text, 0.94 * own)
-        for axis in (axes.xaxis, axes.yaxis):
-            _shorten(axis, min(TICK, int(7 * own)))
+        for axis, most in ((axes.xaxis, 1), (axes.yaxis, 2)):
+            _shorten(axis, min(TICK, int(7 * own)), most)
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
         for text in legend.get_texts() if legend is not None else ():
             room = min(LEGEND, int(5.5 * width)) if legend in figure.legends else TICK
@@ -106,13 +106,13 @@ def _wrap(text: Text, inches: float) -> None:
     text.set_text(lines(text.get_text(), room, _TITLE))
 
 
-def _shorten(axis: Axis, room: int) -> None:
-    """Names of ticks that are not numbers."""
+def _shorten(axis: Axis, room: int, most: int) -> None:
+    """Names of ticks that are not numbers, each in so many lines at most."""
     whole = axis.get_major_formatter()
     if not isinstance(whole, ScalarFormatter | LogFormatter | NullFormatter):
 
         def short(value: float, place: int | None) -> str:
-            return "\n".join(shortened(line, room) for line in whole(value, place).split("\n"))
+            return lines(whole(value, place), room, most)
 
         whole.set_locs([float(v) for v in axis.get_majorticklocs()])
         axis.set_major_formatter(FuncFormatter(short))

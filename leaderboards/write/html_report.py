@@ -39,7 +39,7 @@ from leaderboards.write.columns import (
     unasked_text,
 )
 from leaderboards.write.first_screen import chosen_plots, first_screen
-from leaderboards.write.inline_plots import PLOT_WORDS, drawn, kind_of
+from leaderboards.write.inline_plots import PLOT_WORDS, drawn, kind_of, sentence
 from leaderboards.write.markup import (
     breakable,
     code_words,
@@ -367,7 +367,7 @@ def _plots(plots: Mapping[str, bytes]) -> str:
     for kind, words in PLOT_WORDS.items():
         figures = [drawn(stem, data) for stem, data in plots.items() if kind_of(stem) == kind]
         if figures:
-            heading = f'<h3 id="plots-{kind}">{words[0].upper()}{words[1:]}</h3>'
+            heading = f'<h3 id="plots-{kind}">{sentence(words)}</h3>'
             parts.append(f'{heading}<div class="plots">{"".join(figures)}</div>')
     return "".join(parts)
 

@@ -32,7 +32,12 @@ def title_of(stem: str) -> str:
     kind = kind_of(stem)
     what = PLOT_WORDS.get(kind, "plot")
     where = stem.removeprefix(kind).strip("-").replace("-", " ")
-    return f"{what[0].upper()}{what[1:]}: {where}"
+    return f"{sentence(what)}: {where}"
+
+
+def sentence(text: str) -> str:
+    """A text as a title begins; what is written in its own way, such as mIoU, stays."""
+    return text if text[1:2].isupper() else f"{text[:1].upper()}{text[1:]}"
 
 
 def drawn(stem: str, data: bytes, first: bool = False) -> str:
@@ -51,7 +56,13 @@ def drawn(stem: str, data: bytes, first: bool = False) -> str:
     size = _size(data)
     place = f'src="{_NOTHING}" data-src="{source}"' if size and not first else f'src="{source}"'
     image = f'<img {place} alt="{name}"{mark}{size} decoding="async">'
-    return f"<figure>{image}{below}</figure>"
+    return f"<figure{_widest(size) if vector and not first else ''}>{image}{below}</figure>"
+
+
+def _widest(size: str) -> str:
+    """So wide a figure may be that its letters are about those of the page."""
+    found = re.search(r'width="(\d+)"', size)
+    return f' style="max-width:{round(1.5 * int(found[1]))}px"' if found else ""
 
 
 def _size(data: bytes) -> str:
