@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,7 @@ from harness.cli.options import JSON, SEED_RANGE, SET, Real, execution
 from harness.cli.usage import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from harness.running.jobs.job import Resources
     from harness.running.smoke.forecast import Forecast
@@ -169,9 +169,9 @@ def _list(
         shown = [{**asdict(row), "trial": str(row.trial), "cores": _cores(row)} for row in rows]
         click.echo(json.dumps(shown, indent=1))
         return
-    table = [
+    table = _by_recipe(
         (
-            str(row.trial),
+            row.trial,
             listing.state(row.state),
             f"{row.steps:,}",
             "unknown" if row.seconds is None else readable_duration(row.seconds),
@@ -181,7 +181,7 @@ def _list(
             f"{row.makes}: would be made" if row.makes else "",
         )
         for row in rows
-    ]
+    )
     headers = ("trial", "state", "steps", "time", "disk", "memory", "estimated from", "before it")
     click.echo(listing.fitted_table(table, headers, right=(2, 3, 4, 5)))
     for note in dict.fromkeys(note for row in rows for note in row.notes):
@@ -219,6 +219,25 @@ def _list(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")
         )
+
+
+def _by_recipe(lines: Iterable[tuple[Trial, *tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """One line for the seeds of a row that differ in nothing else, as ``RECIPE seeds 0 to 2``."""
+    found: dict[Any, list[tuple[Any, ...]]] = {}
+    for line in lines:
+        trial = line[0]
+        row = (trial.name, trial.called, sorted(map(repr, trial.overrides.items())))
+        found.setdefault(repr((row, line[1:])), []).append(line)
+    return [(_of_seeds([line[0] for line in same]), *same[0][1:]) for same in found.values()]
+
+
+def _of_seeds(trials: Sequence[Trial]) -> str:
+    if len(trials) == 1:
+        return str(trials[0])
+    seeds = sorted(trial.seed for trial in trials)
+    whole = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    numbers = f"{seeds[0]} to {seeds[-1]}" if whole and len(seeds) > 2 else ", ".join(map(str, seeds))
+    return f"{str(trials[0]).rpartition(' seed ')[0]} seeds {numbers}"
 
 
 def _cores(row: Forecast) -> int | None:

@@ -359,8 +359,8 @@ def test_a_dry_run_lists_what_would_run_and_estimates_it_from_records(first, sma
     assert "finished" in lines[f"{RECIPE} seed 0"]
     assert "1 record" in lines[f"{RECIPE} seed 1"]
     assert "unknown" not in lines[f"{RECIPE} seed 1"]
-    assert "waits" in lines["agmm/mini-image seed 0"]
-    assert "unknown" in lines["cam/mini-image seed 0"]  # comes along, has no record
+    assert "waits" in lines["agmm/mini-image seeds 0, 1"]
+    assert "unknown" in lines["cam/mini-image seeds 0, 1"]  # comes along, has no record
     assert "5 of 6 trials to run, 1 at a time" in out
     assert sorted(results.rglob("*")) == before
     assert wsss(*command, "--set", "crop=-3", "--dry-run", "--results", results) == 2

@@ -101,7 +101,8 @@ def test_every_seed_is_a_dot(factory: Factory) -> None:
     (axes,) = seeds_figure(rows).axes
     dots = sorted(float(x) for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata())
     np.testing.assert_allclose(dots, sorted(run.miou for row in rows for run in row.runs))
-    assert [t.get_text() for t in axes.get_yticklabels()] == [f"{row.title} (n = 3)" for row in rows]
+    labels = [t.get_text().replace("\u00a0", " ") for t in axes.get_yticklabels()]
+    assert labels == [f"{row.title} (n = 3)" for row in rows]
 
 
 def test_boundary_curve(factory: Factory) -> None:
