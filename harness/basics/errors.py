@@ -49,6 +49,23 @@ def _rebuild(cls: type, problem: str, where: str | None, remedy: str | None) -> 
     return cls(problem, where=where, remedy=remedy)
 
 
+class UnknownRecipeError(UserError):
+    """No recipe is called so here. Records of it may tell which package brought it.
+
+    Attributes:
+        name: what was asked for; empty after a trip to another process.
+    """
+
+    name = ""
+
+    @classmethod
+    def of(cls, name: str, problem: str, remedy: str) -> UnknownRecipeError:
+        """The error for a name."""
+        error = cls(problem, where="recipe name", remedy=remedy)
+        error.name = name
+        return error
+
+
 class NonFiniteError(UserError):
     """Something that decides a number is NaN or infinite: what was trained has diverged."""
 

@@ -15,7 +15,7 @@ import click
 
 import harness
 from harness.basics import interruption
-from harness.basics.errors import UserError, causes, nearest
+from harness.basics.errors import UnknownRecipeError, UserError, causes, nearest
 from harness.basics.files import refusal
 from harness.basics.interruption import Terminated
 from harness.basics.registry import COMMANDS
@@ -93,12 +93,30 @@ class _Verbs(click.Group):
             raise UserError(f"unknown verb {args[0]!r}", remedy=nearest(args[0], self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UnknownRecipeError as error:
+            raise _with_its_package(error, ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [
             (name, _OWN[name][2] if name in _OWN else _short_help(name)) for name in self.list_commands(ctx)
         ]
         with formatter.section("Verbs"):
             formatter.write_dl(rows)
+
+
+def _with_its_package(error: UnknownRecipeError, ctx: click.Context) -> UserError:
+    """An unknown recipe, with the package that made the store's records of it where there are any."""
+    from harness.cli.options import RESULTS_META
+    from harness.records.origin import brought_by
+    from harness.records.records import Store
+
+    said = ""
+    with suppress(Exception):  # the mistake itself is what matters
+        said = brought_by(Store(ctx.meta[RESULTS_META]), error.name) if error.name else ""
+    return UserError(error.problem, where=error.where, remedy=said) if said else error
 
 
 def _short_help(name: str) -> str:

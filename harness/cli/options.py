@@ -99,8 +99,17 @@ class OutputPath(click.Path):
         self.file = file
 
 
+def _noted(ctx: click.Context, parameter: click.Parameter, value: Path | str) -> Path | str:
+    ctx.meta[RESULTS_META] = value
+    return value
+
+
+#: Where a verb notes its record store, for words on what went wrong.
+RESULTS_META = "wsss.results"
+
 RESULTS = click.option(
     "--results",
+    callback=_noted,
     type=RecordStore(),
     metavar="DIR|URI",
     default=Path("results"),

@@ -9,6 +9,7 @@ and ``dirty`` (None outside a git checkout) and ``sha256``, a hash of all its so
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import os
 import site
@@ -111,6 +112,24 @@ def told_packages(data: Mapping[str, Any]) -> str:
     code = data.get("code", {})
     begun = "".join(f", begun with {text(p) or 'none'}" for p in code.get("begun_with", ()))
     return text(code.get("packages", ())) + begun
+
+
+def absent(data: Mapping[str, Any]) -> list[str]:
+    """The packages that trained a record and are not installed here, each with its version. Classes that were
+    typed into a notebook are in their record, and lack nothing."""
+    packages = [p for p in data.get("code", {}).get("packages", ()) if not p.get("source")]
+    return [_text(p) for p in packages if not _importable(str(p.get("module")))]
+
+
+@cache
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return module in sys.modules
+
+
+FORGET.append(_importable.cache_clear)
 
 
 def _text(package: Mapping[str, Any]) -> str:

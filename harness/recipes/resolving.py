@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from harness.basics.errors import UserError, nearest
+from harness.basics.errors import UnknownRecipeError, UserError, nearest
 from harness.basics.files import expanded, read_toml
 from harness.basics.registry import DATASETS, METHODS
 from harness.basics.schema import (
@@ -266,7 +266,7 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Resolved:
         remedy = nearest(name, recipe_names())
         if name.partition("/")[0] not in recipe_files.files():
             remedy += " If a package of yours brings it, install that (again)."
-        raise UserError(f"unknown recipe {name!r}", where="recipe name", remedy=remedy)
+        raise UnknownRecipeError.of(name, f"unknown recipe {name!r}", remedy)
     values, origins = _inherited(name)
     for key, value in (overrides or {}).items():
         *parents, last = key.split(".")
@@ -463,9 +463,7 @@ def expand(targets: Sequence[str]) -> list[str]:
         if not matches:
             _refuse_unusable(target)
             options = [*recipe_names(), *suites()]
-            raise UserError(
-                f"no recipe or suite {target!r}", where="recipe name", remedy=nearest(target, options)
-            )
+            raise UnknownRecipeError.of(target, f"no recipe or suite {target!r}", nearest(target, options))
         names |= dict.fromkeys(matches)
     return list(names)
 

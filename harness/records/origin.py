@@ -15,6 +15,7 @@ from harness.basics.reading import damaged
 from harness.basics.registry import DATASETS
 from harness.basics.schema import dump
 from harness.data.base import Dataset, DatasetInfo, LabelSpec, Supervision
+from harness.recipes.foreign import absent, told_packages
 from harness.recipes.given import is_recipe_file, one
 from harness.recipes.resolving import Resolved, recipe_names
 from harness.records.called import called_rows
@@ -58,6 +59,18 @@ class Origin:
     overrides: Mapping[str, Any]
     checkpoint: Path
     dataset: Mapping[str, Any] = field(default_factory=dict)
+
+
+def brought_by(store: Store, name: str) -> str:
+    """Which packages made a store's records of a recipe that is not here, a sentence; empty where there are
+    no such records, or none of other packages."""
+    for record in store.records(name):
+        held = f"{store.root} holds records of it, made by"
+        if gone := absent(record.data):
+            return f"{held} {', '.join(gone)}, which is not installed: install it again"
+        if packages := told_packages(record.data):
+            return f"{held} {packages}, which brings it no longer"
+    return ""
 
 
 def is_network_file(source: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness.data.base import SUPERVISIONS
+from harness.recipes.foreign import absent
 from harness.records.counts import PerImage
 from harness.records.records import EvaluationRecord, Record
 from leaderboards.rows.cost import Cost, cost_of
@@ -126,6 +127,8 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     if external:
         verdict = "external"
         notes += [f"predictions from outside: {text}" for text in remarks(records, "external")]
+    gone = dict.fromkeys(name for record in records for name in absent(record.data))
+    notes += [f"{name} is not installed here" for name in gone]
     notes += [*makers(records), *remarks(records, "notes")]
     return Row(
         **{k: first[k] for k in ("dataset", "supervision", "method", "title", "backbone", "weights")},

@@ -243,3 +243,39 @@ def test_what_is_set_aside_is_whole_and_no_record_any_more(tmp_path: Path, uri: 
 
 def test_the_modules_of_the_tests_are_left_as_they_were() -> None:
     assert "mine" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", RECIPE, "--local", "--device", "cpu"],
+        ["evaluate", RECIPE],
+        ["export", RECIPE, "--out", "net"],
+        ["predict", RECIPE, "a.png", "--out", "seen"],
+        ["search", RECIPE],
+        ["curve", RECIPE],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_name_the_package_that_made_records_and_is_gone(
+    words: list[str], orphaned: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert wsss(*words, "--results", orphaned) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "made by their-methods 1.0" in said, said
+    assert "is not installed: install it again" in said
+
+
+def test_rows_of_a_package_that_is_gone_stand_with_a_note(orphaned: Path) -> None:
+    (row,) = leaderboard(gather_records(Store(orphaned)), {}, resamples=0)
+    assert any("their-methods 1.0" in n and "is not installed here" in n for n in row.notes), row.notes
+
+
+@pytest.fixture(scope="module")
+def orphaned(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
+    """A store with a record of a package that is installed no longer."""
+    place = tmp_path_factory.mktemp("orphaned")
+    words = ["--local", "--device", "cpu", "--seeds", "1", "--set", "schedule.steps=2", "--data-root", small]
+    with installed(place / "site", "their-methods", FILES, ENTRIES):
+        assert wsss("run", RECIPE, *words, "--results", place / "results") == 0
+    return place / "results"
