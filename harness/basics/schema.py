@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -211,6 +212,13 @@ def digest(value: Any, length: int = 12) -> str:
     """A short, stable hash of plain values or dataclasses: equal :func:`essential` content, equal digest."""
     text = json.dumps(essential(value), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_name(text: str, longest: int = 80) -> str:
+    """A text as the name of a file or folder, of ASCII letters, digits, ``.``, ``_`` and ``-``; one that had
+    to be changed carries a hash of what it was."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:longest]
+    return plain if plain == text else f"{plain}-{digest(text, 6)}"
 
 
 # --- what values decide --------------------------------------------------------------------------------

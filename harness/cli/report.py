@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from harness.basics.errors import UserError
 from harness.cli.completing import A_DATA_SET, A_RECIPE, A_SUITE
@@ -33,7 +34,7 @@ _OUT = click.option(
     type=OutputPath(),
     default=Path("reports"),
     show_default=True,
-    help="Folder for the files.",
+    help="Folder for the files; a selection has one of its own in the default one.",
 )
 _LABEL = click.option(
     "--label",
@@ -66,6 +67,18 @@ _ROWS = click.option(
     shell_complete=A_RECIPE,
     help="Only these rows: recipes, patterns, or 'RECIPE (VALUES)' as tables print it; repeatable.",
 )
+
+
+def _place(out: Path, **chosen: Sequence[str] | str | None) -> Path:
+    """Where files go: those of a selection, by option, do not replace those of all records, unless the user
+    says where."""
+    from harness.basics.schema import file_name
+
+    if click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE:
+        return out
+    given = {key: [value] if isinstance(value, str) else value for key, value in chosen.items() if value}
+    words = ["-".join([key, *values]) for key, values in given.items()]
+    return out / file_name("-".join(words)) if words else out
 
 
 def _split(text: str) -> list[str]:
@@ -145,7 +158,7 @@ def leaderboard_verb(
     store = Store(results)
     done = write_leaderboard(
         store,
-        out,
+        _place(out, dataset=dataset, suite=suites, recipe=names),
         recipes=_recipes(),
         dataset=dataset,
         suites=suites,
@@ -256,7 +269,7 @@ def plot_verb(
     require_records(frame, store, dataset)
     rows = [row for row in rows_of(frame, _recipes()) if dataset in (None, row.dataset)]
     rows = picked_rows(rows, names) if names else rows
-    place = out / "plots"
+    place = _place(out, dataset=dataset, recipe=names) / "plots"
     if kind == "qualitative":
         from leaderboards.plots.qualitative import write_grids
 
@@ -308,7 +321,8 @@ def claims_verb(results: Path | str, out: Path, suites: tuple[str, ...], formats
     from leaderboards.write.report import write_claims
 
     store = Store(results)
-    done = write_claims(store, out, recipes=_recipes(), suites=suites, formats=_split(formats))
+    place = _place(out, suite=suites)
+    done = write_claims(store, place, recipes=_recipes(), suites=suites, formats=_split(formats))
     if as_json:
         click.echo(as_frame(done.judged).to_json(orient="records", indent=1, force_ascii=False))
         return ended(store)
@@ -323,7 +337,7 @@ def claims_verb(results: Path | str, out: Path, suites: tuple[str, ...], formats
     epilog="""\b
 Examples:
   wsss report                       everything on ./results: reports/report.html and the files beside it
-  wsss report --dataset mini
+  wsss report --dataset mini        that data set alone: reports/dataset-mini/report.html
   wsss report --no-plots            tables, claims and the page without plots
   wsss report --label "one seed"    what a reader must know, behind every title and below every plot
 
@@ -356,7 +370,7 @@ def report_verb(
     store = Store(results)
     done = write_report(
         store,
-        out,
+        _place(out, dataset=dataset, suite=suites, recipe=names),
         recipes=_recipes(),
         dataset=dataset,
         suites=suites,

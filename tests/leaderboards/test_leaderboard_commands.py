@@ -9,7 +9,7 @@ import pytest
 from synthetic import Factory
 
 from harness.cli.main import invoke
-from harness.cli.report import leaderboard_verb, plot_verb
+from harness.cli.report import claims_verb, leaderboard_verb, plot_verb, report_verb
 
 
 def test_leaderboard_prints_and_writes(
@@ -30,6 +30,30 @@ def test_plot_writes_what_was_asked_for(factory: Factory, tmp_path: Path) -> Non
     arguments = ["--results", str(factory.store.root), "--out", str(out), "--kind", "overview"]
     assert invoke(plot_verb, [*arguments, "--format", "png"]) == 0
     assert [f.name for f in (out / "plots").iterdir()] == ["overview-mini-val-single.png"]
+
+
+SELECTIONS = {
+    "suite-mini/leaderboard.md": (leaderboard_verb, "--suite", "mini"),
+    "dataset-mini/leaderboard.md": (leaderboard_verb, "--dataset", "mini"),
+    "recipe-agmm_mini-scribble-ea6824/leaderboard.md": (leaderboard_verb, "--recipe", "agmm/mini-scribble"),
+    "suite-mini/claims.md": (claims_verb, "--suite", "mini"),
+    "suite-mini/report.html": (report_verb, "--no-plots", "--suite", "mini"),
+    "dataset-mini/plots/overview-mini-val-single.png": (plot_verb, "--kind", "overview", "--dataset", "mini"),
+}
+
+
+@pytest.mark.parametrize("file", SELECTIONS)
+def test_part_of_the_rows_does_not_take_the_place_of_all(
+    file: str, factory: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory.record(factory.resolved("agmm/mini-scribble"))
+    factory.record(factory.resolved("agmm/unshipped"))
+    monkeypatch.chdir(tmp_path)
+    verb, *selection = SELECTIONS[file]
+    assert invoke(verb, selection) == 0
+    assert [str(f.relative_to("reports")) for f in Path("reports").rglob(Path(file).name)] == [file]
+    assert invoke(verb, [*selection, "--out", "reports"]) == 0, "where the user says"
+    assert Path("reports", *Path(file).parts[1:]).exists()
 
 
 @pytest.mark.parametrize("command", [leaderboard_verb, plot_verb])

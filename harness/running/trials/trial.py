@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -20,7 +19,7 @@ from harness.basics import devices
 from harness.basics.errors import UserError
 from harness.basics.files import cache_folder, expanded
 from harness.basics.reading import Damaged
-from harness.basics.schema import digest, essential
+from harness.basics.schema import digest, essential, file_name
 from harness.data import sense
 from harness.data.base import Dataset, LabelSpec, Supervision
 from harness.data.labels.label_store import LabelStore, prepare_labels, reads_masks, require_masks
@@ -193,10 +192,7 @@ class Prepared:
     def evaluation_name(self, spec: EvaluationSpec) -> str:
         """What was scored, with the values of inference that are not the recipe's own."""
         values = [f"{k}-{json.dumps(v)}" for k, v in sorted(self.resolved.inference.items())]
-        text = "-".join(values)
-        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:80]
-        own = plain if plain == text else f"{plain}-{digest(text, 6)}"
-        return f"{spec.name}-{own}" if values else spec.name
+        return f"{spec.name}-{file_name('-'.join(values))}" if values else spec.name
 
     def missing_evaluations(self) -> list[EvaluationSpec]:
         """Evaluations of the recipe that are not on disk yet."""
