@@ -93,9 +93,9 @@ def die_at(moment: str, number: int) -> None:
         whole_file = harness.basics.files.whole_file
 
         @contextmanager
-        def dying(path: Path, mode: str = "w") -> Iterator[Any]:
+        def dying(path: Path, mode: str = "w", **options: Any) -> Iterator[Any]:
             nonlocal number
-            with whole_file(path, mode) as stream:
+            with whole_file(path, mode, **options) as stream:
                 yield stream
                 number -= path.name == moment
                 if path.name == moment and number == 0:

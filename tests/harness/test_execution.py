@@ -88,9 +88,9 @@ def test_what_another_driver_finished_in_between_is_kept_and_has_no_time(monkeyp
     monkeypatch.setattr(execution, "run_trial", after_another)
     trial = Trial("pce/mini-point", 0, {"schedule.steps": 1})
     (outcome,) = execute([trial], Options(results=tmp_path, device="cpu"), None)
-    assert (outcome.status, outcome.reason) == ("kept", "finished elsewhere")
+    assert (outcome.status, outcome.reason) == ("kept", "finished meanwhile")
     said = capsys.readouterr().err
-    assert "finished elsewhere" in said
+    assert "finished meanwhile" in said
     assert " s)" not in said
 
 

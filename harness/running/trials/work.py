@@ -54,17 +54,18 @@ def run_trial(prepared: Prepared) -> Iterator[Status]:
     What is on disk already is not done again. The trial's folder is locked meanwhile.
 
     Raises:
-        Elsewhere: another process runs the trial, or has finished it just now.
+        Elsewhere: another process runs the trial, or it was finished since it was admitted: by another
+            driver, or by a worker that died before it said so.
     """
     if distributed.from_first(prepared.done):
-        raise Elsewhere("kept", "finished elsewhere")  # since it was admitted
+        raise Elsewhere("kept", "finished meanwhile")
     with ExitStack() as stack:
         other: Exception | None = None
         if distributed.first():  # one lock for all processes of the trial
             try:
                 stack.enter_context(trial_lock(prepared.folder))
                 stack.enter_context(prepared.store.work(prepared.folder))
-                other = Elsewhere("kept", "finished elsewhere") if prepared.done else None
+                other = Elsewhere("kept", "finished meanwhile") if prepared.done else None
             except (Elsewhere, UserError) as found:
                 other = found
         other = distributed.from_first(other)
