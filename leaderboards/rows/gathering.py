@@ -40,6 +40,10 @@ def method_title(name: str, titles: Mapping[str, str]) -> str:
         return name
 
 
+#: The values of a recipe that :func:`weak_label` reads.
+WEAK_LABEL_KEYS = ("labels_from", "supervision", "labels")
+
+
 def weak_label(recipe: Mapping[str, Any]) -> str:
     """The weak labels of a recipe's values, in a few words."""
     if "weak_label" in recipe:  # of predictions from outside

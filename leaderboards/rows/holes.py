@@ -12,7 +12,7 @@ import pandas as pd
 from harness.basics.schema import dump
 from harness.recipes.fitting import OWN
 from harness.recipes.names import run_command
-from leaderboards.rows.gathering import Line, lines_of, method_title, weak_label
+from leaderboards.rows.gathering import WEAK_LABEL_KEYS, Line, lines_of, method_title, weak_label
 from leaderboards.rows.published import Published, cited
 from leaderboards.rows.row import Row, remarks
 
@@ -35,6 +35,7 @@ def holes(
         recipe = recipes[name].recipe
         if recipe.dataset == OWN:  # for whoever wants it: nobody misses a number
             continue
+        labels = weak_label({key: dump(getattr(recipe, key)) for key in WEAK_LABEL_KEYS})
         for spec in recipe.evaluation:
             if (name, spec.name) in answered:
                 continue
@@ -50,7 +51,7 @@ def holes(
                     recipe=name,
                     backbone=recipe.backbone,
                     weights=recipe.weights,
-                    weak_label=weak_label(dump(recipe)),
+                    weak_label=labels,
                     evaluation=spec.name,
                     protocol=spec.protocol,
                     split=spec.split,

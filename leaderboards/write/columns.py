@@ -367,22 +367,27 @@ def sections(rows: Sequence[Row], label: str = "", asked: Sequence[Metric] = ())
     return found
 
 
-def places(section: Section) -> dict[int, int]:
-    """Place by mean mIoU of a section's rows, 1 the best, within each evaluation and over standing rows.
+def places(section: Section) -> dict[tuple[int, int], int]:
+    """By row and column, the place of a figure, 1 the best, within each evaluation and over standing rows: of
+    mIoU, and of every metric that says which end is the better one.
 
     Equal figures (to the two digits shown) share a place. A section of costs has none.
     """
-    found: dict[int, int] = {}
+    found: dict[tuple[int, int], int] = {}
     if section.kind not in ("scores", "pseudo labels"):
         return found
+    ranked = [(i, c.value, c.best == "high") for i, c in enumerate(section.columns) if c.best]
     for name in {row.evaluation for row in section.rows}:
         here = [
-            (round(row.mean, 2), index)
+            (index, row)
             for index, row in enumerate(section.rows)
             if row.evaluation == name and row.n and row.verdict not in ("stale", "not run")
         ]
-        if len(here) < 2:
-            continue  # nothing to be better than
-        ranked = sorted({value for value, _ in here}, reverse=True)
-        found |= {index: ranked.index(value) + 1 for value, index in here}
+        for column, value, highest in ranked:
+            figures = {index: round(value(row), 2) for index, row in here if value is not None}
+            known = {index: figure for index, figure in figures.items() if not math.isnan(figure)}
+            if len(known) < 2:
+                continue  # nothing to be better than
+            order = sorted(set(known.values()), reverse=highest)
+            found |= {(index, column): order.index(figure) + 1 for index, figure in known.items()}
     return found

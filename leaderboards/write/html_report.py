@@ -25,7 +25,6 @@ from leaderboards.write.columns import (
     COMMIT,
     EVALUATION,
     METHOD,
-    MIOU,
     NOTES,
     RECIPE,
     WEAK_LABEL,
@@ -206,7 +205,7 @@ def _cell(column: Column, row: Row, text: str, index: int, place: int, minor: bo
         return f'<th scope="row">{text}</th>'
     opens = (column.value is not None and text != DASH) or column is RECIPE
     shown = opener(text, index) if opens else text
-    if column is MIOU and place in (1, 2):
+    if place in (1, 2):
         shown = f'<span class="{"first" if place == 1 else "second"}">{shown}</span>'
     if column.value is not None:
         return f'<td class="r" data-v="{sort_value(column.value(row))}">{shown}</td>'
@@ -224,9 +223,11 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
     noted = bool(layout.notes)
     body = []
     for number_in_table, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True)):
-        place = ranked.get(number_in_table, 0)
         number = indices[id(row)]
-        cells = [_cell(c, row, texts[i], number, place, c.name in minor) for i, c in shown]
+        cells = [
+            _cell(c, row, texts[i], number, ranked.get((number_in_table, i), 0), c.name in minor)
+            for i, c in shown
+        ]
         if noted:
             cells.append(f"<td>{', '.join(map(str, layout.numbers[number_in_table]))}</td>")
         words = [row.title, row.recipe, row.overrides, row.backbone, row.dataset, row.supervision]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from leaderboards.rows.row import Row
 from leaderboards.rows.text import number
-from leaderboards.write.columns import MIOU, PUBLISHED, Column, Section, missing_texts, places, sections
+from leaderboards.write.columns import PUBLISHED, Column, Section, missing_texts, places, sections
 
 _HEAD = """% Generated: do not edit. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.
-% Best mean of an evaluation bold, second best underlined; stale rows are not ranked.
+% Best figure of an evaluation bold, second best underlined; stale rows are not ranked.
 """
 
 #: What a caption says beside the title.
@@ -52,7 +52,7 @@ def _cell(column: Column, row: Row, text: str, place: int) -> str:
     if column is PUBLISHED:  # the id of the cell stands in the other formats
         return "--" if math.isnan(row.published) else number(row.published)
     text = latex_escape(text)
-    if column is MIOU and place in (1, 2):
+    if place in (1, 2):
         return f"\\{'textbf' if place == 1 else 'underline'}{{{text}}}"
     return text
 
@@ -64,7 +64,7 @@ def _table(section: Section) -> str:
     columns = [section.columns[i] for i in printed]
     align = "".join("l" if column.align == "left" else "r" for column in columns)
     lines = [
-        " & ".join(_cell(section.columns[k], row, texts[k], ranked.get(i, 0)) for k in printed)
+        " & ".join(_cell(section.columns[k], row, texts[k], ranked.get((i, k), 0)) for k in printed)
         for i, (row, texts) in enumerate(zip(section.rows, section.texts, strict=True))
     ]
     hidden = tuple(f"{c.name}: " for c in section.columns if not c.latex)

@@ -14,7 +14,6 @@ from leaderboards.rows.row import Row
 from leaderboards.rows.text import DASH, mean_text, number
 from leaderboards.write.columns import (
     COST,
-    MIOU,
     PSEUDO_LABELS,
     SCORES,
     VERDICT,
@@ -70,15 +69,15 @@ def _section(section: Section) -> str:
     while len(shown) > _KEPT and _natural(section.texts, section.columns, shown) > columns():
         shown.pop()
     shown.sort()
+    ranked = {i for _, i in marks}
     lines: list[list[Styled]] = []
     for place, texts in enumerate(section.texts):
-        rank = marks.get(place, 0)
         lines.append([])
         for i in shown:
-            column, text = section.columns[i], texts[i]
-            if column is MIOU and rank in (1, 2):
+            column, text, rank = section.columns[i], texts[i], marks.get((place, i), 0)
+            if rank in (1, 2):
                 lines[-1].append(Styled(f"{text} {'*' if rank == 1 else '+'}", {"bold": rank == 1}))
-            elif column is MIOU and marks:
+            elif i in ranked:
                 lines[-1].append(Styled(f"{text}  "))  # figures stand below one another
             else:
                 lines[-1].append(state(text) if column is VERDICT else Styled(text))

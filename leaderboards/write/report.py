@@ -31,7 +31,6 @@ from leaderboards.rows.tables import CLASS_COLUMNS, class_lines, leaderboard, ro
 from leaderboards.rows.text import DASH, csv_table, escaped, pipe_table
 from leaderboards.write.claims_text import claims_markdown
 from leaderboards.write.columns import (
-    MIOU,
     NOTES,
     Section,
     meanings,
@@ -398,10 +397,14 @@ def header(
     return "\n".join(lines) + "\n"
 
 
+#: Around the best figure and the second best.
+_MARKS = {1: "**", 2: "*"}
+
+
 def tables_markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None) -> str:
     """The tables of :func:`leaderboards.write.columns.sections` (``parts``), each with its notes below.
 
-    The best mean of an evaluation is bold, the second best in italics.
+    The best figure of an evaluation is bold, the second best in italics.
     """
     texts: list[str] = []
     for section in sections(rows) if parts is None else parts:
@@ -409,11 +412,8 @@ def tables_markdown(rows: Sequence[Row], parts: Sequence[Section] | None = None)
         noted = bool(layout.notes)
         lines = []
         for place, cells in enumerate(section.texts):
-            line = [escaped(cells[i]) for i in layout.columns]
-            if ranked.get(place, 0) in (1, 2):
-                at = layout.columns.index(section.columns.index(MIOU))
-                mark = "**" if ranked[place] == 1 else "*"
-                line[at] = f"{mark}{line[at]}{mark}"
+            marks = [_MARKS.get(ranked.get((place, i), 0), "") for i in layout.columns]
+            line = [f"{m}{escaped(cells[i])}{m}" for m, i in zip(marks, layout.columns, strict=True)]
             lines.append([*line, ", ".join(map(str, layout.numbers[place]))] if noted else line)
         shown = [section.columns[i] for i in layout.columns]
         names = [c.name for c in shown] + ([NOTES] if noted else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,41 @@ def test_a_metric_of_another_package_is_a_column(
         assert "metric f1: it says name = 'other'" in said
         assert "metric mine" not in said
     assert isinstance(metrics(["f1"])[0], Metric)
+
+
+MISSES = """
+from wsss import Metric
+
+def misses(counts):
+    return 100.0 * float(1 - counts.intersection.sum() / counts.labelled.sum())
+
+METRIC = Metric("misses", "Misses (%)", misses, "pixels that are predicted wrong", best="low")
+"""
+
+
+def test_the_lowest_figure_is_marked_where_the_lowest_is_best(
+    tmp_path: Path, factory: Factory, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("harness.cli.report._recipes", dict)
+    for name, quality in (("agmm/mini-a", 0.9), ("pce/mini-a", 0.6), ("dfr/mini-a", 0.3)):
+        factory.record(factory.resolved(name), 0, quality=quality)
+    out = tmp_path / "out"
+    command = ["--results", factory.store.root, "--out", out, "--metric", "misses"]
+    with installed(tmp_path / "p", "m", {"misses.py": MISSES}, {"metrics": {"misses": "misses:METRIC"}}):
+        assert wsss("leaderboard", *command, "--format", "md,tex,json") == 0
+        printed = capsys.readouterr().out
+        assert wsss("report", *command, "--no-plots") == 0
+    rows = json.loads((out / "leaderboard.json").read_text())["rows"]
+    best, second, third = sorted(f"{row['misses']:.2f} (one seed)" for row in rows if row["n"])
+    assert f"{best} *" in printed
+    assert f"{second} +" in printed
+    assert f"{third}\n" in printed
+    markdown, printed_table = (out / "leaderboard.md").read_text(), (out / "leaderboard.tex").read_text()
+    assert f"**{best}**" in markdown
+    assert f" *{second}*" in markdown
+    assert f"\\textbf{{{best}}}" in printed_table
+    assert re.search(f'class="first">(<[^>]*>)?{re.escape(best)}<', (out / "report.html").read_text())
 
 
 PLOT = """
