@@ -18,24 +18,48 @@ for (const head of document.querySelectorAll("th[aria-sort]")) {
     body.append(...rows.map(([, row]) => row));
   });
 }
-// Filtering: every word must occur in a row.
+// Filtering: every word must occur in a row. A row that stands in several tables counts once; tables without a
+// row that fits are hidden, and a section without any says so.
 const words = document.getElementById("words"), verdict = document.getElementById("verdict");
 const shown = document.getElementById("shown"), rows = Array.from(document.querySelectorAll("tr[data-text]"));
+function count(fitting) {
+  const [left, all] = [fitting, rows].map((some) => new Set(some.flatMap((row) => row.dataset.row ?? [])).size);
+  const [held, claims] = [fitting, rows].map((some) => some.filter((row) => row.closest("#claims")).length);
+  return `${left} of ${all} rows${claims ? `, ${held} of ${claims} claims` : ""}`;
+}
 function filter() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  let number = 0;
   for (const row of rows) {
-    const fits = wanted.every((word) => row.dataset.text.includes(word)) &&
-      (!verdict.value || row.dataset.verdict === verdict.value);
-    row.hidden = !fits;
-    number += fits;
+    row.hidden = !(wanted.every((word) => row.dataset.text.includes(word)) &&
+      (!verdict.value || row.dataset.verdict === verdict.value));
   }
-  shown.textContent = `${number} of ${rows.length} rows`;
+  const fitting = rows.filter((row) => !row.hidden), tables = new Set(fitting.map((row) => row.closest("table")));
+  const sections = new Map(); // whether anything is left of a section
+  for (const table of new Set(rows.map((row) => row.closest("table")))) {
+    const section = table.closest("section"), part = table.closest(".part") ?? table.closest(".scroll");
+    part.hidden = !tables.has(table);
+    for (const heading of part.querySelectorAll("h3[id]")) {
+      const link = document.querySelector(`.toc a[href="#${CSS.escape(heading.id)}"]`);
+      if (link) link.parentElement.hidden = part.hidden;
+    }
+    sections.set(section, sections.get(section) || tables.has(table));
+    const folded = table.closest("details");
+    if (folded && verdict.value && tables.has(table)) folded.open = true;
+  }
+  for (const [section, some] of sections) {
+    section.querySelector(".none")?.remove();
+    if (some) continue;
+    const note = document.createElement("p");
+    note.className = "notes none";
+    note.textContent = "No row fits the filter.";
+    section.append(note);
+  }
+  shown.textContent = count(fitting);
 }
 if (words) {
   words.addEventListener("input", filter);
   verdict.addEventListener("change", filter);
-  shown.textContent = `${rows.length} of ${rows.length} rows`;
+  shown.textContent = count(rows);
 }
 // Provenance: every figure is a button that opens the same dialog; with a pointer, every cell of its row does.
 const dialog = document.getElementById("provenance");

@@ -16,6 +16,8 @@ from leaderboards.rows.cost import Cost
 Verdict = Literal[
     "reproduced", "below", "above", "not comparable", "no published value", "external", "stale", "not run"
 ]
+#: The verdict where nobody has printed a value.
+UNPUBLISHED: Verdict = "no published value"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from leaderboards.rows.gathering import Current, Line, data_identity, lines_of, 
 from leaderboards.rows.holes import holes, unscored, with_asked, with_failures
 from leaderboards.rows.metrics import Metric, metric_spread
 from leaderboards.rows.published import Published, cited, published
-from leaderboards.rows.row import Row, Verdict, makers, remarks, selection_text
+from leaderboards.rows.row import UNPUBLISHED, Row, Verdict, makers, remarks, selection_text
 from leaderboards.rows.statistics import bootstrap_miou, spread
 
 #: Slack for the last bit where |difference| equals the tolerance.
@@ -121,7 +121,7 @@ def _fold(group: Sequence[Line], current: Current, known: Published, resamples: 
     if source and math.isnan(tolerance):
         notes.append("no tolerance was fixed before the run")
     difference = math.nan if obstacles else mean - value
-    verdict: Verdict = "no published value" if math.isnan(value) else verdict_on(difference, tolerance)
+    verdict: Verdict = UNPUBLISHED if math.isnan(value) else verdict_on(difference, tolerance)
     verdict = "stale" if stale else verdict
     external = records[0].data.get("external")
     if external:

@@ -12,8 +12,8 @@ from leaderboards.judge.collapse import collapsed
 from leaderboards.plots.drawing import standing, usual_evaluation
 from leaderboards.plots.figures import reference_of
 from leaderboards.rows.gathering import dataset_title
-from leaderboards.rows.row import Row
-from leaderboards.rows.text import mean_text, number
+from leaderboards.rows.row import UNPUBLISHED, Row
+from leaderboards.rows.text import DASH, mean_text, number
 from leaderboards.write.columns import images_text, recipe_text
 from leaderboards.write.inline_plots import drawn, kind_of
 from leaderboards.write.markup import badge, breakable, drawn_interval, html_escape, opener
@@ -112,23 +112,19 @@ def _tables(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
         base = reference_of(members)
         title = f"{dataset_title(members[0].dataset)}, {supervision} supervision"
         several = Counter(row.title for row in members)
-        printed = any(not math.isnan(row.published) for row in members)
+        printed = any(not math.isnan(row.published) for row in members[:_MOST])
         compared = len(members) > 1
-        heads = ["Method", "mIoU (%)", "95 % interval"]
-        heads += ["to baseline"] * compared + ["to print", "Verdict"] * printed
+        heads = [("Method", ""), ("mIoU (%)", "r"), ("95 % interval", "minor")]
+        heads += [("to baseline", "r")] * compared + [("to print", "r")] * printed
         lines = []
         for row in members[:_MOST]:
             recipe = recipe_text(row).partition("/")[2] if several[row.title] > 1 or row.overrides else ""
             lines.append(_line(row, recipe, base if compared else None, printed, limits, indices))
-        cells = "".join(
-            f'<th scope="col"{"" if i == 0 else " class=r" if i != 2 else ""}>{head}</th>'
-            for i, head in enumerate(heads)
-        )
-        more = (
-            f'<p class="notes">The best {_MOST} of {len(members)}: <a href="#tables">all</a>.</p>'
-            if len(members) > _MOST
-            else ""
-        )
+        cells = "".join(f'<th scope="col" class="{kind}">{head}</th>' for head, kind in heads)
+        said = [f'The best {_MOST} of {len(members)}: <a href="#tables">all</a>.'] * (len(members) > _MOST)
+        if printed and any(row.verdict == UNPUBLISHED for row in members[:_MOST]):
+            said.append(f"{DASH}: {UNPUBLISHED}.")
+        more = f'<p class="notes">{" ".join(said)}</p>' if said else ""
         parts.append(
             f'<h3>{html_escape(title)}</h3><div class="scroll" role="region" tabindex="0" '
             f'aria-label="In short: {html_escape(title, quote=True)}"><table class="small">'
@@ -149,16 +145,19 @@ def _line(
 ) -> str:
     name = breakable(row.title) + (f" <small>{breakable(recipe)}</small>" if recipe else "")
     interval = "" if math.isnan(row.low) else f"{row.low:.1f} to {row.high:.1f}"
+    drawing = drawn_interval(row.low, row.mean, row.high, limits)
     cells = [
         f'<th scope="row">{name}</th>',
-        f'<td class="r">{opener(html_escape(mean_text(row)), indices[id(row)])}</td>',
-        f"<td>{drawn_interval(row.low, row.mean, row.high, limits)} <small>{interval}</small></td>",
+        f'<td class="r">{opener(html_escape(mean_text(row)), indices[id(row)])}'
+        f'<small class="narrow">{interval}</small></td>',
+        f'<td class="minor">{drawing}<small>{interval}</small></td>',
     ]
     if base is not None:
         gap = "baseline" if row is base else number(row.mean - base.mean, sign=True)
         cells.append(f'<td class="r">{gap}</td>')
     if printed:
-        cells.append(f'<td class="r">{number(row.difference, sign=True)}</td><td>{badge(row.verdict)}</td>')
+        judged = "" if row.verdict == UNPUBLISHED else f" {badge(row.verdict)}"
+        cells.append(f'<td class="r print">{number(row.difference, sign=True)}{judged}</td>')
     return f'<tr data-row="{indices[id(row)]}">{"".join(cells)}</tr>'
 
 

@@ -45,6 +45,7 @@ from leaderboards.write.markup import (
     framed,
     html_escape,
     opener,
+    part_of,
     row_tag,
     script_data,
     sort_value,
@@ -190,7 +191,7 @@ def _tools(anchor: str, rows: Sequence[Row], judged: Sequence[Judged]) -> str:
     options = "".join(f'<option value="{v}">{v}</option>' for v in verdicts)
     return (
         '<div class="tools" role="search">'
-        '<label>Filter rows<input id="words" type="search" autocomplete="off"></label>'
+        '<label>Filter rows of all tables<input id="words" type="search" autocomplete="off"></label>'
         f'<label>Verdict<select id="verdict"><option value="">all</option>{options}</select></label>'
         '<output id="shown" role="status"></output></div>'
     )
@@ -249,7 +250,7 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
         items = "".join(f"<li>{html_escape(name)}</li>" for name in missing)
         below += f'<details class="notes"><summary>{len(missing)} not run</summary><ul>{items}</ul></details>'
     table = framed(section.title, caption, table_head(names, minor), body)
-    return f'<h3 id="{section.id}">{html_escape(section.title)}</h3>{table}{below}'
+    return part_of(f'<h3 id="{section.id}">{html_escape(section.title)}</h3>{table}{below}')
 
 
 # --- claims ----------------------------------------------------------------------------------------------
@@ -257,9 +258,9 @@ def _section(section: Section, indices: Mapping[int, int]) -> str:
 
 def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
     names = [
-        ("Claim", False), ("Statement", False), ("Recipe", False), ("should lie", False),
+        ("Claim", False), ("Verdict", False), ("Statement", False), ("Recipe", False), ("should lie", False),
         ("n", True), ("Difference", True), ("95 % interval", True), ("Margin", True),
-        ("p images (Holm)", True), ("p seeds (Holm)", True), ("Verdict", False), ("Notes", False),
+        ("p images (Holm)", True), ("p seeds (Holm)", True), ("Notes", False),
     ]  # fmt: skip
     body = []
     standing = {
@@ -289,13 +290,13 @@ def _claims(judged: Sequence[Judged], rows: Sequence[Row]) -> str:
         body.append(
             row_tag(j.verdict, [claim.id, claim.statement, pair.better, pair.worse])
             + f'<th scope="row">{html_escape(claim.id)}</th>'
+            + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
             + f'<td class="wide">{html_escape(claim.statement)} <small>({html_escape(origin)})</small></td>'
             + f"<td>{recipe(pair.better, pair.evaluation)}</td>"
             + f"<td>{pair.relation} {recipe(pair.worse, pair.evaluation)}</td>"
             + "".join(
                 f'<td class="r" data-v="{sort_value(v)}">{html_escape(text)}</td>' for v, text in figures
             )
-            + f'<td><span class="v-{j.verdict.replace(" ", "-")}">{j.verdict}</span></td>'
             + f'<td class="wide">{code_words(notes)}</td></tr>'
         )
     caption = f"{verdict_counts(judged)}. Differences in points of mIoU, intervals over images and seeds."
@@ -339,8 +340,8 @@ def _by_class(rows: Sequence[Row], indices: Mapping[int, int]) -> str:
         head = table_head(
             [("Method", False), ("Recipe", False), *((name, True) for name in ("mean", *classes))]
         )
-        parts.append(f"<h3>{html_escape(title)}</h3>")
-        parts.append(framed(title, f"percent, mean over the seeds where a class occurs{more}", head, body))
+        table = framed(title, f"percent, mean over the seeds where a class occurs{more}", head, body)
+        parts.append(part_of(f"<h3>{html_escape(title)}</h3>{table}"))
     return "".join(parts)
 
 

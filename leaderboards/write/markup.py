@@ -75,6 +75,11 @@ def framed(title: str, caption: str, head: str, body: Sequence[str]) -> str:
     )
 
 
+def part_of(text: str) -> str:
+    """A table with its heading and notes, hidden where the filter leaves no row of it."""
+    return f'<div class="part">{text}</div>'
+
+
 def row_tag(verdict: str, words: Sequence[str], index: int | None = None) -> str:
     """The start of a row that is filtered by its words; with a number, every cell opens those facts."""
     text = html_escape(" ".join([*words, verdict]).lower(), quote=True)

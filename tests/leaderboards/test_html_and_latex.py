@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -275,6 +276,25 @@ def test_the_page_opens_with_what_was_run_who_leads_and_what_holds(rows: list[Ro
     assert first.count('class="badge v-holds"') == 1
     assert "badge v-not-run" not in first
     assert text.index('id="overview"') < text.index('id="tables"') < text.index('id="claims"')
+
+
+def test_what_nobody_has_printed_is_said_once_beside_what_is_compared_with_print(rows: list[Row]) -> None:
+    names = sorted({row.recipe for row in rows if row.supervision == "point" and row.n})
+    known = {"published": 60.0, "difference": -1.25, "verdict": "not comparable"}
+    shown = [replace(row, **known) if row.recipe == names[0] else row for row in rows]
+    first = html_report(shown, [], published(), provenance="").partition('<section id="overview">')[2]
+    first = first.partition("</section>")[0]
+    assert len(re.findall(r'<td class="r print">−1.25 <span class="badge [^>]*>not comparable<', first)) == 1
+    assert first.count('<td class="r print">–</td>') == len(names) - 1
+    assert first.count("no published value") == 1
+
+
+def test_every_table_that_is_filtered_has_a_part_that_can_be_hidden(rows: list[Row]) -> None:
+    text = html_report(rows, [], published(), provenance="")
+    for part in re.split('<div class="part">', text.partition('<section id="tables">')[2])[1:]:
+        assert part.startswith("<h3")
+        assert part.count("<table>") == 1
+    assert text.count('<div class="part">') == len(re.findall(r"<table><caption>", text))
 
 
 def test_the_page_compares_any_two_rows_as_the_verb_does(rows: list[Row]) -> None:
