@@ -56,7 +56,7 @@ _SUITE = click.option(
     multiple=True,
     metavar="NAME",
     shell_complete=A_SUITE,
-    help="Only recipes of this suite; repeatable.",
+    help="Only recipes (or claims) of this suite; repeatable.",
 )
 
 _ROWS = click.option(
@@ -291,15 +291,7 @@ Examples:
 
 Exit codes: 0 done, whatever the verdicts; 1 done, and damaged files were left out; 2 nothing to judge.""",
 )
-@together(RESULTS, _OUT)
-@click.option(
-    "--suite",
-    "suites",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=A_SUITE,
-    help="Only claims of this suite; repeatable.",
-)
+@together(RESULTS, _OUT, _SUITE)
 @click.option(
     "--format",
     "formats",

@@ -66,10 +66,10 @@ def data_root(recipe: str, overrides: Mapping[str, Any]) -> str:
     """The option by which a command finds the data set of a recipe: the file of a user's own, or a folder
     that this process was given; empty where it was given none."""
     from harness.data.sets.own import given_roots
-    from harness.recipes.resolving import resolve
+    from harness.recipes.resolving import inherited
 
     try:
-        dataset = resolve(recipe, overrides).recipe.dataset
+        dataset: str = overrides.get("dataset") or inherited(recipe, "recipe name").get("dataset", "")
         file = getattr(DATASETS.get(dataset), "file", None) if dataset in DATASETS else None
     except UserError:  # whose values are legal no more
         return ""
