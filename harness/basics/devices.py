@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from harness.basics.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _OPTION = "--device"
 #: Loader processes beyond which a GPU is seldom fed faster [our choice].
@@ -120,6 +122,8 @@ def device_named(name: str, machine: Machine) -> torch.device:
     Raises:
         UserError: an unknown name, or a device that this machine lacks or this torch cannot use.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda", 0) if machine.count else torch.device("cpu")
     found = re.fullmatch(r"(cpu|cuda)(?::([0-9]{1,3}))?", name)
@@ -230,8 +234,10 @@ def machine(*, thoroughly: bool = False) -> Machine:
     Args:
         thoroughly: ask the GPUs too what they can, which starts CUDA in this process.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    driver, driver_cuda, present = _driver()
+    driver, driver_cuda, present = driver_here()
     return Machine(
         built=torch.version.cuda,
         count=count,
@@ -246,11 +252,13 @@ def machine(*, thoroughly: bool = False) -> Machine:
 
 @cache
 def _capabilities(count: int) -> tuple[tuple[int, int], ...]:
+    import torch
+
     return tuple(torch.cuda.get_device_capability(i) for i in range(count))
 
 
 @cache
-def _driver() -> tuple[str | None, tuple[int, int] | None, int]:
+def driver_here() -> tuple[str | None, tuple[int, int] | None, int]:
     """Version of the driver, newest CUDA that it supports, and GPUs that it knows; without starting CUDA."""
     version = None
     try:

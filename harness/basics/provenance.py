@@ -63,7 +63,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
@@ -83,7 +83,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():

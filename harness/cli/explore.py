@@ -1,4 +1,4 @@
-"""``wsss list``, ``wsss show`` and ``wsss doctor``."""
+"""``wsss list``, ``wsss show``, ``wsss open`` and ``wsss completion``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.basics.listing import Styled, fitted_table, heading, prose, remark, state
+from harness.basics.listing import Styled, fitted_table, heading, prose, remark
 from harness.cli.completing import A_RECIPE, EVERYTHING
 from harness.cli.options import DATA_ROOT, JSON, left_out
 from harness.cli.usage import Verb
@@ -19,7 +19,6 @@ from harness.cli.usage import Verb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.basics.errors import UserError
     from harness.basics.registry import Registry
     from harness.recipes.printed import Printed
 
@@ -273,93 +272,6 @@ def _value_line(key: str, value: Any, origin: str, source: str, known: Printed |
         Styled(_told(value), style),
         Styled(said, {"dim": True}),
     ]
-
-
-@click.command("doctor", cls=Verb, epilog="\b\nExample:\n  wsss doctor --data-root ~/data")
-@DATA_ROOT
-@JSON
-def doctor_verb(data_roots: tuple[str, ...], as_json: bool) -> None:
-    """What this machine can run, what is missing, and how to get it."""
-    import shutil
-
-    import torch
-
-    from harness.basics import compat, devices, provenance
-    from harness.basics.errors import UserError
-    from harness.basics.files import cache_folder
-    from harness.basics.registry import COMMANDS, DATASETS, METHODS
-    from harness.data.sets.roots import open_dataset
-    from harness.recipes.protocols import protocol_problems
-    from harness.recipes.resolving import usable
-    from harness.running.smoke import feeding
-    from leaderboards.judge.statements import claim_problems
-    from leaderboards.rows.published import published_problems
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = provenance.hardware(device) | provenance.code()
-    rows: list[tuple[str, str, str]] = []
-    rows.append(("machine", f"{facts['processor']}, {facts['cores']} cores", ""))
-    found = devices.machine(thoroughly=True)
-    gpus = [torch.cuda.get_device_name(i) for i in range(found.count)]
-    built = f"torch {torch.__version__}, " + (f"CUDA {found.built}" if found.built else "CPU build")
-    if found.present and not gpus:
-        cards, said = "unusable", f"{devices.why_unusable(found)}; {devices.remedy(found)}"
-    elif gpus:
-        cards, said = ", ".join(gpus), devices.without_kernels(found)
-    else:
-        cards, said = "none", f"{built}: the mini suite runs; papers need a GPU"
-    rows.append(("GPU", cards, said))
-    rows += feeding.full_size_rows([] if devices.without_kernels(found) else gpus)
-    driver = "none" if found.driver is None and found.driver_cuda is None else found.driver or "unknown"
-    newest = (
-        "" if found.driver_cuda is None else f"supports CUDA up to {'.'.join(map(str, found.driver_cuda))}"
-    )
-    rows.append(("NVIDIA driver", driver, newest))
-    rows.append(("torch build", built, " ".join(found.architectures)))
-    rows.append(
-        ("torchvision", "cured", "see harness/basics/compat.py")
-        if compat.cured()
-        else ("torchvision", "sound", "")
-    )
-    for name, version in provenance.environment()["packages"].items():
-        rows.append((name, version or "missing", "" if version else f"pip install {name}"))
-    cache = cache_folder()
-    place = next(p for p in (cache, *cache.parents) if p.exists())
-    rows.append(
-        (
-            "cache",
-            str(cache),
-            f"{shutil.disk_usage(place).free / 2**30:.0f} GiB free; set WSSS_CACHE to move it",
-        )
-    )
-    broken = METHODS.problems()
-    rows += [(f"method {name}", "ready", "") for name in METHODS.names() if name not in broken]
-    rows += [(f"method {name}", "broken", _line(error)) for name, error in broken.items()]
-    rows += [(f"verb {name}", "broken", _line(error)) for name, error in COMMANDS.problems().items()]
-    wrong = {**usable()[1], **published_problems(), **claim_problems(), **protocol_problems()}
-    rows += [(name, "broken", _line(error)) for name, error in wrong.items()]
-    broken = DATASETS.problems()
-    rows += [(f"data {name}", "broken", _line(error)) for name, error in broken.items()]
-    for name in DATASETS.names():
-        if name in broken:
-            continue
-        try:
-            dataset = open_dataset(name, data_roots, cache)
-            present = [f"{s} {len(dataset.ids(s)):,}/{n:,}" for s, n in dataset.info.splits.items()]
-            rows.append((f"data {name}", "found", ", ".join(present)))
-        except UserError as error:
-            rows.append((f"data {name}", "missing", f"{error.problem}; {error.remedy}"))
-    names = ("what", "state", "remark")
-    if as_json:
-        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
-        return
-    told = [(what, state(f"{found}: {said}" if said else found)) for what, found, said in rows]
-    click.echo(fitted_table(told, ("what", "state")))
-
-
-def _line(error: UserError) -> str:
-    """An error on one line."""
-    return "; ".join(part for part in (error.problem, error.where, error.remedy) if part)
 
 
 @click.command(

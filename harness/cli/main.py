@@ -30,7 +30,7 @@ _OWN: dict[str, tuple[str, str, str]] = {
         "show_verb",
         "Every effective value of a recipe, and where it comes from.",
     ),
-    "doctor": ("harness.cli.explore", "doctor_verb", "What this machine can run, and what is missing."),
+    "doctor": ("harness.cli.doctor", "doctor_verb", "What this machine can run, and what is missing."),
     "open": ("harness.cli.explore", "open_verb", "Open the report in a browser."),
     "completion": ("harness.cli.explore", "completion_verb", "Have a shell complete verbs and recipes."),
     "data": ("harness.cli.data", "data_verb", "Prepare, check, label and show data sets."),

@@ -121,7 +121,7 @@ RESULTS = click.option(
 
 def _own_data(context: click.Context, parameter: click.Parameter, data_roots: tuple[str, ...]) -> Any:
     """Data sets of the user's own are known by name as soon as their roots are."""
-    if context.resilient_parsing:  # a shell completes a word, and waits
+    if context.resilient_parsing or not data_roots:  # a shell completes a word, and waits
         return data_roots
     from harness.data.sets.own import given_roots, register
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import wsss
 
-from harness.basics import devices, provenance, registry
+from harness.basics import devices, provenance
 from harness.basics.devices import (
     Machine,
     covered,
@@ -19,6 +19,7 @@ from harness.basics.devices import (
     without_kernels,
 )
 from harness.basics.errors import UserError
+from harness.cli import doctor
 from harness.cli.options import execution
 from harness.engine import distributed
 
@@ -179,21 +180,21 @@ def test_a_booked_gpu_that_torch_cannot_use_ends_the_run_and_not_each_trial(monk
     assert "4 GPU(s) stand idle" in capsys.readouterr().err
 
 
-def test_doctor_compares_driver_torch_and_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(registry.DATASETS, "names", list)
-    monkeypatch.setattr(registry.METHODS, "names", list)
+def test_doctor_compares_driver_torch_and_gpu(monkeypatch):
     monkeypatch.setattr(devices, "machine", lambda **how: OLD)
-    assert wsss("doctor") == 0
-    printed = capsys.readouterr().out
-    for word in ("unusable", "535.104.05", "supports CUDA up to 12.2", "CUDA 13.0", "too old"):
-        assert word in printed
+    (_, cards, said), built = doctor.gpu_rows()
+    assert cards == "unusable"
+    assert all(word in said for word in ("535.104.05", "supports CUDA 12.2", "CUDA 13.0", "too old"))
+    assert "CUDA 13.0" in built[1]
     v100 = Machine("13.0", 1, 1, "580.65.06", (13, 0), None, [(7, 0)], ["sm_75", "sm_90"])
     monkeypatch.setattr(devices, "machine", lambda **how: v100)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
-    assert wsss("doctor") == 0
-    printed = capsys.readouterr().out
-    for word in ("Tesla V100", "no kernels for compute capability 7.0", "sm_75 sm_90"):
-        assert word in printed
+    (_, cards, said), built = doctor.gpu_rows()
+    assert cards == "Tesla V100"
+    assert "no kernels for compute capability 7.0" in said
+    assert built[2] == "sm_75 sm_90"
+    monkeypatch.setattr(devices, "driver_here", lambda: ("535.104.05", (12, 2), 4))
+    assert doctor.driver_rows() == [("NVIDIA driver", "535.104.05", "supports CUDA up to 12.2")]
 
 
 # --- paths that a GPU takes ---------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from installed import installed
 
 import harness.data.sets.mini
 from harness.basics.registry import DATASETS
-from harness.cli.explore import doctor_verb, list_verb, show_verb
+from harness.cli.doctor import doctor_verb
+from harness.cli.explore import list_verb, show_verb
 from harness.cli.main import invoke
 from harness.cli.run import run_verb
 from harness.data.sets.mini import Mini

@@ -24,6 +24,7 @@ VERBS: list[tuple[str, set[str]]] = [
     ("show toco/voc-image-vitb --docs", set()),
     ("show full/voc-full-r101 --set optimiser.lr=0.1 --json", set()),
     ("completion bash", set()),
+    ("doctor", set()),  # another process imports what it looks at
     *[(f"{verb} --help", set()) for verb in ("run", "search", "predict", "evaluate", "export", "report")],
     ("leaderboard --validate", {"pandas", "pyarrow"}),
     ("leaderboard --results {records}", {"pandas", "pyarrow", "scipy"}),

@@ -316,7 +316,7 @@ def test_every_verb_explains_itself(verb, capsys):
         assert "Example" in text
 
 
-def test_list_show_and_doctor_say_what_there_is(capsys):
+def test_list_and_show_say_what_there_is(capsys):
     assert wsss("list") == 0
     assert "agmm/mini-scribble" in capsys.readouterr().out
     assert wsss("list", "recipes", "agmm/*", "--json") == 0
@@ -327,8 +327,6 @@ def test_list_show_and_doctor_say_what_there_is(capsys):
     assert "default" in shown
     assert wsss("show", RECIPE, "--docs") == 0
     assert "exp(-D^2)" in capsys.readouterr().out
-    assert wsss("doctor") == 0
-    assert "torch" in capsys.readouterr().out
 
 
 def test_labels_of_another_recipe_come_from_its_trial_of_the_same_seed(tmp_path, small, short_sources):
