@@ -183,7 +183,7 @@ def bare_loop(prepared: Prepared) -> Iterator[int]:
         for group in optimiser.param_groups:
             group["lr"] = recipe.optimiser.lr * group["lr_scale"] * lr_factor(recipe.schedule, step, steps)
         optimiser.zero_grad()
-        for batch in groups:
+        for batch in (packed.to(prepared.device) for packed in groups):
             terms = method(batch, Progress(step, steps, sampler.steps_per_epoch))
             (sum(terms.values()) / len(groups)).backward()
         optimiser.step()

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from harness.basics.errors import UserError, nearest
 from harness.data.base import IGNORE, UNLABELLED
+from harness.nn.pixels import normalise
 
-__all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "Progress", "View"]
+__all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "Packed", "Progress", "View"]
 
 
 def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return move(value)
-    if isinstance(value, View | Batch):
+    if isinstance(value, View | Batch | Packed):
         return replace(value, **{f.name: _moved(getattr(value, f.name), move) for f in fields(value)})
     if isinstance(value, dict):
         return {k: _moved(v, move) for k, v in value.items()}
-    return value
+    return tuple(_moved(v, move) for v in value) if isinstance(value, tuple) else value
 
 
 @dataclass
@@ -97,23 +98,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on ``device``."""
-
-        def move(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=non_blocking)
-
-        return replace(self, **{f.name: _moved(getattr(self, f.name), move) for f in fields(self)})
+        return _moved(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory (called by the data loader)."""
-        return replace(
-            self, **{f.name: _moved(getattr(self, f.name), lambda t: t.pin_memory()) for f in fields(self)}
-        )
-
-    def share_memory(self) -> Batch:
-        """A copy that other processes see without another copy; fails where there is no room for it."""
-        return replace(
-            self, **{f.name: _moved(getattr(self, f.name), lambda t: t.share_memory_()) for f in fields(self)}
-        )
+        """A copy in page-locked memory."""
+        return _moved(self, lambda t: t.pin_memory())
 
     def rows(self, rows: slice) -> Batch:
         """Some of the samples, and the same share of further ones."""
@@ -134,6 +123,54 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass
+class Packed:
+    """What a loader hands over of a :class:`Batch`: bytes, a fifth of what the batch takes.
+
+    Attributes:
+        raw: ``(B, 3, H, W)`` uint8.
+        labels: ``(B, H, W)`` uint8.
+        tags: ``(B, K)`` uint8.
+        ids: image ids.
+        valid: ``(B, H, W)`` bool.
+        views: colours and validity of further views, as ``raw`` and ``valid``, by name.
+        further: of further pictures, by name.
+    """
+
+    raw: Tensor
+    labels: Tensor
+    tags: Tensor
+    ids: list[str]
+    valid: Tensor
+    views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    further: dict[str, Packed] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The batch, made on ``device`` of the bytes that are copied there."""
+        there: Packed = _moved(self, lambda t: t.to(device, non_blocking=non_blocking))
+        return there._unpacked()
+
+    def _unpacked(self) -> Batch:
+        return Batch(
+            images=normalise(self.raw),
+            labels=self.labels.long(),
+            tags=self.tags.float(),
+            ids=self.ids,
+            raw=self.raw,
+            valid=self.valid,
+            views={name: View(normalise(raw), raw, valid) for name, (raw, valid) in self.views.items()},
+            further={name: more._unpacked() for name, more in self.further.items()},
+        )
+
+    def pin_memory(self) -> Packed:
+        """A copy in page-locked memory (called by the data loader)."""
+        return _moved(self, lambda t: t.pin_memory())
+
+    def share_memory(self) -> Packed:
+        """A copy that other processes see without another copy; fails where there is no room for it."""
+        return _moved(self, lambda t: t.share_memory_())
 
 
 @dataclass(frozen=True)

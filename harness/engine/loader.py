@@ -21,10 +21,9 @@ from torch.utils.data import Sampler
 from harness.basics.errors import UserError
 from harness.data.base import Dataset
 from harness.engine.augment import Sample, augment, jitter, recolour
-from harness.engine.batch import UNLABELLED, Batch, View
+from harness.engine.batch import UNLABELLED, Packed
 from harness.engine.loading import in_worker, loaded
 from harness.engine.sampling import Pool, Stream, ordered
-from harness.nn.pixels import normalise
 from harness.recipes.specs import Recipe
 
 if TYPE_CHECKING:
@@ -238,12 +237,12 @@ def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 class Collate:
-    """Samples of one step to one :class:`Batch` per group; masks stay uint8 until here."""
+    """Samples of one step to one :class:`Packed` batch per group."""
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
 
-    def __call__(self, samples: Sequence[dict]) -> list[Batch]:
+    def __call__(self, samples: Sequence[dict]) -> list[Packed]:
         named: dict[str, list[dict]] = {}
         for sample in samples:
             named.setdefault(sample.get("further", ""), []).append(sample)
@@ -253,31 +252,31 @@ class Collate:
                 batch.further[name] = more
         return [b.share_memory() for b in batches] if in_worker() else batches
 
-    def _groups(self, samples: Sequence[dict]) -> list[Batch]:
+    def _groups(self, samples: Sequence[dict]) -> list[Packed]:
         per_group = len(samples) // self.groups
         return [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
 
-    def _one(self, samples: Sequence[dict]) -> Batch:
-        raw = _pictures([s["image"] for s in samples])
+    def _one(self, samples: Sequence[dict]) -> Packed:
+        def stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(np.stack(arrays))
+
         views = {}
         for name in samples[0]["views"]:
-            colours = _pictures([s["views"][name][0] for s in samples])
-            inside = torch.from_numpy(np.stack([s["views"][name][1] for s in samples]))
-            views[name] = View(normalise(colours), colours, inside)
-        return Batch(
-            images=normalise(raw),
-            labels=torch.from_numpy(np.stack([s["label"] for s in samples])).long(),
-            tags=torch.from_numpy(np.stack([s["tags"] for s in samples])).float(),
+            colours, inside = zip(*(s["views"][name] for s in samples), strict=True)
+            views[name] = (_pictures(colours), stacked(inside))
+        return Packed(
+            raw=_pictures([s["image"] for s in samples]),
+            labels=stacked([s["label"] for s in samples]),
+            tags=stacked([s["tags"] for s in samples]),
             ids=[s["id"] for s in samples],
-            raw=raw,
-            valid=torch.from_numpy(np.stack([s["valid"] for s in samples])),
+            valid=stacked([s["valid"] for s in samples]),
             views=views,
         )
 
 
 def training_loader(
     data: TrainingSet, sampler: StepSampler, groups: int, *, workers: int, pin: bool
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[Packed]]:
     """Yields, for each step of ``sampler``, the list of its groups' batches; errors as in
     :func:`harness.engine.loading.loaded`."""
     return loaded(

@@ -13,6 +13,7 @@ import torchvision.transforms.functional as vision
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from harness.basics.imagenet import MEAN, STD
 from harness.basics.schema import essential
 from harness.engine.augment import (
     area_box,
@@ -25,7 +26,7 @@ from harness.engine.augment import (
     turned_hue,
 )
 from harness.engine.build import ViewSpec
-from harness.engine.loader import StepSampler, TrainingSet, training_loader, view
+from harness.engine.loader import Collate, StepSampler, TrainingSet, training_loader, view
 from harness.nn.resize import cubic_resize, scaled_side
 from harness.recipes.resolving import resolve
 from harness.recipes.specs import AugmentSpec
@@ -283,12 +284,32 @@ def test_views_are_the_same_for_any_number_of_loader_workers(workers):
 
     def batches(workers: int, start: int) -> list:
         sampler = StepSampler(3, 3, 3, 0, start)
-        return [groups[0] for groups in training_loader(data, sampler, 1, workers=workers, pin=False)]
+        return [
+            groups[0].to("cpu") for groups in training_loader(data, sampler, 1, workers=workers, pin=False)
+        ]
 
     for one, other in zip(batches(0, 1), batches(workers, 0)[1:], strict=True):
         assert torch.equal(one.images, other.images)
         for name in views:
             assert torch.equal(one.views[name].raw, other.views[name].raw)
+
+
+def test_a_loader_hands_bytes_over_and_batches_are_what_they_say():
+    views = {"second": ViewSpec(independent=True, scale=0.5)}
+    (packed,) = Collate(1)(
+        [training_set(views, {"scale": [0.5, 0.5]})[0, place, place] for place in range(2)]
+    )
+    handed = [packed.raw, packed.labels, packed.tags, packed.valid, *packed.views["second"]]
+    assert {tensor.element_size() for tensor in handed} == {1}
+    batch = packed.to("cpu")
+    assert batch.images.dtype == batch.tags.dtype == torch.float32
+    assert batch.labels.dtype == torch.int64
+    assert torch.equal(batch.labels, packed.labels.long())
+    for one in (batch, batch.views["second"]):
+        scaled = (one.raw.double() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
+            :, None, None
+        ]
+        torch.testing.assert_close(one.images, scaled.float(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_plain_view_shows_the_main_crop_before_its_colours():

@@ -385,7 +385,7 @@ def test_groups_are_separate_pools_whose_gradients_are_averaged(tmp_path):
 
     def gradient(groups):
         method.zero_grad()
-        for batch in groups:
+        for batch in (group.to("cpu") for group in groups):
             (sum(method(batch, None if method.poison else _progress()).values()) / len(groups)).backward()
         return [p.grad.clone() for p in method.parameters()]
 
@@ -520,8 +520,8 @@ def test_the_best_network_on_validation_is_kept(tmp_path):
 def test_batches_move_as_a_whole():
     data = TrainingSet(Pictures(), ["1", "2"], Labels(), make_recipe(), 0, {})
     (batch,) = Collate(1)([data[(0, 0, 0)], data[(0, 1, 1)]])
-    assert isinstance(batch, Batch)
     moved = batch.to("meta")
+    assert isinstance(moved, Batch)
     assert {moved.images.device.type, moved.labels.device.type, moved.tags.device.type} == {"meta"}
     assert moved.ids == ["1", "2"]
     assert (batch.labels[batch.valid] == 254).all()
