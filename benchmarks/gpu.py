@@ -261,7 +261,7 @@ def pretended(names: list[str]) -> str:
                 "recipe": name,
                 "pictures": pictures,
                 "memory, GiB": f"{found.peak_mib / 1024:.1f}",
-                "to the device, MiB": f"{found.batch_mib:.0f}",
+                "batch, MiB": f"{found.batch_mib:.0f}",
                 "operations": f"{found.operations:,}",
                 "TFLOP": f"{found.tflop:.1f}",
                 f"ms on an {GPU}": "–" if seconds is None else f"{1e3 * seconds:.0f}",

@@ -58,7 +58,7 @@ class Footprint:
     Attributes:
         peak_mib: largest memory of tensors at a time, on the device.
         fixed_mib: of it, what stays from step to step: parameters, buffers, the optimiser's state.
-        batch_mib: of the pictures and labels that are sent to the device in a step, all groups together.
+        batch_mib: of the pictures and labels of a step as they lie on the device, all groups together.
         operations: kernels, about: operations that are no views, of the last phase, all groups together.
         tflop: 10^12 additions and multiplications of convolutions, matrix products and attention, likewise.
     """
