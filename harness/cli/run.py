@@ -172,7 +172,7 @@ def _list(
     table = _by_recipe(
         (
             row.trial,
-            listing.state(row.state),
+            listing.state(_state(row)),
             f"{row.steps:,}",
             "unknown" if row.seconds is None else readable_duration(row.seconds),
             "unknown" if row.mebibytes is None else f"{row.mebibytes:.0f} MiB",
@@ -186,6 +186,13 @@ def _list(
     click.echo(listing.fitted_table(table, headers, right=(2, 3, 4, 5)))
     for note in dict.fromkeys(note for row in rows for note in row.notes):
         click.echo(f"\n{listing.prose(note, indent='  ')}")
+    changed: dict[tuple[str, str, str], list[Trial]] = {}
+    for row in rows:
+        if row.code:
+            changed.setdefault((row.state, row.trial.name, row.code), []).append(row.trial)
+    for (state, _, code), of in changed.items():
+        remedy = "; --again trains it anew" if state == "finished" else ""
+        click.echo(f"\n{listing.prose(f'{_of_seeds(of)}, {state}: {code}{remedy}', indent='  ')}")
     open_rows = [row for row in rows if row.state != "finished"]
     recipes = (row.trial.resolved.recipe for row in rows)
     processes = max((options.processes or recipe.batch.groups for recipe in recipes), default=1)
@@ -211,6 +218,8 @@ def _list(
             else f"; {len(known)} of them have recorded rates to estimate from"
         )
     )
+    if kept := sum(row.state == "finished" and bool(row.code) for row in rows):
+        listing.say_paragraph(f"kept, though other code has trained them: {kept}; --again trains them anew")
     if known:
         running = sorted((row.running_mebibytes for row in known), reverse=True)[: at_a_time or len(known)]
         disk = sum(row.mebibytes or 0.0 for row in known) + sum(running)
@@ -219,6 +228,12 @@ def _list(
             f"disk: {disk:.0f} MiB with checkpoints of running trials, of {free:.0f} MiB free"
             + (": NOT ENOUGH" if disk > free else "")
         )
+
+
+def _state(row: Forecast) -> str:
+    """The state of a trial in a few words."""
+    at = "" if row.reached is None else f" at {row.reached:,}"
+    return f"{row.state}{at}{': other code' if row.code else ''}"
 
 
 def _by_recipe(lines: Iterable[tuple[Trial, *tuple[Any, ...]]]) -> list[tuple[Any, ...]]:

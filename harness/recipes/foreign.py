@@ -96,9 +96,35 @@ def begun(known: Sequence[Mapping[str, Any]] | None, resolved: Resolved) -> str:
     now = packages_of(resolved)
     if known is None:
         return f"begun with code that was not recorded; here is {text(now)}" if now else ""
-    if code_identity(known) == code_identity(now):
+    return differs("begun", [known] if code_identity(known) != code_identity(now) else [], now)
+
+
+def gone_on(folder: Path, resolved: Resolved) -> str:
+    """In what the code that trained a checkpoint differs from that which is here; empty if in nothing.
+
+    Args:
+        folder: of the trial, on this disk.
+        resolved: its recipe.
+    """
+    now = packages_of(resolved)
+    known = _noted(folder)
+    if known is None:
+        return begun(None, resolved)
+    return differs("trained", [p for p in known if code_identity(p) != code_identity(now)], now)
+
+
+def differs(done: str, other: Sequence[Sequence[Mapping[str, Any]]], now: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of code that is not here any more; empty if there was none.
+
+    Args:
+        done: what it did, as a participle.
+        other: its packages, for each state of them.
+        now: the packages that are here.
+    """
+    if not other:
         return ""
-    return f"begun with other code: {text(known) or 'none but ours'}; here is {text(now) or 'none'}"
+    told = ", then ".join(text(packages) or "none but ours" for packages in other)
+    return f"{done} with other code: {told}; here is {text(now) or 'none'}"
 
 
 def made_by(data: Mapping[str, Any]) -> str:
@@ -387,20 +413,28 @@ def note_start(folder: Path, resolved: Resolved) -> dict[str, Any]:
     ``begun_with`` lists other states of the code that have trained it up to its checkpoint; ``code.json``
     in the folder remembers them.
     """
-    file, own = folder / "code.json", recorded_packages(resolved)
+    file, own = folder / _NOTED, recorded_packages(resolved)
     now = own.get("packages", [])
     states: list[list[Package]] = []
-    if file.exists() and (folder / "checkpoint" / "last.pt").exists():
-        with suppress(UserError):  # a damaged note is no reason not to train
-            known = [p for p in _lists(read_json(file)) if all(isinstance(one, dict) for one in p)]
-            states = [p for p in known if code_identity(p) != code_identity(now)]
+    if (folder / "checkpoint" / "last.pt").exists():
+        states = [p for p in _noted(folder) or () if code_identity(p) != code_identity(now)]
     if now or states or file.exists():
         write_json(file, [*states, now])
     return own | ({"packages": now, "begun_with": states} if states else {})
 
 
-def _lists(value: Any) -> list[list[Any]]:
-    return [part for part in value if isinstance(part, list)] if isinstance(value, list) else []
+#: The file of a trial that remembers the packages of each state of the code that has trained it.
+_NOTED = "code.json"
+
+
+def _noted(folder: Path) -> list[list[Package]] | None:
+    """What :func:`note_start` has noted; None where it noted nothing, or nothing that can be read."""
+    if (folder / _NOTED).exists():
+        with suppress(UserError):  # a damaged note is no reason not to train
+            found = read_json(folder / _NOTED)
+            lists = [part for part in found if isinstance(part, list)] if isinstance(found, list) else []
+            return [p for p in lists if all(isinstance(one, dict) for one in p)]
+    return None
 
 
 def recorded_packages(resolved: Resolved) -> dict[str, Any]:

@@ -42,6 +42,18 @@ def check_recorded(checkpoint: Path) -> None:
         )
 
 
+def reached(checkpoint: Path) -> int | None:
+    """The step that a checkpoint goes on from; None where there is none, or none that can be read. Only that
+    number is read: large files cost nothing."""
+    import torch
+
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["step"])
+    except Exception:  # unpickling, zip and storage errors have no common base; training says what is wrong
+        return None
+
+
 def record_beside(checkpoint: Path) -> Record | None:
     """The finished record that a checkpoint belongs to; None where it stands in no trial's folder."""
     place = checkpoint.absolute().parent

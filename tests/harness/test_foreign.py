@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from installed import ENTRIES, FILES, METHOD, RECIPES, again, forget, installed, write
 from runs import wsss
 
+from harness.basics import interruption
 from harness.basics.registry import METHODS
 from harness.recipes import foreign
 from harness.recipes.resolving import all_recipes, resolve
@@ -221,6 +223,90 @@ def test_a_run_that_goes_on_with_other_code_says_so(mine: Path, tmp_path: Path) 
     changed(mine, METHOD)
     shutil.rmtree(folder / "checkpoint")
     assert "begun_with" not in foreign.note_start(folder, resolve(RECIPE)), "from the start, all by one code"
+
+
+#: The method of the package, and another state of it that is interrupted after its second step.
+STOPPED = (
+    METHOD
+    + """
+        def after_step(self, progress):
+            import signal
+            super().after_step(progress)
+            if progress.step == 1: signal.raise_signal(signal.SIGINT)
+"""
+)
+
+
+def test_a_plan_says_which_rows_other_code_has_trained_and_a_run_from_which_step_it_goes_on(
+    mine: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    results, longer = tmp_path / "results", ("--set", "schedule.steps=3")
+
+    def plan(*words: object) -> tuple[list[dict], str]:
+        capsys.readouterr()
+        words = words or ("--seeds", 3)
+        assert run(small, results, *longer, "--dry-run", "--json", *words) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert run(small, results, *longer, "--dry-run", *words) == 0
+        return rows, capsys.readouterr().out
+
+    assert run(small, results, *longer, "--seeds", 1) == 0
+    changed(mine, STOPPED)
+    assert run(small, results, *longer, "--seed", 1) == 130
+    interruption.forget()
+    assert all(not row["code"] for row in plan("--seed", 1)[0]), "nothing has changed since it was begun"
+
+    changed(mine)
+    rows, shown = plan()
+    assert [(r["state"], r["reached"], bool(r["code"])) for r in rows] == [
+        ("finished", None, True),
+        ("goes on", 2, True),
+        ("new", None, False),
+    ]
+    assert all("trained with other code: their-methods 1.0 (sources" in row["code"] for row in rows[:2])
+    assert rows[0]["code"] != rows[1]["code"], "each names the code that trained it"
+    assert "finished: other code" in shown
+    assert "goes on at 2: other code" in shown
+    assert f"{RECIPE} seed 0, finished: trained with other code" in shown
+    assert "2 of 3 trials to run" in shown
+    assert "--again trains it anew" in shown
+
+    assert run(small, results, *longer, "--seed", 1) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"goes on {RECIPE} seed 1: from step 2 of 3; its steps up to there were trained with other" in said
+    assert [r["state"] for r in plan()[0]] == ["finished", "finished", "new"]
+
+
+def test_a_dry_run_leaves_labels_as_they_are_that_other_code_has_made(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture
+) -> None:
+    method = METHOD.replace("PartialCrossEntropy", "ClassActivationMap")
+    recipes = """
+    [mini-tags]
+    extends = "cam/mini-image"
+    schedule = { steps = 2 }
+    batch = { groups = 1, per_group = 4 }
+    [mini-stage]
+    extends = "pce/mini-image"
+    method = "pce"
+    labels_from = "mine/mini-tags"
+    schedule = { steps = 2 }
+    batch = { groups = 1, per_group = 4 }
+    """
+    files = {**FILES, "mine/method.py": method, "mine/recipes/mine.toml": recipes}
+    results = tmp_path / "results"
+    where = ("--seed", 0, "--local", "--device", "cpu", "--data-root", small, "--results", results)
+    with installed(tmp_path / "site", "their-methods", files, ENTRIES) as place:
+        assert wsss("run", "mine/mini-stage", *where) == 0
+        changed(place, method + "\n        lucky = 7\n")
+        before = {file: file.stat().st_mtime_ns for file in sorted(results.rglob("*"))}
+        capsys.readouterr()
+        assert wsss("run", "mine/mini-stage", *where, "--dry-run", "--json") == 0
+        source, stage = json.loads(capsys.readouterr().out)
+        assert {file: file.stat().st_mtime_ns for file in sorted(results.rglob("*"))} == before
+    assert (source["state"], bool(source["code"])) == ("finished", True)
+    assert (stage["state"], stage["makes"]) == ("waits", "labels")
 
 
 @pytest.mark.parametrize("uri", [False, True])

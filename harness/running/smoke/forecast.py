@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 
@@ -30,8 +29,8 @@ from harness.running.trials.trial import (
     Trial,
     check_processes,
     inspect,
+    labels_ready,
     prepare,
-    source_of,
 )
 
 
@@ -53,6 +52,8 @@ class Forecast:
         measured_mib: that a smoke run of the same recipe reserved on its GPU; None without one.
         feeding: what it takes to keep one GPU busy; None where a step's time on it is not known.
         notes: what a record of it would say beside its numbers.
+        reached: the step that it goes on from; None where it does not, or the checkpoint is not on this disk.
+        code: in what the code that has trained it differs from that which is here; empty if in nothing.
     """
 
     trial: Trial
@@ -67,6 +68,8 @@ class Forecast:
     measured_mib: float | None = None
     feeding: Feeding | None = None
     notes: tuple[str, ...] = ()
+    reached: int | None = None
+    code: str = ""
 
 
 def estimated_mib(resolved: Resolved) -> float | None:
@@ -108,6 +111,7 @@ def forecast(trials: Sequence[Trial], options: Options, step_seconds: float | No
             measured_mib=measured.get(trial.name),
             feeding=_feeding(trial, prepared, row.state, smoked, step_seconds, known),
             notes=() if prepared is None else tuple(prepared.facts.get("notes", ())),
+            code="" if prepared is None or row.state == "new" else prepared.other_code,
         )
         for trial in ordered
         for row, prepared in [_one(trial, options, finished, smoked)]
@@ -172,23 +176,6 @@ def _made(row: Forecast, prepared: Prepared | None, cache: Path, there: frozense
     )
 
 
-def labels_ready(trial: Trial, options: Options) -> bool:
-    """Whether a trial can be prepared without making another one's pseudo labels first."""
-    source = source_of(trial)
-    if source is None:
-        return True
-    if not labels_ready(source, options):
-        return False
-    prepared = prepare(source, options)
-    record = prepared.record
-    if record is None or not record.finished:
-        return False
-    recipe = inspect(trial, options).resolved.recipe
-    output = (recipe.labels_from or "").partition(":")[2]
-    written = f"pseudo_labels/{recipe.train_split}-{output or '*'}/complete.json"
-    return any(fnmatch(name, written) for name in prepared.store.sizes(record.path))
-
-
 def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:
     """State of a trial as in :class:`Forecast`, and the prepared trial where it need not wait.
 
@@ -210,27 +197,29 @@ def _one(
     check_processes(checked, options)
     steps = checked.steps
     state, prepared = state_of(trial, options)
+    at = prepared.reached if prepared is not None and state == "goes on" else None
+    left = steps - min(at or 0, steps)
     if state == "finished":
         return Forecast(trial, state, steps, 0.0, 0.0, ""), prepared
     alike = [r for r in finished if r.name == trial.name and r.data.get("steps_per_second")]
     same = [r for r in alike if prepared is not None and r.digest == prepared.digest] or alike
     if same:
         seconds = median(
-            steps / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
+            left / r.data["steps_per_second"] + sum(e.data["seconds"] for e in r.evaluations.values())
             for r in same
         )
         size = median(sum(options.store.sizes(r.path).values()) / 2**20 for r in same)
         basis = f"{len(same)} record{'s' * (len(same) > 1)}"
-        return Forecast(trial, state, steps, seconds, size, basis), prepared
+        return Forecast(trial, state, steps, seconds, size, basis, reached=at), prepared
     rows = [row for row in smoked if row.name == trial.name]
     own = values_digest(checked.resolved)
     row = max(rows, key=lambda r: (r.values == own, r.written), default=None)
     if row is None:
-        return Forecast(trial, state, steps, None, None, "no record, no smoke run"), prepared
+        return Forecast(trial, state, steps, None, None, "no record, no smoke run", reached=at), prepared
     basis = f"smoke run of {row.written[:10]}" + ("" if row.values == own else ", other values")
     running = max(row.checkpoint_mib - row.final_mib, 0.0)
     size = row.final_mib
-    return Forecast(trial, state, steps, row.seconds(steps), size, basis, "", running), prepared
+    return Forecast(trial, state, steps, row.seconds(left), size, basis, "", running, reached=at), prepared
 
 
 def free_mebibytes(folder: Path) -> float:

@@ -25,7 +25,6 @@ from harness.basics.progress import counted
 from harness.data.sets.own import register
 from harness.engine import distributed, faults
 from harness.engine.training import Status
-from harness.recipes import foreign
 from harness.recipes.given import given
 from harness.recipes.specs import Recipe
 from harness.records import aside
@@ -395,6 +394,9 @@ class Trials(Source):
         numbers = {"crop": recipe.crop, "batch.per_group": recipe.batch.per_group}
         lines = [f"chosen   {name}: {key}={numbers[key]}, from {why}" for key, why in chosen.items()]
         lines += [f"note     {name}: {note}" for note in prepared.facts.get("notes", ())]
+        if not prepared.done and (at := prepared.reached) is not None:
+            other = f"; its steps up to there were {code}" if (code := prepared.other_code) else ""
+            lines.append(f"goes on  {prepared.trial}: from step {at:,} of {prepared.steps:,}{other}")
         for line in lines:
             if line not in self.told and not prepared.done:
                 self.display.say(line)
@@ -419,8 +421,7 @@ def _ended(prepared: Prepared) -> str | None:
 
 def kept_outcome(prepared: Prepared) -> Outcome:
     """The outcome of a trial that is done already; it says if other code than what is here has done it."""
-    record = prepared.record
-    other = "" if record is None else foreign.difference(record.data, prepared.resolved)
+    other = prepared.other_code
     return Outcome(prepared.trial, "kept", f"{other}\nremedy: --again trains it anew" if other else "")
 
 

@@ -52,9 +52,10 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
             ),
         )
     output = source_output(source.resolved, labels_from)
+    if other := foreign.difference(source.record.data, source.resolved):
+        warnings.warn(f"{source.trial}, whose pseudo labels are trained on: {other}", stacklevel=2)
     code = _code_of(source, source.record)
-    place = source.folder / "pseudo_labels" / f"{split}-{output}"
-    source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
+    place = _pulled(source, split, output)
     complete, ids = place / "complete.json", source.dataset.ids(split)
     if not is_whole(place, ids, code):
         with locked(place.with_name(f".{place.name}.lock")):  # another driver may want them too
@@ -83,9 +84,24 @@ def labels_by(source: Prepared, labels_from: str, split: str, workers: int) -> t
     return place, f"{name}:{output} {source.digest}" + (f" {code}" if code else "")
 
 
+def labels_there(source: Prepared, labels_from: str, split: str) -> bool:
+    """Whether the trial is finished and its pseudo labels on a split are there, whole and made by the code
+    that is here, so that :func:`labels_by` would write nothing. Arguments likewise."""
+    record = source.record
+    if record is None or not record.finished:
+        return False
+    place = _pulled(source, split, source_output(source.resolved, labels_from))
+    return is_whole(place, source.dataset.ids(split), _code_of(source, record))
+
+
+def _pulled(source: Prepared, split: str, output: str) -> Path:
+    """The folder of pseudo labels, with what the store holds of it."""
+    place = source.folder / "pseudo_labels" / f"{split}-{output}"
+    source.store.pull(source.folder, lambda file: file.startswith(f"pseudo_labels/{place.name}/"))
+    return place
+
+
 def _code_of(source: Prepared, record: Record) -> str:
     """Digest of the code of other packages that trained a network and makes labels with it; empty if none."""
     trained, here = foreign.made_by(record.data), foreign.code_identity(foreign.packages_of(source.resolved))
-    if other := foreign.difference(record.data, source.resolved):
-        warnings.warn(f"{source.trial}, whose pseudo labels are trained on: {other}", stacklevel=3)
     return digest([trained, here]) if trained or here else ""

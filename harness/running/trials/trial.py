@@ -32,13 +32,14 @@ from harness.engine.outputs import check_labels_from
 from harness.engine.rehearsal import check_weights, rehearse, source_output
 from harness.nn.compiling import check_compiler
 from harness.nn.weights import weights_sha256
-from harness.recipes import fitting, protocols, recipe_files
+from harness.recipes import fitting, foreign, protocols, recipe_files
 from harness.recipes.resolving import Resolved, recipe_names, resolve
 from harness.recipes.specs import EvaluationSpec
+from harness.records.checkpoints import CHECKPOINTS, reached
 from harness.records.object_store import beside, is_uri
 from harness.records.records import Record, Store
 from harness.running.trials.mending import is_scored
-from harness.running.trials.sources import labels_by
+from harness.running.trials.sources import labels_by, labels_there
 from harness.running.trials.splits import look, pictures_of, scorable, separate, split_facts
 
 #: Values of an evaluation that its digest holds one by one, and those that decide nothing.
@@ -215,6 +216,20 @@ class Prepared:
             if not error.mendable:
                 raise
             return None
+
+    @property
+    def reached(self) -> int | None:
+        """The step that its checkpoint on this disk goes on from; None where there is none."""
+        return reached(self.folder / CHECKPOINTS / "last.pt")
+
+    @property
+    def other_code(self) -> str:
+        """In what the code that has trained it, to the end or so far, differs from that which is here; empty
+        if in nothing, or where it has not begun."""
+        record = self.record
+        if record is not None and record.finished:
+            return foreign.difference(record.data, self.resolved)
+        return "" if self.reached is None else foreign.gone_on(self.folder, self.resolved)
 
     @property
     def done(self) -> bool:
@@ -442,6 +457,17 @@ def _digest(checked: Checked, labels: str, trial: Trial, options: Options) -> st
 
 
 # --- labels from another recipe ----------------------------------------------------------------------
+
+
+def labels_ready(trial: Trial, options: Options) -> bool:
+    """Whether a trial can be prepared without making another one's pseudo labels first, or again."""
+    source = source_of(trial)
+    if source is None:
+        return True
+    if not labels_ready(source, options):
+        return False
+    recipe = inspect(trial, options).resolved.recipe
+    return labels_there(prepare(source, options), recipe.labels_from or "", recipe.train_split)
 
 
 def is_recipe(labels_from: str) -> bool:
