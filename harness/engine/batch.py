@@ -14,13 +14,13 @@ from harness.basics.errors import UserError, nearest
 from harness.data.base import IGNORE, UNLABELLED
 from harness.nn.pixels import normalise
 
-__all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "Packed", "Progress", "View"]
+__all__ = ["IGNORE", "UNLABELLED", "Batch", "NoView", "PackedBatch", "Progress", "View"]
 
 
 def _moved(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return move(value)
-    if isinstance(value, View | Batch | Packed):
+    if isinstance(value, View | Batch | PackedBatch):
         return replace(value, **{f.name: _moved(getattr(value, f.name), move) for f in fields(value)})
     if isinstance(value, dict):
         return {k: _moved(v, move) for k, v in value.items()}
@@ -126,7 +126,7 @@ class Batch:
 
 
 @dataclass
-class Packed:
+class PackedBatch:
     """What a loader hands over of a :class:`Batch`: bytes, a fifth of what the batch takes.
 
     Attributes:
@@ -145,11 +145,11 @@ class Packed:
     ids: list[str]
     valid: Tensor
     views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    further: dict[str, Packed] = field(default_factory=dict)
+    further: dict[str, PackedBatch] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch, made on ``device`` of the bytes that are copied there."""
-        there: Packed = _moved(self, lambda t: t.to(device, non_blocking=non_blocking))
+        there: PackedBatch = _moved(self, lambda t: t.to(device, non_blocking=non_blocking))
         return there._unpacked()
 
     def _unpacked(self) -> Batch:
@@ -164,11 +164,11 @@ class Packed:
             further={name: more._unpacked() for name, more in self.further.items()},
         )
 
-    def pin_memory(self) -> Packed:
+    def pin_memory(self) -> PackedBatch:
         """A copy in page-locked memory (called by the data loader)."""
         return _moved(self, lambda t: t.pin_memory())
 
-    def share_memory(self) -> Packed:
+    def share_memory(self) -> PackedBatch:
         """A copy that other processes see without another copy; fails where there is no room for it."""
         return _moved(self, lambda t: t.share_memory_())
 

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from harness.basics.errors import UserError
 from harness.data.base import Dataset
 from harness.engine.augment import Sample, augment, jitter, recolour
-from harness.engine.batch import UNLABELLED, Packed
+from harness.engine.batch import UNLABELLED, PackedBatch
 from harness.engine.loading import in_worker, loaded
 from harness.engine.sampling import Pool, Stream, ordered
 from harness.recipes.specs import Recipe
@@ -237,12 +237,12 @@ def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 class Collate:
-    """Samples of one step to one :class:`Packed` batch per group."""
+    """Samples of one step to one :class:`PackedBatch` batch per group."""
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
 
-    def __call__(self, samples: Sequence[dict]) -> list[Packed]:
+    def __call__(self, samples: Sequence[dict]) -> list[PackedBatch]:
         named: dict[str, list[dict]] = {}
         for sample in samples:
             named.setdefault(sample.get("further", ""), []).append(sample)
@@ -252,11 +252,11 @@ class Collate:
                 batch.further[name] = more
         return [b.share_memory() for b in batches] if in_worker() else batches
 
-    def _groups(self, samples: Sequence[dict]) -> list[Packed]:
+    def _groups(self, samples: Sequence[dict]) -> list[PackedBatch]:
         per_group = len(samples) // self.groups
         return [self._one(samples[g * per_group : (g + 1) * per_group]) for g in range(self.groups)]
 
-    def _one(self, samples: Sequence[dict]) -> Packed:
+    def _one(self, samples: Sequence[dict]) -> PackedBatch:
         def stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
             return torch.from_numpy(np.stack(arrays))
 
@@ -264,7 +264,7 @@ class Collate:
         for name in samples[0]["views"]:
             colours, inside = zip(*(s["views"][name] for s in samples), strict=True)
             views[name] = (_pictures(colours), stacked(inside))
-        return Packed(
+        return PackedBatch(
             raw=_pictures([s["image"] for s in samples]),
             labels=stacked([s["label"] for s in samples]),
             tags=stacked([s["tags"] for s in samples]),
@@ -276,7 +276,7 @@ class Collate:
 
 def training_loader(
     data: TrainingSet, sampler: StepSampler, groups: int, *, workers: int, pin: bool
-) -> Iterator[list[Packed]]:
+) -> Iterator[list[PackedBatch]]:
     """Yields, for each step of ``sampler``, the list of its groups' batches; errors as in
     :func:`harness.engine.loading.loaded`."""
     return loaded(

@@ -28,7 +28,7 @@ from harness.basics.reading import Damaged, Misplaced, damaged, set_damaged_asid
 from harness.basics.schema import digest
 from harness.engine import distributed, shown, trained
 from harness.engine.arithmetic import Arithmetic
-from harness.engine.batch import Batch, Packed, Progress
+from harness.engine.batch import Batch, PackedBatch, Progress
 from harness.engine.contract import check_terms, checked_note
 from harness.engine.loader import StepSampler, TrainingSet, training_loader
 from harness.engine.loading import Waits
@@ -307,7 +307,7 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
             return self.parallel(batch, progress, last=last)
 
-    def optimise(self, groups: Sequence[Batch | Packed], progress: Progress) -> dict[str, Tensor]:
+    def optimise(self, groups: Sequence[Batch | PackedBatch], progress: Progress) -> dict[str, Tensor]:
         """One optimiser step: gradients averaged over groups.
 
         Args:
@@ -323,7 +323,7 @@ class Trainer:
         with self.arithmetic:
             return self._optimise(groups, progress)
 
-    def _optimise(self, groups: Sequence[Batch | Packed], progress: Progress) -> dict[str, Tensor]:
+    def _optimise(self, groups: Sequence[Batch | PackedBatch], progress: Progress) -> dict[str, Tensor]:
         self.optimiser.zero_grad(set_to_none=True)
         self.statistics.before()
         mean: dict[str, Tensor] = {}

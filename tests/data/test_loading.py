@@ -94,7 +94,7 @@ def test_torchs_own_words_for_a_workers_error_are_read_too():
 
 def test_a_lack_of_shared_memory_is_an_error_with_a_remedy_and_comes_back(monkeypatch):
     """Moved there in the worker, and not in a thread that drops what does not fit."""
-    batch = harness.engine.batch.Packed(*(torch.ones(2) for _ in range(3)), ["a", "b"], torch.ones(2))
+    batch = harness.engine.batch.PackedBatch(*(torch.ones(2) for _ in range(3)), ["a", "b"], torch.ones(2))
 
     def full(tensor):
         raise RuntimeError("unable to write to file </torch_7_8_9>: No space left on device (28)")
