@@ -72,11 +72,11 @@ if TYPE_CHECKING:
     from harness.running.jobs.job import Resources as Resources
     from harness.running.search.searching import search as search
     from harness.running.search.tuning import tune as tune
+    from harness.running.trials.display import Outcome as Outcome
     from harness.running.trials.execution import execute as execute
     from harness.running.trials.execution import plan as plan
     from harness.running.trials.execution import run_recipes as run  # noqa: F401
     from harness.running.trials.trial import Options as Options
-    from harness.running.trials.trial import Outcome as Outcome
     from harness.running.trials.trial import Trial as Trial
     from leaderboards.judge.checking import check_package as check_package
     from leaderboards.plots.plotting import Plot as Plot
@@ -128,7 +128,7 @@ _PLACES = {
     "harness.recipes.protocols": ("protocol",),
     "harness.recipes.resolving": ("Resolved", "all_recipes", "recipe_names", "resolve"),
     "harness.running.trials.execution": ("execute", "plan", "run=run_recipes"),
-    "harness.running.trials.trial": ("Options", "Outcome", "Trial"),
+    "harness.running.trials.display": ("Options", "Outcome", "Trial"),
     "harness.basics.schema": ("InferenceOnly", "Neutral", "Shapes", "TrainingOnly", "schema"),
     "harness.running.inference.segmenter": ("Segmenter",),
     "harness.running.inference.scoring": ("evaluate", "score_predictions"),

@@ -18,8 +18,9 @@ from harness.running.search.objective import HELD_OUT, choose_objective
 from harness.running.search.plan import SAMPLERS, plan_search
 from harness.running.search.searching import SearchDisplay, Searched, search, silent
 from harness.running.search.study import Study
+from harness.running.trials.display import Outcome
 from harness.running.trials.execution import execute
-from harness.running.trials.trial import Options, Outcome, Trial
+from harness.running.trials.trial import Options, Trial
 
 #: Samplers that give every recipe the trials asked for, however small its space.
 BUDGET_SAMPLERS = tuple(name for name in SAMPLERS if name != "grid")

@@ -23,14 +23,15 @@ from harness.running.smoke import feeding
 from harness.running.smoke.feeding import Feeding
 from harness.running.smoke.report import SmokeRow, read_smoke_rows, values_digest
 from harness.running.trials.execution import waves
+from harness.running.trials.sources import labels_there
 from harness.running.trials.trial import (
     Options,
     Prepared,
     Trial,
     check_processes,
     inspect,
-    labels_ready,
     prepare,
+    source_of,
 )
 
 
@@ -174,6 +175,17 @@ def _made(row: Forecast, prepared: Prepared | None, cache: Path, there: frozense
     return ", ".join(
         what for what, p in places.items() if p is not None and p.is_relative_to(cache) and p not in there
     )
+
+
+def labels_ready(trial: Trial, options: Options) -> bool:
+    """Whether a trial can be prepared without making another one's pseudo labels first, or again."""
+    source = source_of(trial)
+    if source is None:
+        return True
+    if not labels_ready(source, options):
+        return False
+    recipe = inspect(trial, options).resolved.recipe
+    return labels_there(prepare(source, options), recipe.labels_from or "", recipe.train_split)
 
 
 def state_of(trial: Trial, options: Options) -> tuple[str, Prepared | None]:

@@ -15,7 +15,7 @@ from harness.basics.schema import digest
 from harness.engine import faults
 from harness.running.jobs.job import Event, Job, Resources, Source
 from harness.running.jobs.run import run_jobs
-from harness.running.smoke.forecast import estimated_mib, state_of
+from harness.running.smoke.forecast import estimated_mib, labels_ready, state_of
 from harness.running.smoke.report import (
     SmokeRow,
     folder,
@@ -31,7 +31,6 @@ from harness.running.trials.trial import (
     Trial,
     check_processes,
     inspect,
-    labels_ready,
     source_of,
 )
 from harness.running.watching.board import Board, Work

@@ -36,6 +36,7 @@ from harness.recipes import protocols
 from harness.recipes.resolving import Resolved
 from harness.recipes.specs import EvaluationSpec, Recipe, SelectionSpec
 from harness.running.jobs.job import Event, InFolder, release
+from harness.running.smoke.forecast import labels_ready
 from harness.running.smoke.report import Pass, Phase, SmokeRow
 from harness.running.smoke.stand_in import stand_in_labels
 from harness.running.trials.trial import (
@@ -43,7 +44,6 @@ from harness.running.trials.trial import (
     Trial,
     choose_device,
     inspect,
-    labels_ready,
     prepare,
 )
 

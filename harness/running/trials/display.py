@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from harness.engine.training import Status
-from harness.running.trials.trial import Outcome, Prepared, Trial
+from harness.running.trials.trial import Prepared, Trial
 from harness.running.watching.board import Board, Work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
+    ``busy`` while another process runs it."""
+
+    trial: Trial
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
 
 
 class RunDisplay:

@@ -34,10 +34,9 @@ from harness.records.records import Store
 from harness.records.remote import reported
 from harness.running.jobs.job import Event, Job, Resources, Source, on
 from harness.running.jobs.run import run_jobs as run_jobs
-from harness.running.trials.display import RunDisplay
+from harness.running.trials.display import Outcome, RunDisplay
 from harness.running.trials.trial import (
     Options,
-    Outcome,
     Prepared,
     Trial,
     check_processes,

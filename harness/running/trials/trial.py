@@ -39,7 +39,7 @@ from harness.records.checkpoints import CHECKPOINTS, reached
 from harness.records.object_store import beside, is_uri
 from harness.records.records import Record, Store
 from harness.running.trials.mending import is_scored
-from harness.running.trials.sources import labels_by, labels_there
+from harness.running.trials.sources import labels_by
 from harness.running.trials.splits import look, pictures_of, scorable, separate, split_facts
 
 #: Values of an evaluation that its digest holds one by one, and those that decide nothing.
@@ -73,17 +73,6 @@ class Trial:
 
     def __str__(self) -> str:
         return f"{self.name}{f'@{self.called}' if self.called else ''} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: ``finished``, ``kept`` (it was finished before, or elsewhere) or ``failed``;
-    ``busy`` while another process runs it."""
-
-    trial: Trial
-    status: str
-    reason: str = ""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -457,17 +446,6 @@ def _digest(checked: Checked, labels: str, trial: Trial, options: Options) -> st
 
 
 # --- labels from another recipe ----------------------------------------------------------------------
-
-
-def labels_ready(trial: Trial, options: Options) -> bool:
-    """Whether a trial can be prepared without making another one's pseudo labels first, or again."""
-    source = source_of(trial)
-    if source is None:
-        return True
-    if not labels_ready(source, options):
-        return False
-    recipe = inspect(trial, options).resolved.recipe
-    return labels_there(prepare(source, options), recipe.labels_from or "", recipe.train_split)
 
 
 def is_recipe(labels_from: str) -> bool:
