@@ -33,8 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Thousands of files of tests outlive no power failure; waiting for the disk is a third of their time on a
-    # slow one. What a test starts in a process of its own waits as it does for a user.
+    # The files of tests need not outlive a power failure, and a slow disk makes each of thousands wait.
+    # What a test starts in a process of its own waits as it does for a user.
     os.fsync = os.fstat  # type: ignore[assignment]
     if config.option.cpu is not None:
         config.pluginmanager.register(CpuSeconds(config.option.cpu))

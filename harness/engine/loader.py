@@ -237,7 +237,7 @@ def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 class Collate:
-    """Samples of one step to one :class:`PackedBatch` batch per group."""
+    """Samples of one step to one :class:`PackedBatch` per group."""
 
     def __init__(self, groups: int) -> None:
         self.groups = groups

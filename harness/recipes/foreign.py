@@ -21,7 +21,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, packages_distributions, version
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import wsss_bench
 from harness.basics.errors import UserError
@@ -36,6 +36,8 @@ from harness.recipes.resolving import Resolved, lineage
 _SOURCES = (".py", ".pyx", ".so", ".pyd", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")
 
 Package = dict[str, Any]
+#: The packages of a state of the code.
+_State = TypeVar("_State", bound=Iterable[Mapping[str, Any]])
 
 
 def packages_of(resolved: Resolved) -> list[Package]:
@@ -96,7 +98,7 @@ def begun(known: Sequence[Mapping[str, Any]] | None, resolved: Resolved) -> str:
     now = packages_of(resolved)
     if known is None:
         return f"begun with code that was not recorded; here is {text(now)}" if now else ""
-    return differs("begun", [known] if code_identity(known) != code_identity(now) else [], now)
+    return _differs("begun", [known], now)
 
 
 def gone_on(folder: Path, resolved: Resolved) -> str:
@@ -110,21 +112,20 @@ def gone_on(folder: Path, resolved: Resolved) -> str:
     known = _noted(folder)
     if known is None:
         return begun(None, resolved)
-    return differs("trained", [p for p in known if code_identity(p) != code_identity(now)], now)
+    return _differs("trained", known, now)
 
 
-def differs(done: str, other: Sequence[Sequence[Mapping[str, Any]]], now: Sequence[Mapping[str, Any]]) -> str:
-    """What is said of code that is not here any more; empty if there was none.
-
-    Args:
-        done: what it did, as a participle.
-        other: its packages, for each state of them.
-        now: the packages that are here.
-    """
-    if not other:
-        return ""
+def _differs(done: str, states: Sequence[Sequence[Mapping[str, Any]]], now: list[Package]) -> str:
+    """What is said of states of the code that are not here any more, and of what they did (a participle);
+    empty if all are."""
+    other = _others(states, now)
     told = ", then ".join(text(packages) or "none but ours" for packages in other)
-    return f"{done} with other code: {told}; here is {text(now) or 'none'}"
+    return f"{done} with other code: {told}; here is {text(now) or 'none'}" if other else ""
+
+
+def _others(states: Iterable[_State], now: Iterable[Mapping[str, Any]]) -> list[_State]:
+    """The states of the code that are not that of now."""
+    return [state for state in states if code_identity(state) != code_identity(now)]
 
 
 def made_by(data: Mapping[str, Any]) -> str:
@@ -417,7 +418,7 @@ def note_start(folder: Path, resolved: Resolved) -> dict[str, Any]:
     now = own.get("packages", [])
     states: list[list[Package]] = []
     if (folder / "checkpoint" / "last.pt").exists():
-        states = [p for p in _noted(folder) or () if code_identity(p) != code_identity(now)]
+        states = _others(_noted(folder) or (), now)
     if now or states or file.exists():
         write_json(file, [*states, now])
     return own | ({"packages": now, "begun_with": states} if states else {})

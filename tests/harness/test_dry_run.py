@@ -145,13 +145,15 @@ def test_a_dry_run_on_a_data_set_of_ones_own_leaves_no_trace(
 
 
 def test_list_show_and_doctor_leave_no_trace(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = trace(tmp_path, cache)
     assert invoke(list_verb, ["recipes"]) == 0
     assert invoke(show_verb, ["agmm/mini-scribble"]) == 0
-    invoke(doctor_verb, [])
+    capsys.readouterr()
+    assert invoke(doctor_verb, []) == 0
+    assert "torch" in capsys.readouterr().out
     assert trace(tmp_path, cache) == before
 
 

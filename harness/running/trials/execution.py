@@ -393,11 +393,12 @@ class Trials(Source):
         numbers = {"crop": recipe.crop, "batch.per_group": recipe.batch.per_group}
         lines = [f"chosen   {name}: {key}={numbers[key]}, from {why}" for key, why in chosen.items()]
         lines += [f"note     {name}: {note}" for note in prepared.facts.get("notes", ())]
-        if not prepared.done and (at := prepared.reached) is not None:
+        done = prepared.done
+        if not done and (at := prepared.reached) is not None:
             other = f"; its steps up to there were {code}" if (code := prepared.other_code) else ""
             lines.append(f"goes on  {prepared.trial}: from step {at:,} of {prepared.steps:,}{other}")
         for line in lines:
-            if line not in self.told and not prepared.done:
+            if line not in self.told and not done:
                 self.display.say(line)
             self.told.add(line)
 
